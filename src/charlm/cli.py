@@ -1,0 +1,182 @@
+"""The one entry of every command: flags and config in, errors to exit codes.
+
+Exit codes: 0 done; 1 the run itself failed; 2 the user's input is at fault; 130 and 143 stopped by SIGINT and SIGTERM.
+"""
+
+import contextlib
+import difflib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from charlm.config import check, default_config, flatten, unknown_key
+from charlm.errors import ConfigError, RunFailed, UserError
+
+
+class Stopped(Exception):
+    """A signal ended the command, after what had to be saved was saved."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(signal_number)
+        self.exit_code = 128 + signal_number
+
+
+def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
+    """Run a command's main function on its arguments and return the exit code."""
+    try:
+        command(sys.argv[1:] if argv is None else argv)
+        return 0
+    except UserError as error:
+        _say(error)
+        return 2
+    except RunFailed as error:
+        _say(error)
+        return 1
+    except Stopped as stopped:
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; nothing is wrong. Keep Python from saying so at exit.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _say(error: Exception) -> None:
+    print(f"charlm: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+
+
+def parse(values: flags.FlagValues, argv: Sequence[str], usage: str) -> flags.FlagValues:
+    """Parse flags, none of them global.
+
+    Raises:
+        ConfigError: unknown flags (with the nearest match), wrong values, stray arguments.
+    """
+    flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
+    try:
+        rest = values(["charlm", *argv])[1:]
+    except flags.UnrecognizedFlagError as error:
+        near = difflib.get_close_matches(error.flagname, [name for name in values if len(name) > 1], 1)
+        hint = f"did you mean --{near[0]}?" if near else "--help lists the flags"
+        raise ConfigError(f"unknown flag --{error.flagname}; {hint}") from None
+    except flags.Error as error:
+        raise ConfigError(_flag_error(error)) from None
+    if values.help:
+        print(_help(values, usage))
+        raise SystemExit(0)
+    if rest:
+        raise ConfigError(f"stray argument {rest[0]!r}; flags are written --NAME=VALUE")
+    return values
+
+
+def required(values: flags.FlagValues, name: str) -> str:
+    """The value of a flag that a command cannot do without."""
+    if getattr(values, name) is None:
+        raise ConfigError(f"--{name} is missing; --help lists the flags")
+    return getattr(values, name)
+
+
+def _help(values: flags.FlagValues, usage: str) -> str:
+    lines = [usage.strip(), "", "flags:"]
+    for name in sorted(set(values) - {"h", "help"}):
+        flag = values[name]
+        if flag.name == name:
+            default = "" if flag.default is None else f" (default {flag.default})"
+            lines.append(f"  --{name}: {flag.help}{default}")
+    return "\n".join(lines)
+
+
+def parse_with_config(values: flags.FlagValues, argv: Sequence[str], usage: str) -> config_dict.ConfigDict:
+    """Parse flags and `--config FILE --config.KEY=VALUE ...` into a checked, locked config.
+
+    `values` already holds the command's own flags; the config file is Python and runs.
+
+    Raises:
+        ConfigError: the file is missing or broken, a key is unknown or has the wrong type, a value breaks a rule.
+    """
+    _check_override_names(argv)
+    config_flags.DEFINE_config_file("config", None, "the config file", flag_values=values, sys_argv=["charlm", *argv])
+    path = _config_path(argv)
+    try:
+        parse(values, argv, usage)
+        config = values.config
+        if config is not None:
+            config.items  # The flag hides a file that could not be read until it is used.
+    except (ConfigError, SystemExit):
+        raise
+    except Exception as error:
+        raise ConfigError(_config_file_error(path, error)) from None
+    if config is None:
+        raise ConfigError("--config is missing; try --config configs/quickstart.py")
+    if not isinstance(config, config_dict.ConfigDict):
+        raise ConfigError(f"{path}: get_config() returned {type(config).__name__}; it must return default_config(), changed")
+    _check_keys(config, path)
+    check(config, path)
+    return config.lock()
+
+
+def _config_path(argv: Sequence[str]) -> str:
+    for i, argument in enumerate(argv):
+        if match := re.fullmatch(r"--?config(?:=(.*))?", argument):
+            return match[1] if match[1] is not None else "".join(argv[i + 1 : i + 2])
+    return ""
+
+
+def _check_override_names(argv: Sequence[str]) -> None:
+    known = {key for key, _ in flatten(default_config())}
+    for argument in argv:
+        match = re.match(r"--?(no)?config\.([^=]*)", argument)
+        if match and match[2] not in known:
+            raise ConfigError(unknown_key(match[2]))
+
+
+def _check_keys(config: config_dict.ConfigDict, path: str) -> None:
+    """A config must have just the keys of the default one, with their types."""
+    default = default_config()
+    known, found = dict(flatten(default)), dict(flatten(config))
+    for key in found:
+        if key not in known:
+            raise ConfigError(f"{path}: {unknown_key(key)}")
+    for key, value in known.items():
+        if key not in found:
+            raise ConfigError(f"{path}: the key {key} is missing; start from charlm.config.default_config()")
+        if value is not None and found[key] is not None and type(found[key]) is not type(value):
+            raise ConfigError(f"{path}: {key} is {found[key]!r}; it must be of type {type(value).__name__}")
+
+
+def _config_file_error(path: str, error: Exception) -> str:
+    """One line for whatever went wrong while a config file was read."""
+    if not path:
+        return "--config is empty; name a config file"
+    file = path.split(":", 1)[0]
+    if not Path(file).exists():
+        near = [p.as_posix() for p in sorted(Path("configs").glob("*.py")) if p.name != "__init__.py"]
+        close = difflib.get_close_matches(file, near, 1, 0.5) or difflib.get_close_matches("configs/" + file, near, 1, 0.5)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(near) or 'no configs/*.py here'}"
+        return f"the config file {file} does not exist; {hint}"
+    if isinstance(error, SyntaxError):
+        return f"{file}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if _same_file(frame.filename, file)]
+    where = f"{file}, line {lines[-1]}" if lines else file
+    if isinstance(error, (AttributeError, KeyError)) and (match := re.search(r'Key "([^"]*)" does not exist', str(error))):
+        near = re.search(r'Did you mean "([^"]*)"', str(error))
+        return f"{where}: unknown config key {match[1]}" + (f"; did you mean {near[1]}?" if near else "")
+    last = str(error).strip().splitlines()[-1] if str(error).strip() else ""
+    return f"{where}: {type(error).__name__}: {last}"
+
+
+def _same_file(a: str, b: str) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samefile(a, b)
+    return False
+
+
+def _flag_error(error: Exception) -> str:
+    return re.sub(r"^flag (--\S+?)=(.*): ", r"flag \1 is \2; ", " ".join(str(error).split()))

@@ -1,0 +1,272 @@
+"""The default config, documented key by key, and the checks that every config passes before anything runs.
+
+A config file starts from `default_config()` and assigns what differs:
+
+    from charlm.config import default_config
+
+    def get_config():
+        config = default_config()
+        config.model.hidden_size = 512
+        return config
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import config_dict
+
+from charlm.batching import LAYOUTS
+from charlm.cells import CELLS
+from charlm.errors import ConfigError
+from charlm.model import DTYPES, ENCODINGS, RECURRENT_INITS
+from charlm.optim import LOSS_REDUCTIONS, OPTIMIZERS, SCHEDULES, schedule_spans_run
+from charlm.step import MAX_STEPS_PER_DISPATCH
+from charlm.vocab import KINDS
+
+# Keys that say when the host looks, not what is computed: they may change between starts of a run.
+CADENCE_KEYS = (
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.sample_every",
+    "train.steps_per_dispatch",
+)
+
+
+def default_config() -> config_dict.ConfigDict:
+    """Every key with its default. A key marked `unset` has none; set it to use it."""
+    unset = config_dict.placeholder
+    config = config_dict.ConfigDict()
+    # Everything random comes from it: parameters, dropout, shuffles, resets.
+    config.seed = 0
+
+    config.data = data = config_dict.ConfigDict()
+    data.corpus = "shakespeare"  # a built-in corpus; ignored when `path` is set
+    data.path = unset(str)  # a UTF-8 text file
+    data.lowercase = False  # lower-case the text
+    data.vocab = "chars"  # chars: the text's characters; bytes: the 256 bytes of UTF-8
+    data.split = unset(tuple)  # fractions (train, val, test); unset: shakespeare .9 .05 .05 of each play, a file .9 .1 0
+    data.device_bytes = 256 << 20  # the largest encoded text that is kept on the device
+
+    config.batching = batching = config_dict.ConfigDict()
+    batching.layout = "stream"  # stream: parallel streams, state carried; windows: adjacent windows, state from zero
+    batching.batch_size = 32  # streams, or windows, in a step
+    batching.seq_len = 64  # characters in a window: the gradient stops where it begins
+    batching.reset_prob = 0.02  # stream: chance that a window starts from a zero state
+    batching.shuffle = True  # windows: in a new order every epoch, or in that of the text
+
+    config.model = model = config_dict.ConfigDict()
+    model.cell = "lstm"  # rnn, lstm, gru
+    model.hidden_size = 256
+    model.num_layers = 1
+    model.encoding = "embedding"  # embedding, or one_hot
+    model.embedding_size = 64
+    model.dropout = 0.0  # between layers and before the head
+    model.recurrent_init = "orthogonal"  # of each gate's recurrent kernel; or lecun_normal
+    model.forget_bias = 1.0  # the LSTM's forget gate starts open
+    model.dtype = "float32"  # of the operands of the products; bfloat16 is faster on GPU and TPU
+
+    config.optimizer = optimizer = config_dict.ConfigDict()
+    optimizer.name = "adam"  # sgd, adam, adamw
+    optimizer.learning_rate = 2e-3  # the peak
+    optimizer.schedule = "constant"  # constant, or warmup_cosine
+    optimizer.warmup_steps = 0  # warmup_cosine: steps of linear rise
+    optimizer.schedule_steps = unset(int)  # warmup_cosine: its length; unset: the run's
+    optimizer.final_learning_rate = 0.0  # warmup_cosine: where it ends
+    optimizer.momentum = 0.0  # sgd
+    optimizer.b1 = 0.9  # adam, adamw
+    optimizer.b2 = 0.999
+    optimizer.eps = 1e-8
+    optimizer.weight_decay = 0.0  # adamw
+    optimizer.clip_value = unset(float)  # each element of the gradient to [-x, x]
+    optimizer.clip_norm = unset(float)  # the gradient's global norm to at most x
+    optimizer.loss_reduction = "mean"  # over time; or sum_over_time: the sum over a window, mean over the batch
+
+    config.train = train = config_dict.ConfigDict()
+    train.epochs = 1.0  # how often the text is read
+    train.steps = unset(int)  # when set, it wins over `epochs`
+    # Cadences, in steps; 0: never. They change no bit of the parameters.
+    train.log_every = 50
+    train.eval_every = 500  # and at the end
+    train.checkpoint_every = 500  # and after every evaluation that is the best so far, and at the end
+    train.sample_every = 500
+    train.steps_per_dispatch = 64  # the most steps between two looks of the host; fewer where they are slow
+    train.patience = unset(int)  # stop after so many evaluations without a new best
+
+    config.eval = evaluation = config_dict.ConfigDict()
+    evaluation.num_streams = 64  # the text is scored in so many streams
+    evaluation.context = 64  # characters that each stream reads before the first that it scores
+    evaluation.batch_size = 64  # streams on the device at a time; changes no result
+
+    config.sample = sample = config_dict.ConfigDict()
+    sample.prompt = unset(str)  # what the sample goes on from; unset: a line end
+    sample.length = 500  # characters (bytes for the byte vocabulary)
+    sample.num_samples = 1
+    sample.temperature = 1.0
+    sample.top_k = unset(int)  # draw among the k most probable symbols
+    sample.top_p = unset(float)  # draw among the most probable symbols that together reach p
+    sample.greedy = False  # take the most probable symbol
+    return config.lock()
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) pairs, tuples as lists, in the config's order."""
+    for key, value in config.items():
+        if isinstance(value, (Mapping, config_dict.ConfigDict)):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, list(value) if isinstance(value, tuple) else value
+
+
+def to_json(config: config_dict.ConfigDict) -> str:
+    """The resolved config as indented JSON."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(text: str, where: str) -> config_dict.ConfigDict:
+    """The inverse of `to_json`, checked. `where` names the file in errors."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{where} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where} is not a config: it holds no JSON object")
+    config = default_config()
+    known = dict(flatten(config))
+    found = dict(flatten(values))
+    for key in found:
+        if key not in known:
+            raise ConfigError(f"{where}: {unknown_key(key)}")
+    for key in known:
+        if key not in found:
+            raise ConfigError(f"{where}: the key {key} is missing; was it written by another version of charlm?")
+        set_key(config, key, found[key], where)
+    check(config, where)
+    return config
+
+
+def set_key(config: config_dict.ConfigDict, key: str, value: Any, where: str) -> None:
+    """Assign a dotted key, with the type checked. Lists become tuples."""
+    *groups, name = key.split(".")
+    group = config
+    for part in groups:
+        group = group[part]
+    if isinstance(value, list):
+        value = tuple(value)
+    try:
+        group[name] = value
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {key} has the wrong type: {_one_line(error)}") from None
+
+
+def unknown_key(key: str) -> str:
+    """The message for a key that there is not, with the nearest that there is."""
+    keys = [known for known, _ in flatten(default_config())]
+    groups = [group for group in default_config() if group != "seed"]
+    if key in groups:
+        return f"{key} is a group of keys, not a key; its keys: {', '.join(k for k in keys if k.startswith(key + '.'))}"
+    near = difflib.get_close_matches(key, keys, 1, 0.6)
+    if not near:
+        # A key put in the wrong group, or in none.
+        near = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]][:1]
+    hint = f"did you mean {near[0]}?" if near else f"the groups are {', '.join(groups)}"
+    return f"unknown config key {key}; {hint}"
+
+
+def check(config: config_dict.ConfigDict, where: str) -> None:
+    """Every rule that a config must meet by itself, before any file is read.
+
+    Raises:
+        ConfigError: names the file or command (`where`), the key, what was found and what would work.
+    """
+    values = dict(flatten(config))
+
+    def refuse(key: str, rule: str):
+        raise ConfigError(f"{where}: {key} is {values[key]!r}; {rule}")
+
+    for key, known in flatten(default_config()):
+        if known is not None and values.get(key) is None:
+            raise ConfigError(f"{where}: {key} is not set; its default is {known!r}")
+        if isinstance(values[key], float) and values[key] != values[key]:
+            refuse(key, "it must be a number")
+    for key, choices in {
+        "data.vocab": KINDS,
+        "batching.layout": LAYOUTS,
+        "model.cell": tuple(CELLS),
+        "model.encoding": ENCODINGS,
+        "model.recurrent_init": RECURRENT_INITS,
+        "model.dtype": DTYPES,
+        "optimizer.name": OPTIMIZERS,
+        "optimizer.schedule": SCHEDULES,
+        "optimizer.loss_reduction": LOSS_REDUCTIONS,
+    }.items():
+        if values[key] not in choices:
+            near = difflib.get_close_matches(str(values[key]), choices, 1, 0.5)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            refuse(key, f"{hint}it must be one of {', '.join(choices)}")
+    for key in (
+        "batching.batch_size batching.seq_len model.hidden_size model.num_layers model.embedding_size "
+        "train.steps train.steps_per_dispatch train.patience eval.num_streams eval.batch_size "
+        "optimizer.schedule_steps sample.length sample.num_samples sample.top_k data.device_bytes"
+    ).split():
+        if values[key] is not None and values[key] < 1:
+            refuse(key, "it must be at least 1")
+    for key in (
+        "optimizer.learning_rate optimizer.clip_value optimizer.clip_norm optimizer.eps train.epochs sample.temperature"
+    ).split():
+        if values[key] is not None and not 0 < values[key] < float("inf"):
+            refuse(key, "it must be greater than 0")
+    for key in (
+        "train.log_every train.eval_every train.checkpoint_every train.sample_every eval.context "
+        "optimizer.warmup_steps optimizer.weight_decay optimizer.final_learning_rate"
+    ).split():
+        if not 0 <= values[key] < float("inf"):
+            refuse(key, "it must not be negative")
+    for key in "model.dropout optimizer.momentum optimizer.b1 optimizer.b2".split():
+        if not 0 <= values[key] < 1:
+            refuse(key, "it must be at least 0 and below 1")
+    if not 0 <= values["batching.reset_prob"] <= 1:
+        refuse("batching.reset_prob", "it must lie between 0 and 1")
+    if not 0 <= values["seed"] < 1 << 63:
+        refuse("seed", "it must lie between 0 and 2^63 - 1")
+    if values["sample.top_p"] is not None and not 0 < values["sample.top_p"] <= 1:
+        refuse("sample.top_p", "it must be greater than 0 and at most 1")
+    if values["train.steps_per_dispatch"] > MAX_STEPS_PER_DISPATCH:
+        refuse("train.steps_per_dispatch", f"it must be at most {MAX_STEPS_PER_DISPATCH}")
+    split = values["data.split"]
+    if split is not None:
+        numbers = all(isinstance(part, (int, float)) and 0 <= part <= 1 for part in split)
+        if len(split) != 3 or not numbers or abs(sum(split) - 1) > 1e-6 or not split[0]:
+            refuse("data.split", "it must be three fractions (train, val, test) that sum to 1, train above 0")
+
+
+def differing_keys(old: config_dict.ConfigDict, new: config_dict.ConfigDict) -> list[str]:
+    """The dotted keys in which two configs differ, cadences left out."""
+    olds, news = dict(flatten(old)), dict(flatten(new))
+    return [key for key in news if key not in CADENCE_KEYS and olds[key] != news[key]]
+
+
+def check_extension(old: config_dict.ConfigDict, new: config_dict.ConfigDict, where: str) -> None:
+    """Whether `--extend` may go on with a run of config `old` under `new`: only the length may differ, and only grow."""
+    other = [key for key in differing_keys(old, new) if key not in ("train.steps", "train.epochs")]
+    if other:
+        raise ConfigError(
+            f"{where} holds a run of another config: {describe_differences(old, new, other)}; --extend changes only "
+            "train.steps or train.epochs: choose another --workdir"
+        )
+    if schedule_spans_run(new.optimizer):
+        raise ConfigError(
+            f"{where}: the schedule {new.optimizer.schedule} spans the run, so a longer run is another run; with "
+            "optimizer.schedule_steps set from the start a run can be extended"
+        )
+
+
+def describe_differences(old: config_dict.ConfigDict, new: config_dict.ConfigDict, keys: list[str]) -> str:
+    olds, news = dict(flatten(old)), dict(flatten(new))
+    return ", ".join(f"{key} ({olds[key]!r} there, {news[key]!r} now)" for key in keys)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

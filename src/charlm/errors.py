@@ -1,0 +1,24 @@
+"""The two ways a command can end badly: the user's input is at fault, or the run itself failed."""
+
+
+class UserError(Exception):
+    """What a user caused and can put right: one line that names the key or file, what was found, what would work.
+
+    The commands print it without a traceback and exit with 2.
+    """
+
+
+class ConfigError(UserError):
+    """A config file, a config key or a command-line flag."""
+
+
+class CorpusError(UserError):
+    """A text: missing, unreadable, too short, or with symbols outside the vocabulary."""
+
+
+class WorkdirError(UserError):
+    """A workdir or a checkpoint in it."""
+
+
+class RunFailed(Exception):
+    """The run itself failed (its loss is not finite, say). The commands exit with 1."""

@@ -1,0 +1,140 @@
+"""CharLM: character ids in, logits of the next character out. A Flax Linen module: pure `init` and `apply`.
+
+    ids --embedding or one-hot--> recurrent layers, dropout between them --> dropout --> head --> logits
+
+Letters: B batch, T time, H hidden, V vocabulary, E embedding, I input features, G gates times hidden, L layers.
+Sequences are time-major, as the scan reads them.
+"""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from charlm import recurrence
+from charlm.cells import CELLS, Carry, zero_carry
+
+ENCODINGS = ("embedding", "one_hot")
+DTYPES = ("float32", "bfloat16")
+RECURRENT_INITS = ("orthogonal", "lecun_normal")
+
+
+class RecurrentLayer(nn.Module):
+    """One layer of a cell.
+
+    Parameters: W_x (I, G), b (G,), W_h (H, G), and the cell's own biases (H,); gate blocks in the order of `Cell.gates`.
+    """
+
+    cell: str
+    hidden_size: int
+    recurrent_init: str
+    forget_bias: float
+    dtype: str
+
+    @nn.compact
+    def __call__(
+        self, project: Callable[[jax.Array, jax.Array], jax.Array], input_size: int, carry: Carry
+    ) -> tuple[jax.Array, Carry]:
+        """h_TBH and the last state; `project` maps (W_x, b) to x_proj_TBG."""
+        cell = CELLS[self.cell]
+        hidden, gates = self.hidden_size, len(cell.gates)
+        W_x = self.param("W_x", nn.initializers.lecun_normal(), (input_size, gates * hidden))
+        W_h = self.param("W_h", _per_gate(_RECURRENT_INITS[self.recurrent_init], gates), (hidden, gates * hidden))
+        b = self.param("b", _bias_init(cell.gates, hidden, self.forget_bias), (gates * hidden,))
+        own = {name: self.param(name, nn.initializers.zeros, (hidden,)) for name in cell.biases}
+        return recurrence.unroll(cell, own, W_h, project(W_x, b), carry, self.dtype)
+
+
+_RECURRENT_INITS = {
+    "orthogonal": nn.initializers.orthogonal(),  # Saxe et al. 2014
+    "lecun_normal": nn.initializers.lecun_normal(),
+}
+
+
+def _per_gate(init, gates: int):
+    """An initialiser for (H, gates * H) that draws each gate's square block by itself."""
+
+    def initialise(key, shape, dtype=jnp.float32):
+        block = (shape[0], shape[1] // gates)
+        return jnp.concatenate([init(k, block, dtype) for k in jax.random.split(key, gates)], axis=1)
+
+    return initialise
+
+
+def _bias_init(gates: tuple[str, ...], hidden: int, forget_bias: float):
+    """Zero but for the forget gate, which starts open (Gers et al. 2000; Jozefowicz et al. 2015)."""
+
+    def initialise(key, shape, dtype=jnp.float32):
+        del key, shape
+        return jnp.concatenate([jnp.full(hidden, forget_bias if gate == "f" else 0.0, dtype) for gate in gates])
+
+    return initialise
+
+
+class CharLM(nn.Module):
+    """A recurrent language model over V symbols.
+
+    Attributes: as the keys of `config.model`, and `vocab_size` V.
+    """
+
+    vocab_size: int
+    cell: str
+    hidden_size: int
+    num_layers: int
+    encoding: str
+    embedding_size: int
+    dropout: float
+    recurrent_init: str
+    forget_bias: float
+    dtype: str
+
+    @classmethod
+    def from_config(cls, model, vocab_size: int) -> "CharLM":
+        return cls(vocab_size=vocab_size, **model.to_dict())
+
+    @nn.compact
+    def __call__(
+        self, ids_TB: jax.Array, carry: tuple[Carry, ...], train: bool = False
+    ) -> tuple[jax.Array, tuple[Carry, ...]]:
+        """Logits of the character after each input.
+
+        Args:
+            ids_TB: character ids.
+            carry: one state a layer, from `initial_carry` or an earlier call.
+            train: apply dropout; needs an rng named `dropout`.
+
+        Returns:
+            logits_TBV in the parameters' dtype, and the states after the last character.
+        """
+        embedding_VE, input_size = None, self.vocab_size
+        if self.encoding == "embedding":
+            input_size = self.embedding_size
+            embedding_VE = self.param("embedding", nn.initializers.normal(1.0), (self.vocab_size, input_size))
+        project = functools.partial(recurrence.project_ids, ids_TB, embedding_VE)
+        last = []
+        for layer in range(self.num_layers):
+            h_TBH, layer_carry = RecurrentLayer(
+                self.cell, self.hidden_size, self.recurrent_init, self.forget_bias, self.dtype, name=f"layer_{layer}"
+            )(functools.partial(project, dtype=self.dtype), input_size, carry[layer])
+            last.append(layer_carry)
+            h_TBH = nn.Dropout(self.dropout, deterministic=not train)(h_TBH)
+            project, input_size = functools.partial(recurrence.project, h_TBH), self.hidden_size
+        W_HV = self.param("head_W", nn.initializers.lecun_normal(), (self.hidden_size, self.vocab_size))
+        b_V = self.param("head_b", nn.initializers.zeros, (self.vocab_size,))
+        return recurrence.matmul(h_TBH, W_HV, self.dtype) + b_V, tuple(last)
+
+    def initial_carry(self, batch_size: int, dtype=jnp.float32) -> tuple[Carry, ...]:
+        """Zero states for `batch_size` sequences: what the model starts a text from."""
+        cell = CELLS[self.cell]
+        return tuple(zero_carry(cell, batch_size, self.hidden_size, dtype) for _ in range(self.num_layers))
+
+    def initial_params(self, key: jax.Array):
+        """Parameters drawn from a key, float32."""
+        return self.init(key, jnp.zeros((1, 1), jnp.int32), self.initial_carry(1))["params"]
+
+
+def num_params(params) -> int:
+    """How many numbers a parameter tree holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,54 @@
+"""config.optimizer -> an optax chain: clip, then the optimizer, with a learning rate that is a function of the step."""
+
+import optax
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("constant", "warmup_cosine")
+LOSS_REDUCTIONS = ("mean", "sum_over_time")
+
+
+def make_schedule(optimizer, num_steps: int) -> optax.Schedule:
+    """Step -> learning rate.
+
+    `warmup_cosine` rises linearly over `warmup_steps` and falls along half a cosine (Loshchilov and Hutter 2017) to
+    `final_learning_rate` at `schedule_steps`, or at the end of the run if that is not set.
+    """
+    if optimizer.schedule == "constant":
+        return optax.constant_schedule(optimizer.learning_rate)
+    length = num_steps if optimizer.schedule_steps is None else optimizer.schedule_steps
+    warmup = min(optimizer.warmup_steps, max(length - 1, 0))
+    return optax.warmup_cosine_decay_schedule(
+        init_value=optimizer.learning_rate / (warmup + 1),
+        peak_value=optimizer.learning_rate,
+        warmup_steps=warmup,
+        decay_steps=max(length, 1),
+        end_value=min(optimizer.final_learning_rate, optimizer.learning_rate),
+    )
+
+
+def schedule_spans_run(optimizer) -> bool:
+    """Whether the learning rate depends on how long the run is, so that a finished run cannot be extended."""
+    return optimizer.schedule != "constant" and optimizer.schedule_steps is None
+
+
+def make_optimizer(optimizer, num_steps: int) -> optax.GradientTransformation:
+    """The optax chain of `config.optimizer` for a run of `num_steps`.
+
+    Clipping by value (each element to [-clip_value, clip_value]) comes before clipping by global norm (Pascanu et al.
+    2013); each is left out if its key is not set.
+    """
+    schedule = make_schedule(optimizer, num_steps)
+    parts = []
+    if optimizer.clip_value is not None:
+        parts.append(optax.clip(optimizer.clip_value))
+    if optimizer.clip_norm is not None:
+        parts.append(optax.clip_by_global_norm(optimizer.clip_norm))
+    if optimizer.name == "sgd":
+        parts.append(optax.sgd(schedule, momentum=optimizer.momentum or None))
+    else:
+        adam = {"b1": optimizer.b1, "b2": optimizer.b2, "eps": optimizer.eps}
+        if optimizer.name == "adam":
+            parts.append(optax.adam(schedule, **adam))
+        else:
+            parts.append(optax.adamw(schedule, weight_decay=optimizer.weight_decay, **adam))
+    return optax.chain(*parts)

@@ -1,0 +1,208 @@
+"""Sample text from a trained model.
+
+    python -m charlm.sample --workdir DIR [--prompt TEXT] [--length N] [--num_samples N] [--temperature X] [--top_k K]
+        [--top_p P] [--greedy] [--seed S] [--checkpoint best|latest|STEP]
+
+The text goes to stdout as it is drawn, and nothing else does.
+
+Letters: N samples, K characters in a block, V vocabulary.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import config_dict
+
+from charlm import cli
+from charlm.checkpoint import Checkpoints, subtree
+from charlm.config import check
+from charlm.errors import ConfigError, CorpusError
+from charlm.model import CharLM
+from charlm.text import normalise
+from charlm.vocab import Vocab
+from charlm.workdir import load_run
+
+# Characters in one dispatch.
+_BLOCK = 64
+
+
+class Settings(NamedTuple):
+    """How a character is drawn; arguments of the compiled program, so that changing them compiles nothing.
+
+    Attributes:
+        temperature: divides the logits; above 0.
+        top_k: draw among the k most probable; V for all.
+        top_p: then among the most probable that together reach p (Holtzman et al. 2020); 1 for all.
+        greedy: take the most probable.
+    """
+
+    temperature: float
+    top_k: int
+    top_p: float
+    greedy: bool
+
+    @classmethod
+    def from_config(cls, sample, vocab_size: int) -> "Settings":
+        top_k = vocab_size if sample.top_k is None else min(sample.top_k, vocab_size)
+        return cls(sample.temperature, top_k, 1.0 if sample.top_p is None else sample.top_p, sample.greedy)
+
+
+def keep_probable(logits_V: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
+    """The logits with those outside the k most probable, and then outside the nucleus of mass p, at -inf."""
+    order = jnp.argsort(-logits_V, stable=True)
+    ranks = jnp.arange(logits_V.shape[-1])
+    sorted_V = jnp.where(ranks < top_k, logits_V[order], -jnp.inf)
+    probs = jax.nn.softmax(sorted_V)
+    # A symbol stays if those before it have not reached p yet; the first always stays.
+    before = jnp.cumsum(probs) - probs
+    sorted_V = jnp.where((before < top_p) | (ranks == 0), sorted_V, -jnp.inf)
+    return jnp.zeros_like(logits_V).at[order].set(sorted_V)
+
+
+def make_sampler(model: CharLM) -> Callable:
+    """(params, carry, ids_N, keys_N, position, prompt_K, forced, settings, truncate) -> (carry, ids_N, drawn_KN), jitted.
+
+    Draws K characters for each of N samples. `ids_N` are the last characters and `position` their place in the text;
+    the character at place p is drawn with the key folded with p, so that it depends on nothing but the sample's key
+    and what stands before it. The first `forced` of the K are those of the prompt. `truncate` is static: whether
+    top_k or top_p is in use.
+    """
+
+    @functools.partial(jax.jit, static_argnames="truncate")
+    def sample_block(params, carry, ids_N, keys_N, position, prompt_K, forced, settings, truncate):
+        def draw(key, logits_V, place):
+            logits_V = logits_V / settings.temperature
+            if truncate:
+                logits_V = keep_probable(logits_V, settings.top_k, settings.top_p)
+            drawn = jax.random.categorical(jax.random.fold_in(key, place), logits_V)
+            return jnp.where(settings.greedy, jnp.argmax(logits_V), drawn)
+
+        def one(state, k):
+            carry, ids_N = state
+            logits_1NV, carry = model.apply({"params": params}, ids_N[None], carry)
+            drawn_N = jax.vmap(draw, (0, 0, None))(keys_N, logits_1NV[0], position + 1 + k)
+            ids_N = jnp.where(k < forced, prompt_K[k], drawn_N)
+            return (carry, ids_N), ids_N
+
+        (carry, ids_N), drawn_KN = jax.lax.scan(one, (carry, ids_N), jnp.arange(_BLOCK))
+        return carry, ids_N, drawn_KN
+
+    return sample_block
+
+
+def sample_keys(seed: int, num_samples: int) -> jax.Array:
+    """One key a sample; the i-th is the same however many there are."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(num_samples))
+
+
+def generate(
+    sampler: Callable, model: CharLM, params, prompt: np.ndarray, keys_N: jax.Array, length: int, settings: Settings
+) -> Iterator[np.ndarray]:
+    """Ids drawn after a prompt, in pieces of shape (N, up to K), `length` in all.
+
+    Args:
+        sampler: from `make_sampler(model)`.
+        prompt: ids, at least one; the same for all samples.
+        keys_N: from `sample_keys`.
+    """
+    num_samples = keys_N.shape[0]
+    carry = model.initial_carry(num_samples)
+    ids_N = jnp.full(num_samples, int(prompt[0]), jnp.int32)
+    truncate = settings.top_k < model.vocab_size or settings.top_p < 1
+    for position in range(0, len(prompt) - 1 + length, _BLOCK):
+        ahead = prompt[position + 1 : position + 1 + _BLOCK]
+        prompt_K = np.zeros(_BLOCK, np.int32)
+        prompt_K[: len(ahead)] = ahead
+        carry, ids_N, drawn_KN = sampler(
+            params, carry, ids_N, keys_N, position, prompt_K, len(ahead), settings, truncate=truncate
+        )
+        end = len(prompt) - 1 + length - position
+        drawn = np.asarray(drawn_KN)[len(ahead) : end]
+        if drawn.size:
+            yield drawn.T
+
+
+def start_of_text(prompt: str | None, vocab: Vocab) -> np.ndarray:
+    """Ids of a prompt; without one a line end, or the first symbol where the text has no line ends."""
+    if prompt:
+        return vocab.encode(prompt)
+    return vocab.encode("\n") if "\n" in vocab.symbols else np.zeros(1, vocab.dtype)
+
+
+def sample_text(sampler: Callable, model: CharLM, params, vocab: Vocab, sample, seed: int, prompt: str | None) -> list[str]:
+    """Whole samples as text, without the prompt."""
+    settings = Settings.from_config(sample, vocab.size)
+    keys_N = sample_keys(seed, sample.num_samples)
+    pieces = list(generate(sampler, model, params, start_of_text(prompt, vocab), keys_N, sample.length, settings))
+    return [vocab.decode(ids) for ids in np.concatenate(pieces, axis=1)]
+
+
+def write_samples(pieces: Iterator[np.ndarray], vocab: Vocab, num_samples: int, prompt: str | None, write) -> None:
+    """Write the first sample as it is drawn, then the others, each ended by a line end."""
+    decoders = [vocab.decoder() for _ in range(num_samples)]
+    later = [[prompt or ""] for _ in range(num_samples)]
+    write(later[0][0])
+    for piece in pieces:
+        for n, ids in enumerate(piece):
+            text = decoders[n](ids)
+            if n:
+                later[n].append(text)
+            else:
+                write(text)
+    write(decoders[0](np.zeros(0, np.int64), True) + "\n")
+    for n in range(1, num_samples):
+        write("".join(later[n]) + decoders[n](np.zeros(0, np.int64), True) + "\n")
+
+
+def main(argv: Sequence[str]) -> None:
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
+    flags.DEFINE_string("prompt", None, "what the text goes on from", flag_values=values)
+    flags.DEFINE_integer("length", None, "characters to draw (bytes for the byte vocabulary)", flag_values=values)
+    flags.DEFINE_integer("num_samples", None, "samples to draw, all at once", flag_values=values)
+    flags.DEFINE_float("temperature", None, "below 1 more probable, above 1 more varied text", flag_values=values)
+    flags.DEFINE_integer("top_k", None, "draw among the k most probable symbols", flag_values=values)
+    flags.DEFINE_float("top_p", None, "draw among the most probable symbols that reach p", flag_values=values)
+    flags.DEFINE_bool("greedy", None, "take the most probable symbol", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "another seed, another text", flag_values=values)
+    flags.DEFINE_string("checkpoint", "best", "best, latest or a step", flag_values=values)
+    cli.parse(values, argv, __doc__)
+    run = load_run(Path(cli.required(values, "workdir")))
+    config = config_dict.ConfigDict(run.config)
+    for name in config.sample:
+        if getattr(values, name) is not None:
+            config.sample[name] = getattr(values, name)
+    check(config, "the flags")
+    if not 0 <= values.seed < 1 << 63:
+        raise ConfigError(f"--seed is {values.seed}; it must lie between 0 and 2^63 - 1")
+    prompt = config.sample.prompt
+    if prompt is not None:
+        prompt = normalise(prompt, config.data.lowercase)
+    try:
+        prompt_ids = start_of_text(prompt, run.vocab)
+    except CorpusError as error:
+        raise ConfigError(f"--prompt: {error}") from None
+    flat, meta = Checkpoints(run.path).find(values.checkpoint)
+    model = CharLM.from_config(run.config.model, run.vocab.size)
+    params = jax.device_put(subtree(flat, "params"))
+    print(f"charlm: {run.path}, checkpoint of step {meta['step']}, seed {values.seed}", file=sys.stderr)
+    settings = Settings.from_config(config.sample, run.vocab.size)
+    keys_N = sample_keys(values.seed, config.sample.num_samples)
+    pieces = generate(make_sampler(model), model, params, prompt_ids, keys_N, config.sample.length, settings)
+
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    write_samples(pieces, run.vocab, config.sample.num_samples, prompt, write)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

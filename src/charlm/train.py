@@ -1,0 +1,316 @@
+"""Train a model.
+
+    python -m charlm.train --config FILE [--workdir DIR] [--extend] [--config.KEY=VALUE ...]
+
+The same command on an unfinished run goes on from its last checkpoint.
+"""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import config_dict
+
+from charlm import checkpoint, cli, optim, sample, step, tracking, workdir
+from charlm.batching import Layout, make_layout, stack_batches
+from charlm.config import to_json
+from charlm.corpus import Corpus, load_corpus
+from charlm.errors import ConfigError, CorpusError, RunFailed
+from charlm.evaluate import make_scorer
+from charlm.model import CharLM, num_params
+from charlm.text import normalise
+
+# A dispatch is sized to take about this long, so that signals and the progress line are never far away.
+_DISPATCH_SECONDS = 1.0
+
+
+@dataclasses.dataclass
+class Progress:
+    """What the host has to remember besides the device's state; saved with every checkpoint.
+
+    Attributes:
+        best_step, best_val: the evaluation with the lowest validation loss so far.
+        bad_evals: evaluations since.
+        evaluated_step: the last step that was evaluated.
+        loss_sum, norm_sum, steps, seconds: over the training steps since the last line of metrics.
+        train_seconds: of training steps, without compilation, evaluation, saving and sampling.
+        elapsed: of everything.
+    """
+
+    best_step: int | None = None
+    best_val: float | None = None
+    bad_evals: int = 0
+    evaluated_step: int = 0
+    loss_sum: float = 0.0
+    norm_sum: float = 0.0
+    steps: int = 0
+    seconds: float = 0.0
+    train_seconds: float = 0.0
+    elapsed: float = 0.0
+
+
+def main(argv: Sequence[str]) -> None:
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "the run's folder; default runs/<config file's stem>", flag_values=values)
+    flags.DEFINE_bool("extend", False, "go on with a finished run for a larger train.steps or train.epochs", flag_values=values)
+    config = cli.parse_with_config(values, argv, __doc__)
+    stem = Path(values["config"].config_filename.split(":")[0]).stem
+    train(config, Path(values.workdir or f"runs/{stem}"), values.extend)
+
+
+def train(config: config_dict.ConfigDict, path: Path, extend: bool = False) -> None:
+    """Begin the run in `path`, or go on with it.
+
+    Raises:
+        UserError: config, corpus and workdir do not allow it. Nothing was written.
+        RunFailed: the loss is not finite.
+        cli.Stopped: a signal came; everything is saved.
+    """
+    # What can be refused is refused before the workdir is touched.
+    corpus = load_corpus(config.data)
+    if corpus.train.nbytes > config.data.device_bytes:
+        raise CorpusError(
+            f"the encoded training text has {corpus.train.nbytes} bytes, more than data.device_bytes "
+            f"{config.data.device_bytes}; raise it if the device has room"
+        )
+    layout = make_layout(config.batching, config.seed, len(corpus.train))
+    num_steps = config.train.steps or math.ceil(config.train.epochs * layout.steps_per_epoch)
+    if (path / "config.json").is_file():
+        workdir.check_same_run(workdir.load_run(path), config, corpus, extend)
+    with workdir.locked(path):
+        if result := workdir.read_result(path):
+            if _is_over(path, result, num_steps):
+                return
+            (path / "result.json").unlink()
+        if (path / "config.json").is_file():
+            workdir.write_text(path / "config.json", to_json(config))
+        else:
+            workdir.create_run(path, config, corpus)
+        _fit(config, path, corpus, layout, num_steps)
+
+
+def _is_over(path: Path, result: dict, num_steps: int) -> bool:
+    """Whether there is nothing left to do; says so.
+
+    Raises:
+        ConfigError: the run is longer already.
+        RunFailed: the run diverged, and would again.
+    """
+    steps, status = result["steps"], result["status"]
+    if status == "diverged":
+        raise RunFailed(f"the run in {path} diverged after step {steps}; change the config and choose another --workdir")
+    if status == "completed" and num_steps < steps:
+        raise ConfigError(f"{path} holds a run of {steps} steps; train.steps {num_steps} is fewer, and --extend only lengthens")
+    if status == "stopped_early" or (status == "completed" and steps == num_steps):
+        value = result["val_nats_per_char"]
+        scored = "" if value is None else f", validation loss {value:.4f} nats per character at step {result['best_step']}"
+        print(f"the run in {path} is finished: {status} after {steps} steps{scored}", file=sys.stderr)
+        return True
+    return False
+
+
+def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Layout, num_steps: int) -> None:
+    """The training loop: dispatch a chunk of steps; then log, evaluate, sample and save what is due."""
+    began = time.monotonic()
+    chars_per_step = config.batching.batch_size * config.batching.seq_len
+    model = CharLM.from_config(config.model, corpus.vocab.size)
+    optimizer = optim.make_optimizer(config.optimizer, num_steps)
+    learning_rate = optim.make_schedule(config.optimizer, num_steps)
+    _, step_key = step.run_keys(config.seed)
+    state = step.init_state(model, optimizer, config.seed, config.batching.batch_size, layout.carries_state)
+    progress = Progress()
+
+    def say_plainly(text: str) -> None:
+        print(f"charlm: {text}", file=sys.stderr, flush=True)
+
+    checkpoints = checkpoint.Checkpoints(path, writable=True)
+    if found := checkpoints.restore_latest(say_plainly):
+        flat, meta = found
+        state = jax.tree.map(jnp.array, checkpoint.unflatten_state(state, flat))
+        progress = Progress(**meta["progress"])
+    at = saved = int(state.step)
+    earlier = progress.elapsed
+
+    train_step = step.make_train_step(model, optimizer, config.optimizer.loss_reduction, step_key)
+    train_chunk = step.make_train_chunk(train_step, config.batching.seq_len)
+    score = make_scorer(model)
+    sampler = sample.make_sampler(model)
+    prompt = None if config.sample.prompt is None else normalise(config.sample.prompt, config.data.lowercase)
+
+    tracker = tracking.Tracker(path, at)
+    bar = tracking.ProgressLine(num_steps, at)
+    with contextlib.ExitStack() as stack:
+        stack.callback(checkpoints.close)
+        stack.callback(tracker.close)
+        stack.callback(bar.close)
+        signals = stack.enter_context(_caught_signals())
+        where = f"{jax.devices()[0].device_kind}, {len(jax.devices())} device(s)"
+        bar.say(
+            f"{path}: {model_name(config)}, {num_params(state.params):,} parameters; {corpus.name}, {len(corpus.train):,} "
+            f"characters of {corpus.vocab.size} symbols; {num_steps} steps on {where}" + (f"; from step {at}" if at else "")
+        )
+
+        def record(split: str, nats_per_char: float, **more: float) -> None:
+            progress.elapsed = earlier + time.monotonic() - began
+            line = {"step": at, "epoch": at / layout.steps_per_epoch, "chars": at * chars_per_step}
+            line |= {"seconds": progress.elapsed, "split": split}
+            line |= {"nats_per_char": nats_per_char, "bits_per_char": nats_per_char / math.log(2), **more}
+            tracker.record(line)
+            bar.record(line)
+
+        def result(status: str) -> dict:
+            value = progress.best_val
+            return {
+                "status": status,
+                "steps": at,
+                "chars": at * chars_per_step,
+                "num_params": num_params(state.params),
+                "best_step": progress.best_step,
+                "val_nats_per_char": value,
+                "val_bits_per_char": None if value is None else value / math.log(2),
+                "test_nats_per_char": None,
+                "train_seconds": progress.train_seconds,
+                "chars_per_second": at * chars_per_step / progress.train_seconds if progress.train_seconds else None,
+                "params_sha256": checkpoint.sha256(checkpoint.flatten_state(state.params)),
+            }
+
+        def patience_is_over() -> bool:
+            return config.train.patience is not None and progress.bad_evals >= config.train.patience
+
+        ids_N = jnp.asarray(np.asarray(corpus.train))
+        batches = stack_batches(layout, at, 1, step.MAX_STEPS_PER_DISPATCH)
+        train_chunk = train_chunk.lower(state, ids_N, *batches, np.int32(1)).compile()
+        chunk = 1
+        while at < num_steps and not patience_is_over():
+            n = min(chunk, _steps_until_due(config.train, at), num_steps - at)
+            batches = stack_batches(layout, at, n, step.MAX_STEPS_PER_DISPATCH)
+            start = time.monotonic()
+            state, losses_K, norms_K = train_chunk(state, ids_N, *batches, np.int32(n))
+            losses, norms = np.asarray(losses_K)[:n].tolist(), np.asarray(norms_K)[:n].tolist()
+            seconds = time.monotonic() - start
+            if not all(map(math.isfinite, losses)):
+                bad = at + 1 + next(k for k, loss in enumerate(losses) if not math.isfinite(loss))
+                at = bad
+                checkpoints.wait()
+                workdir.write_result(path, result("diverged"))
+                tracker.draw(force=True)
+                raise RunFailed(
+                    f"the loss is not finite at step {bad}; the last checkpoint is that of step {saved}; "
+                    "try a lower optimizer.learning_rate, or optimizer.clip_norm, in another --workdir"
+                )
+            at += n
+            # One by one and in order, so that the sums do not depend on how many steps a dispatch took.
+            for loss, norm in zip(losses, norms):
+                progress.loss_sum += loss
+                progress.norm_sum += norm
+            progress.steps += n
+            progress.seconds += seconds
+            progress.train_seconds += seconds
+            chunk = max(1, min(config.train.steps_per_dispatch, 2 * chunk, int(_DISPATCH_SECONDS * n / seconds)))
+            bar.update(at, losses[-1], n * chars_per_step / seconds, seconds / n)
+
+            if _due(config.train.log_every, at) or at == num_steps:
+                record(
+                    "train",
+                    progress.loss_sum / progress.steps,
+                    learning_rate=float(learning_rate(at - 1)),
+                    grad_norm=progress.norm_sum / progress.steps,
+                    chars_per_second=progress.steps * chars_per_step / progress.seconds,
+                )
+                progress.loss_sum = progress.norm_sum = progress.seconds = 0.0
+                progress.steps = 0
+            improved = False
+            if (_due(config.train.eval_every, at) or at == num_steps) and len(corpus.val) > 1:
+                value = score(state.params, corpus.val, config.eval).nats_per_char
+                record("val", value)
+                improved = progress.best_val is None or value < progress.best_val
+                if improved:
+                    progress.best_step, progress.best_val, progress.bad_evals = at, value, 0
+                else:
+                    progress.bad_evals += 1
+                tracker.draw()
+            if _due(config.train.sample_every, at):
+                texts = sample.sample_text(
+                    sampler, model, state.params, corpus.vocab, config.sample, config.seed + at, prompt
+                )
+                tracker.sample(at, texts)
+                bar.say(f"step {at}  a sample:\n{texts[0]}")
+            ending = at == num_steps or patience_is_over() or signals
+            if improved or _due(config.train.checkpoint_every, at) or ending:
+                progress.elapsed = earlier + time.monotonic() - began
+                checkpoints.save(at, state, dataclasses.asdict(progress), progress.best_step)
+                saved = at
+            if signals and at < num_steps:
+                checkpoints.wait()
+                tracker.draw(force=True)
+                bar.say(f"stopped by {signals[0].name} at step {at}; everything is saved, the same command goes on from here")
+                raise cli.Stopped(signals[0])
+
+        checkpoints.wait()
+        tracker.draw(force=True)
+        summary = result("stopped_early" if at < num_steps else "completed")
+        if len(corpus.test) > 1:
+            params = state.params
+            if progress.best_step not in (None, at):
+                params = checkpoint.subtree(checkpoints.find("best")[0], "params")
+            summary["test_nats_per_char"] = score(params, corpus.test, config.eval).nats_per_char
+        workdir.write_result(path, summary)
+        bar.say(_summary_line(summary, path))
+
+
+def _steps_until_due(train: config_dict.ConfigDict, at: int) -> int:
+    """Steps to the next one at which the host has something to do."""
+    cadences = (train.log_every, train.eval_every, train.checkpoint_every, train.sample_every)
+    return min((every - at % every for every in cadences if every), default=step.MAX_STEPS_PER_DISPATCH)
+
+
+def _due(every: int, at: int) -> bool:
+    return bool(every) and at % every == 0
+
+
+def model_name(config: config_dict.ConfigDict) -> str:
+    layers = f"{config.model.num_layers} x " if config.model.num_layers > 1 else ""
+    return f"{layers}{config.model.cell.upper()} {config.model.hidden_size}"
+
+
+def _summary_line(result: dict, path: Path) -> str:
+    parts = [f"{result['status'].replace('_', ' ')} after {result['steps']} steps"]
+    if result["val_nats_per_char"] is not None:
+        parts.append(f"validation loss {result['val_nats_per_char']:.4f} nats per character (step {result['best_step']})")
+    if result["test_nats_per_char"] is not None:
+        parts.append(f"test {result['test_nats_per_char']:.4f}")
+    if result["chars_per_second"]:
+        parts.append(f"{result['chars_per_second']:,.0f} chars/s")
+    return f"{'; '.join(parts)}. Text from it: python -m charlm.sample --workdir {path}"
+
+
+@contextlib.contextmanager
+def _caught_signals() -> Iterator[list[signal.Signals]]:
+    """A list to which SIGINT and SIGTERM are added instead of ending the process; a second SIGINT ends it."""
+    caught: list[signal.Signals] = []
+
+    def catch(number, frame):
+        del frame
+        if caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append(signal.Signals(number))
+
+    before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
