@@ -51,8 +51,8 @@ def subtree(flat: Flat, name: str) -> dict:
     """The nested dict below one name, `params` say."""
     tree: dict = {}
     for path, value in flat.items():
-        first, *groups, last = path.split(".")
-        if first == name:
+        if path.startswith(name + "."):
+            *groups, last = path.split(".")[1:]
             node = tree
             for group in groups:
                 node = node.setdefault(group, {})

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_dict, config_flags
 
 from charlm.config import check, default_config, flatten, unknown_key
@@ -29,6 +29,7 @@ class Stopped(Exception):
 
 def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Run a command's main function on its arguments and return the exit code."""
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is as it should be.
     try:
         command(sys.argv[1:] if argv is None else argv)
         return 0

@@ -40,10 +40,10 @@ class RecurrentLayer(nn.Module):
         """h_TBH and the last state; `project` maps (W_x, b) to x_proj_TBG."""
         cell = CELLS[self.cell]
         hidden, gates = self.hidden_size, len(cell.gates)
-        W_x = self.param("W_x", nn.initializers.lecun_normal(), (input_size, gates * hidden))
-        W_h = self.param("W_h", _per_gate(_RECURRENT_INITS[self.recurrent_init], gates), (hidden, gates * hidden))
-        b = self.param("b", _bias_init(cell.gates, hidden, self.forget_bias), (gates * hidden,))
-        own = {name: self.param(name, nn.initializers.zeros, (hidden,)) for name in cell.biases}
+        W_x = self.param("W_x", nn.initializers.lecun_normal(), (input_size, gates * hidden), jnp.float32)
+        W_h = self.param("W_h", _per_gate(_RECURRENT_INITS[self.recurrent_init], gates), (hidden, gates * hidden), jnp.float32)
+        b = self.param("b", _bias_init(cell.gates, hidden, self.forget_bias), (gates * hidden,), jnp.float32)
+        own = {name: self.param(name, nn.initializers.zeros, (hidden,), jnp.float32) for name in cell.biases}
         return recurrence.unroll(cell, own, W_h, project(W_x, b), carry, self.dtype)
 
 
@@ -111,7 +111,7 @@ class CharLM(nn.Module):
         embedding_VE, input_size = None, self.vocab_size
         if self.encoding == "embedding":
             input_size = self.embedding_size
-            embedding_VE = self.param("embedding", nn.initializers.normal(1.0), (self.vocab_size, input_size))
+            embedding_VE = self.param("embedding", nn.initializers.normal(1.0), (self.vocab_size, input_size), jnp.float32)
         project = functools.partial(recurrence.project_ids, ids_TB, embedding_VE)
         last = []
         for layer in range(self.num_layers):
@@ -121,8 +121,8 @@ class CharLM(nn.Module):
             last.append(layer_carry)
             h_TBH = nn.Dropout(self.dropout, deterministic=not train)(h_TBH)
             project, input_size = functools.partial(recurrence.project, h_TBH), self.hidden_size
-        W_HV = self.param("head_W", nn.initializers.lecun_normal(), (self.hidden_size, self.vocab_size))
-        b_V = self.param("head_b", nn.initializers.zeros, (self.vocab_size,))
+        W_HV = self.param("head_W", nn.initializers.lecun_normal(), (self.hidden_size, self.vocab_size), jnp.float32)
+        b_V = self.param("head_b", nn.initializers.zeros, (self.vocab_size,), jnp.float32)
         return recurrence.matmul(h_TBH, W_HV, self.dtype) + b_V, tuple(last)
 
     def initial_carry(self, batch_size: int, dtype=jnp.float32) -> tuple[Carry, ...]:

@@ -87,7 +87,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         state = TrainState(state.step + 1, params, opt_state, last if state.carry else ())
-        return state, loss, optax.global_norm(grads)
+        return state, loss, optax.tree.norm(grads)
 
     return train_step
 

@@ -122,7 +122,7 @@ def play_text(markdown: str) -> str:
 def _spoken(paragraph: str) -> list[str]:
     text = paragraph.replace("\\", "")
     # Brackets first: the underscores around them are not always in pairs.
-    text = re.sub(r"_*\[[^\]_]*(?:\]_*|_)", "", re.sub(r"\*\*(.+?)\*\*", r"\1", text))
+    text = re.sub(r"_*\[[^\]_]*\]?_+|\[[^\]_]*\]", "", re.sub(r"\*\*(.+?)\*\*", r"\1", text))
     text = re.sub(r"_[^_]*_|\*[^*]*\*", "", text)
     lines = (re.sub(r"  +", " ", line).strip(" _*") for line in text.split("\n"))
     return [line for line in lines if line]

@@ -1,0 +1,85 @@
+"""What the tests share: a small text, small configs, and the commands run in this process or in another."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from charlm import cli, evaluate, sample, train
+
+COMMANDS = {"train": train.main, "sample": sample.main, "evaluate": evaluate.main}
+SMALL = """
+from charlm.config import default_config
+
+def get_config():
+    config = default_config()
+    config.data.path = {text!r}
+    config.batching.batch_size = 4
+    config.batching.seq_len = 8
+    config.model.hidden_size = 16
+    config.model.embedding_size = 8
+    config.eval.num_streams = 5
+    config.eval.context = 4
+    config.sample.length = 30
+    config.train.steps = 40
+    config.train.log_every = 10
+    config.train.eval_every = 20
+    config.train.checkpoint_every = 10
+    config.train.sample_every = 20
+    config.train.steps_per_dispatch = 7
+    return config
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Encoded corpora go where no other run looks."""
+    os.environ["CHARLM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory) -> Path:
+    """About 6,000 characters of words drawn from a small lexicon."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghij", k=draw.randint(2, 6))) for _ in range(30)]
+    text = "".join(draw.choice(words) + draw.choice("  \n") for _ in range(1200))
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_config(text_file, tmp_path_factory) -> Path:
+    """A config file that trains in a second."""
+    path = tmp_path_factory.mktemp("configs") / "small.py"
+    path.write_text(SMALL.format(text=str(text_file)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run(capfd):
+    """run("train", "--flag=value", ...) -> (exit code, stdout, stderr), in this process."""
+
+    def run_command(name: str, *argv: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = cli.run(COMMANDS[name], argv)
+        return (code, *capfd.readouterr())
+
+    return run_command
+
+
+def start(name: str, *argv: str) -> subprocess.Popen:
+    """The real command in a process of its own."""
+    command = [sys.executable, "-m", f"charlm.{name}", *argv]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,38 @@
+"""What `charlm.recurrence` is checked against: each cell by its equations, in a plain scan, differentiated by JAX."""
+
+import jax
+import jax.numpy as jnp
+
+sigmoid = jax.nn.sigmoid
+
+
+def rnn(params, x_proj, h_proj, carry):
+    return (jnp.tanh(x_proj + h_proj),)
+
+
+def lstm(params, x_proj, h_proj, carry):
+    i, f, g, o = jnp.split(x_proj + h_proj, 4, axis=-1)
+    c = sigmoid(f) * carry[1] + sigmoid(i) * jnp.tanh(g)
+    return sigmoid(o) * jnp.tanh(c), c
+
+
+def gru(params, x_proj, h_proj, carry):
+    x_r, x_z, x_n = jnp.split(x_proj, 3, axis=-1)
+    h_r, h_z, h_n = jnp.split(h_proj, 3, axis=-1)
+    r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
+    n = jnp.tanh(x_n + r * (h_n + params["b_h"]))
+    return ((1 - z) * n + z * carry[0],)
+
+
+CELLS = {"rnn": rnn, "lstm": lstm, "gru": gru}
+
+
+def unroll(name, params, W_h, x_proj_TBG, carry):
+    """As `charlm.recurrence.unroll`."""
+
+    def step(carry, x_proj):
+        carry = CELLS[name](params, x_proj, carry[0] @ W_h, carry)
+        return carry, carry[0]
+
+    carry, h_TBH = jax.lax.scan(step, carry, x_proj_TBG)
+    return h_TBH, carry

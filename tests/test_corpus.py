@@ -1,0 +1,126 @@
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from charlm import corpus, text
+from charlm.config import default_config
+from charlm.errors import CorpusError
+
+
+def data(**changes):
+    options = default_config().data
+    options.update(changes)
+    return options
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_file(content: bytes | str, name="text.txt"):
+        (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        return str(tmp_path / name)
+
+    return write_file
+
+
+def decoded(loaded):
+    return [loaded.vocab.decode(part) for part in (loaded.train, loaded.val, loaded.test)]
+
+
+@given(st.text(st.sampled_from("ab\n\rÉΣ漢🙂"), min_size=1, max_size=60), st.sampled_from(["chars", "bytes"]), st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_the_parts_are_the_text(tmp_path_factory, content, vocab, lowercase):
+    path = tmp_path_factory.mktemp("c") / "t.txt"
+    path.write_bytes(content.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "PIECE_BYTES", 7)
+        loaded = corpus.load_corpus(data(path=str(path), vocab=vocab, lowercase=lowercase, split=(0.6, 0.3, 0.1)))
+    parts = decoded(loaded)
+    whole = text.normalise(content, False)
+    if lowercase:
+        assert "".join(parts) == "".join(line.lower() for line in whole.splitlines(keepends=True))
+    else:
+        assert "".join(parts) == whole
+        assert [len(p) for p in parts[1:]] == [int(len(whole) * f + 1e-9) for f in (0.3, 0.1)]
+
+
+def test_a_file_keeps_its_last_tenth_for_validation(write):
+    loaded = corpus.load_corpus(data(path=write("abcdefghij" * 10)))
+    assert decoded(loaded) == ["abcdefghij" * 9, "abcdefghij", ""]
+    assert loaded.vocab.symbols == "abcdefghij" and loaded.train.dtype == np.uint8
+
+
+def test_wide_vocabularies(write):
+    content = "".join(map(chr, range(0x4E00, 0x4E00 + 400)))
+    loaded = corpus.load_corpus(data(path=write(content), split=(1, 0, 0)))
+    assert loaded.train.dtype == np.uint16 and decoded(loaded) == [content, "", ""]
+
+
+def entries():
+    return sorted((corpus.cache_dir() / "corpora").iterdir())
+
+
+def test_a_text_is_encoded_once_and_again_if_it_or_an_option_changes(write, monkeypatch, tmp_path):
+    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
+    first = corpus.load_corpus(data(path=write("some text " * 20)))
+    (entry,) = entries()
+    monkeypatch.setattr(corpus, "_encode", None)  # Called, it would fail.
+    same = corpus.load_corpus(data(path=write("some text " * 20, "elsewhere.txt")))
+    assert decoded(same) == decoded(first) and same.sha256 == first.sha256
+    monkeypatch.undo()
+    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
+    for changed in (
+        {"path": write("other text" * 20, "other.txt")},
+        {"path": write("some text " * 20), "vocab": "bytes"},
+        {"path": write("some text " * 20), "lowercase": True},
+        {"path": write("some text " * 20), "split": (0.5, 0.5, 0)},
+    ):
+        before = len(entries())
+        corpus.load_corpus(data(**changed))
+        assert len(entries()) == before + 1
+    assert entry in entries()
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "garble"])
+def test_a_damaged_cache_entry_is_made_anew(write, monkeypatch, tmp_path, damage):
+    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
+    options = data(path=write("some text " * 20))
+    expected = decoded(corpus.load_corpus(options))
+    (entry,) = entries()
+    if damage == "truncate":
+        os.truncate(entry / "ids.bin", 7)
+    elif damage == "remove":
+        (entry / "meta.json").unlink()
+    else:
+        (entry / "meta.json").write_text('{"vocab": 3')
+    assert decoded(corpus.load_corpus(options)) == expected
+    assert entries() == [entry]
+
+
+def test_nothing_is_left_of_an_encoding_that_failed(write, monkeypatch, tmp_path):
+    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(CorpusError, match="not UTF-8: byte 0xff at byte offset 3"):
+        corpus.load_corpus(data(path=write(b"abc\xffdef")))
+    assert not (tmp_path / "cache").exists() or not entries()
+
+
+def test_the_built_in_corpus_holds_out_the_end_of_every_play():
+    loaded = corpus.load_corpus(data())
+    plays = [text.play_text(path.read_text(encoding="utf-8")) for path in text.play_paths()]
+    train, val, test = decoded(loaded)
+    assert loaded.sha256 == text.SHAKESPEARE_SHA256 and loaded.name == "shakespeare"
+    assert len(train) + len(val) + len(test) == sum(map(len, plays))
+    assert train.startswith(plays[0][: int(0.9 * len(plays[0]))])
+    assert test.endswith(plays[-1][-int(0.05 * len(plays[-1])) :])
+    held_out = int(0.05 * len(plays[7]))
+    assert plays[7][-held_out:] in test and plays[7][-2 * held_out : -held_out] in val
+
+
+def test_a_text_scored_later_uses_the_same_vocabulary(write):
+    loaded = corpus.load_corpus(data(path=write("abc " * 10)))
+    ids = corpus.encode_file(write("cab\r\n".replace("\r\n", " "), "other.txt"), loaded.vocab, False)
+    assert loaded.vocab.decode(ids) == "cab "
+    with pytest.raises(CorpusError, match=r"symbol 'd' at position 2 is not in the vocabulary of 4 symbols: ' abc'"):
+        corpus.encode_file(write("abd", "other.txt"), loaded.vocab, False)

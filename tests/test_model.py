@@ -1,0 +1,85 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+from charlm.cells import CELLS
+from charlm.config import default_config
+from charlm.model import CharLM, num_params
+
+V = 13
+
+
+def build(**changes):
+    config = default_config().model
+    config.update(hidden_size=6, embedding_size=4, num_layers=2)
+    config.update(changes)
+    model = CharLM.from_config(config, V)
+    return model, jax.jit(model.initial_params)(jax.random.key(0))
+
+
+def ids(time, batch, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).integers(0, V, (time, batch)))
+
+
+@pytest.mark.parametrize("encoding", ["embedding", "one_hot"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_model_is_its_equations(x64, cell, encoding):
+    model, params = build(cell=cell, encoding=encoding)
+    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), params)
+    model = model.clone(dtype="float64")
+    ids_TB = ids(9, 3)
+    carry = model.initial_carry(3, jnp.float64)
+    x = jax.nn.one_hot(ids_TB, V, dtype=jnp.float64)
+    x = x if encoding == "one_hot" else x @ params["embedding"]
+    for layer in range(2):
+        p = params[f"layer_{layer}"]
+        x, _ = reference.unroll(cell, p, p["W_h"], x @ p["W_x"] + p["b"], carry[layer])
+    expected = x @ params["head_W"] + params["head_b"]
+    logits, _ = jax.jit(model.apply)({"params": params}, ids_TB, carry)
+    np.testing.assert_allclose(logits, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("cell, blocks", [("rnn", 1), ("lstm", 4), ("gru", 3)])
+def test_the_number_of_parameters(cell, blocks):
+    _, params = build(cell=cell)
+    biases = 2 * 6 if cell == "gru" else 0
+    layers = blocks * 6 * (4 + 6 + 1) + blocks * 6 * (6 + 6 + 1) + biases
+    assert num_params(params) == V * 4 + layers + 6 * V + V
+
+
+def test_initial_values():
+    _, params = build(num_layers=1, forget_bias=1.0)
+    layer = params["layer_0"]
+    assert layer["b"].tolist() == [0.0] * 6 + [1.0] * 6 + [0.0] * 12
+    for block in np.split(np.asarray(layer["W_h"]), 4, axis=1):
+        np.testing.assert_allclose(block.T @ block, np.eye(6), atol=1e-5)
+    blocks = np.split(np.asarray(layer["W_h"]), 4, axis=1)
+    assert not np.allclose(blocks[0], blocks[1])
+
+
+def test_dropout_acts_in_training_alone_and_follows_its_key():
+    model, params = build(dropout=0.5)
+    ids_TB, carry = ids(5, 2), model.initial_carry(2)
+
+    apply = jax.jit(model.apply, static_argnames="train")
+
+    def logits(train, key=0):
+        rngs = {"dropout": jax.random.key(key)}
+        return np.asarray(apply({"params": params}, ids_TB, carry, train=train, rngs=rngs)[0])
+
+    assert (logits(False, 0) == logits(False, 1)).all()
+    assert (logits(True, 0) == logits(True, 0)).all()
+    assert not np.allclose(logits(True, 0), logits(True, 1))
+    assert not np.allclose(logits(True, 0), logits(False))
+
+
+def test_the_state_is_all_that_is_carried():
+    model, params = build()
+    ids_TB, carry = ids(8, 2), model.initial_carry(2)
+    whole, last = model.apply({"params": params}, ids_TB, carry)
+    first, middle = model.apply({"params": params}, ids_TB[:5], carry)
+    second, end = model.apply({"params": params}, ids_TB[5:], middle)
+    np.testing.assert_allclose(whole, jnp.concatenate([first, second]), rtol=1e-5, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), last, end)

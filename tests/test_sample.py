@@ -1,0 +1,130 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from charlm.config import default_config
+from charlm.model import CharLM
+from charlm.sample import Settings, generate, keep_probable, make_sampler, sample_keys, write_samples
+from charlm.vocab import Vocab
+
+V = 10
+PLAIN = Settings(1.0, V, 1.0, False)
+
+
+@pytest.fixture(scope="module")
+def sampling():
+    config = default_config().model
+    config.update(hidden_size=16, embedding_size=6)
+    model = CharLM.from_config(config, V)
+    params = jax.tree.map(lambda p: 2 * p, model.initial_params(jax.random.key(0)))
+    sampler = make_sampler(model)
+
+    def draw(length, num_samples=1, seed=0, prompt=(3,), settings=PLAIN, keys=None):
+        keys = sample_keys(seed, num_samples) if keys is None else keys
+        pieces = generate(sampler, model, params, np.array(prompt), keys, length, settings)
+        return np.concatenate(list(pieces), axis=1)
+
+    return model, params, sampler, draw
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 200])
+def test_the_length_is_what_was_asked_for_and_a_longer_text_begins_the_same(sampling, length):
+    draw = sampling[3]
+    text = draw(length, num_samples=2)
+    assert text.shape == (2, length)
+    assert (draw(300, num_samples=2)[:, :length] == text).all()
+
+
+def test_seeds_and_samples_differ_and_repeat(sampling):
+    draw = sampling[3]
+    a, b = draw(100, num_samples=3), draw(100, num_samples=3, seed=1)
+    assert (a == draw(100, num_samples=3)).all()
+    assert len({row.tobytes() for row in np.concatenate([a, b])}) == 6
+
+
+def test_each_sample_of_a_batch_is_what_it_would_be_alone(sampling):
+    draw = sampling[3]
+    batch, keys = draw(150, num_samples=9), sample_keys(0, 9)
+    for n in range(9):
+        assert (draw(150, keys=keys[n : n + 1])[0] == batch[n]).all()
+
+
+def test_temperature_seed_and_length_compile_nothing(sampling):
+    _, _, sampler, draw = sampling
+    draw(70, num_samples=4)
+    compiled = sampler._cache_size()
+    draw(70, num_samples=4, seed=5, settings=PLAIN._replace(temperature=0.3))
+    draw(200, num_samples=4, prompt=(1, 2, 3), settings=PLAIN._replace(greedy=True))
+    assert sampler._cache_size() == compiled
+
+
+@pytest.mark.parametrize("prompt_length", [1, 2, 64, 65, 130])
+def test_a_prompt_primes_the_state(sampling, prompt_length):
+    model, params, _, draw = sampling
+    prompt = np.random.default_rng(prompt_length).integers(0, V, prompt_length)
+    greedy = draw(5, prompt=prompt, settings=PLAIN._replace(greedy=True))[0]
+    text = list(prompt)
+    for _ in range(5):
+        inputs = jnp.asarray(np.array(text)[:, None])
+        logits, _ = model.apply({"params": params}, inputs, model.initial_carry(1))
+        text.append(int(jnp.argmax(logits[-1, 0])))
+    assert greedy.tolist() == text[prompt_length:]
+
+
+def test_draws_follow_the_model(sampling):
+    model, params, _, draw = sampling
+    first = draw(1, num_samples=20000, settings=PLAIN._replace(temperature=0.7))[:, 0]
+    logits, _ = model.apply({"params": params}, jnp.array([[3]]), model.initial_carry(1))
+    expected = 20000 * np.asarray(jax.nn.softmax(logits[0, 0] / 0.7), np.float64)
+    chi_squared = ((np.bincount(first, minlength=V) - expected) ** 2 / expected).sum()
+    assert chi_squared < 27.9  # The 99.9th percentile for 9 degrees of freedom.
+
+
+def nucleus(logits, top_k, top_p):
+    """What may be drawn, by the definition, in plain Python."""
+    order = sorted(range(len(logits)), key=lambda i: -logits[i])[:top_k]
+    weights = [np.exp(logits[i] - logits[order[0]]) for i in order]
+    kept, mass = set(), 0.0
+    for i, weight in zip(order, weights):
+        if kept and mass >= top_p - 1e-9:
+            break
+        kept.add(i)
+        mass += weight / sum(weights)
+    return kept
+
+
+@given(
+    st.lists(st.integers(-40, 40), min_size=V, max_size=V, unique=True),
+    st.integers(1, V),
+    st.floats(0.01, 0.99),
+)
+@settings(deadline=None)
+def test_top_k_and_top_p(scores, top_k, top_p):
+    logits = np.array(scores) / 10 + 0.0123
+    kept = np.isfinite(np.asarray(keep_probable(jnp.asarray(logits), top_k, top_p)))
+    expected = nucleus(logits, top_k, top_p)
+    near = {len(nucleus(logits, top_k, top_p + d)) for d in (-1e-4, 1e-4)}
+    assert set(np.flatnonzero(kept)) == expected or len(near) > 1
+
+
+def test_top_k_of_one_is_greedy_and_both_stay_inside_their_sets(sampling):
+    draw = sampling[3]
+    greedy = draw(80, settings=PLAIN._replace(greedy=True))
+    assert (draw(80, settings=PLAIN._replace(top_k=1)) == greedy).all()
+    assert (draw(80, settings=PLAIN._replace(top_p=1e-6)) == greedy).all()
+
+
+def test_samples_are_written_one_after_another_and_the_first_as_it_comes():
+    vocab = Vocab.of_chars("abc")
+    written = []
+
+    def pieces():
+        yield np.array([[0, 1], [2, 2]])
+        assert written == [">", "ab"]
+        yield np.array([[2], [0]])
+
+    write_samples(pieces(), vocab, 2, ">", written.append)
+    assert "".join(written) == ">abc\n>cca\n"

@@ -1,0 +1,95 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from charlm import optim, step
+from charlm.batching import make_layout, stack_batches
+from charlm.checkpoint import flatten_state, sha256
+from charlm.config import default_config
+from charlm.model import CharLM
+
+V, N = 11, 2000
+IDS = jnp.asarray(np.random.default_rng(0).integers(0, V, N).astype(np.uint8))
+
+
+@functools.cache
+def build(layout="stream", **changes):
+    """(model, layout, a function that makes the first state, train_step, train_chunk), compiled once for all tests."""
+    config = default_config().unlock()
+    config.batching.update(layout=layout, batch_size=4, seq_len=6, reset_prob=0.3)
+    config.model.update(hidden_size=8, embedding_size=5, dropout=0.2)
+    config.optimizer.update(changes)
+    model = CharLM.from_config(config.model, V)
+    optimizer = optim.make_optimizer(config.optimizer, 100)
+    bound = make_layout(config.batching, config.seed, N)
+    init = jax.jit(lambda: step.init_state(model, optimizer, config.seed, 4, bound.carries_state))
+    train_step = step.make_train_step(model, optimizer, config.optimizer.loss_reduction, step.run_keys(0)[1])
+    return model, bound, init, jax.jit(train_step), step.make_train_chunk(train_step, 6)
+
+
+def run(sizes, layout):
+    _, bound, init, _, train_chunk = build(layout)
+    state, at, losses = init(), 0, []
+    for n in sizes:
+        batches = stack_batches(bound, at, n, step.MAX_STEPS_PER_DISPATCH)
+        state, losses_K, _ = train_chunk(state, IDS, *batches, np.int32(n))
+        losses += np.asarray(losses_K)[:n].tolist()
+        at += n
+    assert train_chunk._cache_size() == 1
+    return sha256(flatten_state(state)), losses
+
+
+@pytest.mark.parametrize("layout", ["stream", "windows"])
+def test_how_many_steps_a_dispatch_takes_changes_no_bit_and_compiles_nothing(layout):
+    assert run([24], layout) == run([1] * 3 + [7, 14], layout) == run([20, 4], layout)
+
+
+def test_the_seed_is_all_that_a_run_depends_on():
+    first = run([5], "stream")
+    build.cache_clear()
+    assert run([5], "stream") == first
+
+
+@pytest.mark.parametrize("layout", ["stream", "windows"])
+def test_a_reset_is_a_fresh_start_and_a_carried_state_is_not(layout):
+    _, _, init, train_step, _ = build(layout)
+    state = init()
+    windows = jnp.asarray(np.random.default_rng(1).integers(0, V, (4, 7)))
+    carried = jax.tree.map(lambda c: c + 0.7, state.carry)
+    other = state.replace(carry=carried)
+    fresh = train_step(state, windows, jnp.ones(4, bool))[1]
+    assert train_step(other, windows, jnp.ones(4, bool))[1] == fresh
+    if layout == "stream":
+        assert train_step(other, windows, jnp.zeros(4, bool))[1] != fresh
+        after = train_step(other, windows, jnp.array([True, False, False, False]))[0].carry
+        zero = train_step(state, windows, jnp.ones(4, bool))[0].carry
+        assert np.allclose(after[0][0][0], zero[0][0][0]) and not np.allclose(after[0][0][1], zero[0][0][1])
+
+
+def test_the_sum_over_time_is_the_mean_times_the_window():
+    windows = jnp.asarray(np.random.default_rng(1).integers(0, V, (4, 7)))
+    moved = {}
+    for reduction in ("mean", "sum_over_time"):
+        _, _, init, train_step, _ = build(name="sgd", learning_rate=0.1, loss_reduction=reduction)
+        state = init()
+        after, loss, norm = train_step(state, windows, jnp.ones(4, bool))
+        moved[reduction] = jax.tree.map(lambda a, b: a - b, after.params, state.params), loss, norm
+    (mean, mean_loss, mean_norm), (total, sum_loss, sum_norm) = moved["mean"], moved["sum_over_time"]
+    assert mean_loss == sum_loss
+    np.testing.assert_allclose(sum_norm, 6 * mean_norm, rtol=1e-5)
+    jax.tree.map(lambda s, m: np.testing.assert_allclose(s, 6 * m, rtol=1e-3, atol=1e-6), total, mean)
+
+
+def test_the_loss_is_the_mean_cross_entropy_of_the_next_characters():
+    model = build()[0].clone(dropout=0.0)
+    optimizer = optim.make_optimizer(default_config().optimizer, 9)
+    state = step.init_state(model, optimizer, 0, 4, False)
+    windows = jnp.asarray(np.random.default_rng(1).integers(0, V, (4, 7)))
+    logits, _ = model.apply({"params": state.params}, windows[:, :-1].T, model.initial_carry(4))
+    log_probs = np.asarray(jax.nn.log_softmax(logits))
+    expected = -np.mean([log_probs[t, b, windows[b, t + 1]] for t in range(6) for b in range(4)])
+    train_step = jax.jit(step.make_train_step(model, optimizer, "mean", jax.random.key(0)))
+    np.testing.assert_allclose(train_step(state, windows, jnp.ones(4, bool))[1], expected, rtol=1e-6)

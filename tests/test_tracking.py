@@ -1,0 +1,75 @@
+import json
+
+import numpy as np
+from matplotlib.image import imread
+
+from charlm.tracking import ProgressLine, Tracker, draw_curves, read_metrics
+
+
+def line(step, split="train", loss=2.0):
+    return {"step": step, "epoch": 0.1, "chars": 100 * step, "seconds": 1.0, "split": split, "nats_per_char": loss, "bits_per_char": loss}
+
+
+def test_after_a_restart_no_step_stands_twice_and_half_a_line_is_gone(tmp_path):
+    tracker = Tracker(tmp_path, 0)
+    for step in (10, 20, 30):
+        tracker.record(line(step))
+        tracker.sample(step, [f"text of {step}\n=== not a header"])
+    tracker.close()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 40, "epo')
+    tracker = Tracker(tmp_path, 20)
+    tracker.record(line(30, loss=1.0))
+    tracker.sample(30, ["again"])
+    tracker.close()
+    assert [(m["step"], m["nats_per_char"]) for m in read_metrics(tmp_path / "metrics.jsonl")] == [(10, 2.0), (20, 2.0), (30, 1.0)]
+    for text in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        json.loads(text)
+    samples = (tmp_path / "samples.txt").read_text()
+    assert [s for s in samples.splitlines() if s.endswith("===")] == ["=== step 10 ===", "=== step 20 ===", "=== step 30 ==="]
+    assert samples.endswith("=== step 30 ===\nagain\n") and "text of 20\n=== not a header" in samples
+
+
+def test_event_files_hold_the_metrics(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event
+
+    tracker = Tracker(tmp_path, 0)
+    tracker.record(line(10, "val", 1.25))
+    tracker.close()
+    (path,) = tmp_path.glob("events.out.tfevents.*")
+    content, at, found = path.read_bytes(), 0, {}
+    while at < len(content):
+        size = int.from_bytes(content[at : at + 8], "little")
+        for value in Event.FromString(content[at + 12 : at + 12 + size]).summary.value:
+            found[value.tag] = value.simple_value
+        at += 12 + size + 4
+    assert found["val/nats_per_char"] == 1.25
+
+
+def test_curves_are_drawn(tmp_path):
+    lines = [line(step, "train", 3 - step / 100) for step in range(1, 100)]
+    lines += [line(step, "val", 3.2 - step / 100) for step in range(10, 100, 10)]
+    draw_curves(lines, tmp_path / "full.png")
+    draw_curves([], tmp_path / "empty.png")
+    full, empty = imread(tmp_path / "full.png"), imread(tmp_path / "empty.png")
+    orange = (full[..., 0] > 0.6) & (full[..., 1] < 0.45) & (full[..., 2] < 0.3)
+    assert full.shape == empty.shape and orange.sum() > 500 and np.ptp(empty[..., :3]) > 0
+
+
+def test_a_loss_that_is_not_finite_can_be_drawn(tmp_path):
+    draw_curves([line(1, loss=float("nan")), line(2, loss=float("inf")), line(3)], tmp_path / "c.png")
+    assert (tmp_path / "c.png").stat().st_size > 1000
+
+
+def test_plain_lines_where_there_is_no_terminal(capfd):
+    progress = ProgressLine(200, 0)
+    progress.update(50, 2.5, 12345.6, 0.5)
+    progress.record(line(50, loss=2.5) | {"chars_per_second": 12345.6})
+    progress.record(line(50, "val", 2.25))
+    progress.close()
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "step 50/200  loss 2.5000  12,346 chars/s  1:15 left",
+        "step 50  validation loss 2.2500 nats per character",
+    ]
