@@ -25,9 +25,10 @@ def build(layout="stream", **changes):
     model = CharLM.from_config(config.model, V)
     optimizer = optim.make_optimizer(config.optimizer, 100)
     bound = make_layout(config.batching, config.seed, N)
-    init = jax.jit(lambda: step.init_state(model, optimizer, config.seed, 4, bound.carries_state))
+    first = step.init_state(model, optimizer, config.seed, 4, bound.carries_state)
     train_step = step.make_train_step(model, optimizer, config.optimizer.loss_reduction, step.run_keys(0)[1])
-    return model, bound, init, jax.jit(train_step), step.make_train_chunk(train_step, 6)
+    # A copy for each test, as train_chunk donates what it gets.
+    return model, bound, lambda: jax.tree.map(jnp.copy, first), jax.jit(train_step), step.make_train_chunk(train_step, 6)
 
 
 def run(sizes, layout):

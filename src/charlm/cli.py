@@ -114,7 +114,7 @@ def parse_with_config(values: flags.FlagValues, argv: Sequence[str], usage: str)
         raise
     except Exception as error:
         raise ConfigError(_config_file_error(path, error)) from None
-    if config is None:
+    if not path:
         raise ConfigError("--config is missing; try --config configs/quickstart.py")
     if not isinstance(config, config_dict.ConfigDict):
         raise ConfigError(f"{path}: get_config() returned {type(config).__name__}; it must return default_config(), changed")
@@ -166,9 +166,10 @@ def _config_file_error(path: str, error: Exception) -> str:
         return f"{file}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if _same_file(frame.filename, file)]
     where = f"{file}, line {lines[-1]}" if lines else file
-    if isinstance(error, (AttributeError, KeyError)) and (match := re.search(r'Key "([^"]*)" does not exist', str(error))):
-        near = re.search(r'Did you mean "([^"]*)"', str(error))
-        return f"{where}: unknown config key {match[1]}" + (f"; did you mean {near[1]}?" if near else "")
+    if near := re.search(r'Did you mean "([^"]*)" instead of "([^"]*)"', str(error)):
+        return f"{where}: unknown config key {near[2]}; did you mean {near[1]}?"
+    if isinstance(error, AttributeError) and (key := re.search(r'Key "([^"]*)" does not exist', str(error))):
+        return f"{where}: unknown config key {key[1]}"
     last = str(error).strip().splitlines()[-1] if str(error).strip() else ""
     return f"{where}: {type(error).__name__}: {last}"
 
@@ -180,4 +181,9 @@ def _same_file(a: str, b: str) -> bool:
 
 
 def _flag_error(error: Exception) -> str:
+    """One line for a flag's wrong value; for `--config`, from the traceback that config_flags puts into the message."""
+    if "Error whilst parsing config file" in str(error):
+        frames = re.findall(r'File "([^"]*)", line (\d+), in get_config', str(error))
+        where = f"{frames[-1][0]}, line {frames[-1][1]}: " if frames else ""
+        return where + str(error).strip().splitlines()[-1]
     return re.sub(r"^flag (--\S+?)=(.*): ", r"flag \1 is \2; ", " ".join(str(error).split()))

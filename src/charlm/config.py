@@ -167,10 +167,8 @@ def unknown_key(key: str) -> str:
     groups = [group for group in default_config() if group != "seed"]
     if key in groups:
         return f"{key} is a group of keys, not a key; its keys: {', '.join(k for k in keys if k.startswith(key + '.'))}"
-    near = difflib.get_close_matches(key, keys, 1, 0.6)
-    if not near:
-        # A key put in the wrong group, or in none.
-        near = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]][:1]
+    # A key put in the wrong group, or in none; else one misspelt.
+    near = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]] or difflib.get_close_matches(key, keys, 1, 0.6)
     hint = f"did you mean {near[0]}?" if near else f"the groups are {', '.join(groups)}"
     return f"unknown config key {key}; {hint}"
 

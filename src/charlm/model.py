@@ -58,7 +58,8 @@ def _per_gate(init, gates: int):
 
     def initialise(key, shape, dtype=jnp.float32):
         block = (shape[0], shape[1] // gates)
-        return jnp.concatenate([init(k, block, dtype) for k in jax.random.split(key, gates)], axis=1)
+        blocks = jax.vmap(lambda k: init(k, block, dtype))(jax.random.split(key, gates))
+        return jnp.moveaxis(blocks, 0, 1).reshape(shape)
 
     return initialise
 

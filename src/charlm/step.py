@@ -41,10 +41,14 @@ def init_state(
     model: CharLM, optimizer: optax.GradientTransformation, seed: int, batch_size: int, carries_state: bool
 ) -> TrainState:
     """The state before step 0: parameters drawn from the seed, zero recurrent states."""
-    params_key, _ = run_keys(seed)
-    params = model.initial_params(params_key)
-    carry = model.initial_carry(batch_size) if carries_state else ()
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), carry)
+
+    @jax.jit  # One compilation in place of one an operation.
+    def init(params_key):
+        params = model.initial_params(params_key)
+        carry = model.initial_carry(batch_size) if carries_state else ()
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), carry)
+
+    return init(run_keys(seed)[0])
 
 
 def run_keys(seed: int) -> tuple[jax.Array, jax.Array]:

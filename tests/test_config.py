@@ -1,0 +1,104 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charlm import config as configs
+from charlm.config import default_config, flatten
+from charlm.errors import ConfigError
+
+DEFAULTS = dict(flatten(default_config()))
+
+
+def test_the_default_config_passes_its_own_checks_and_survives_json():
+    config = default_config()
+    configs.check(config, "test")
+    config.data.split = (0.8, 0.1, 0.1)
+    again = configs.from_json(configs.to_json(config), "test")
+    assert again == config and again.data.split == (0.8, 0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("batching.batch_size", 0),
+        ("batching.seq_len", -1),
+        ("batching.layout", "streams"),
+        ("batching.reset_prob", 1.5),
+        ("model.cell", "ltsm"),
+        ("model.hidden_size", 0),
+        ("model.num_layers", 0),
+        ("model.dropout", 1.0),
+        ("model.dtype", "float16"),
+        ("optimizer.learning_rate", -1e-3),
+        ("optimizer.learning_rate", float("nan")),
+        ("optimizer.learning_rate", float("inf")),
+        ("optimizer.name", "rmsprop"),
+        ("optimizer.clip_norm", 0.0),
+        ("train.steps", 0),
+        ("train.epochs", 0.0),
+        ("train.patience", 0),
+        ("train.log_every", -1),
+        ("train.steps_per_dispatch", 129),
+        ("eval.num_streams", 0),
+        ("eval.context", -1),
+        ("sample.temperature", 0.0),
+        ("sample.top_p", 1.1),
+        ("sample.top_k", 0),
+        ("data.split", (0.5, 0.4)),
+        ("data.split", (0.5, 0.4, 0.2)),
+        ("data.split", (0.0, 0.5, 0.5)),
+        ("data.vocab", "words"),
+        ("seed", -1),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_by_name(key, value):
+    config = default_config()
+    configs.set_key(config, key, value, "test")
+    with pytest.raises(ConfigError) as error:
+        configs.check(config, "some.py")
+    assert str(error.value).startswith(f"some.py: {key} is ") and "\n" not in str(error.value)
+
+
+@given(st.sampled_from(sorted(DEFAULTS)), st.data())
+def test_a_misspelt_key_is_answered_with_the_right_one(key, data):
+    at = data.draw(st.integers(1, len(key) - 1))
+    misspelt = key[:at] + "q" + key[at + 1 :]
+    if misspelt not in DEFAULTS and "." in misspelt:
+        message = configs.unknown_key(misspelt)
+        assert message.startswith(f"unknown config key {misspelt}; ")
+        assert len(key) < 9 or "did you mean" in message
+
+
+def test_a_key_in_the_wrong_group_is_found():
+    assert configs.unknown_key("optimizer.dropout").endswith("did you mean model.dropout?")
+    assert "is a group of keys" in configs.unknown_key("optimizer")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "{", '{"seed": 1}', '{"nothing": {"here": 1}}'])
+def test_a_config_json_that_is_none_is_a_user_error(text):
+    with pytest.raises(ConfigError, match="^DIR/config.json"):
+        configs.from_json(text, "DIR/config.json")
+
+
+def test_only_the_length_may_grow_under_extend():
+    old, new = default_config(), default_config()
+    new.train.steps = 10
+    configs.check_extension(old, new, "DIR")
+    new.model.hidden_size = 8
+    with pytest.raises(ConfigError, match="model.hidden_size"):
+        configs.check_extension(old, new, "DIR")
+    new = default_config()
+    new.optimizer.schedule = "warmup_cosine"
+    with pytest.raises(ConfigError, match="spans the run"):
+        configs.check_extension(new, new, "DIR")
+    new.optimizer.schedule_steps = 100
+    configs.check_extension(new, new, "DIR")
+
+
+def test_cadences_do_not_make_another_run():
+    old, new = default_config(), default_config()
+    for key in configs.CADENCE_KEYS:
+        configs.set_key(new, key, 3, "test")
+    assert configs.differing_keys(old, new) == []
+    new.seed = 4
+    assert configs.differing_keys(old, new) == ["seed"]

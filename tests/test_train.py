@@ -1,0 +1,235 @@
+"""The commands end to end on a small text: what a run leaves behind, resuming, extending, signals, kills."""
+
+import json
+import math
+import shutil
+import signal
+import time
+
+import pytest
+from conftest import start
+
+from charlm.tracking import read_metrics
+
+CONTRACT = {"config.json", "manifest.json", "vocab.json", "checkpoints", "samples.txt", "metrics.jsonl", "curves.png", "result.json"}
+# Every source of state: carried states and resets, dropout, momenta; and shuffles.
+STREAM = ("--config.model.dropout=0.3", "--config.batching.reset_prob=0.1", "--config.model.num_layers=2")
+WINDOWS = ("--config.batching.layout=windows", "--config.model.dropout=0.3", "--config.model.cell=gru")
+
+
+def result(workdir):
+    return json.loads((workdir / "result.json").read_text())
+
+
+def lines(workdir, split):
+    return [(m["step"], m["nats_per_char"]) for m in read_metrics(workdir / "metrics.jsonl") if m["split"] == split]
+
+
+@pytest.fixture(scope="module")
+def whole(small_config, tmp_path_factory):
+    """Undisturbed runs, one for each set of flags."""
+    from conftest import COMMANDS
+
+    from charlm import cli
+
+    runs = {}
+
+    def train_whole(*flags):
+        if flags not in runs:
+            runs[flags] = tmp_path_factory.mktemp("whole") / "run"
+            assert cli.run(COMMANDS["train"], ["--config", str(small_config), "--workdir", str(runs[flags]), *flags]) == 0
+        return runs[flags]
+
+    return train_whole
+
+
+def test_a_run_leaves_the_contract_behind(whole):
+    path = whole()
+    names = {p.name for p in path.iterdir()}
+    assert names >= CONTRACT and any(name.startswith("events.out.tfevents") for name in names)
+    assert sorted(p.name for p in (path / "checkpoints").iterdir()) in (["30", "40"], ["20", "30", "40"])
+    summary = result(path)
+    assert summary["status"] == "completed" and summary["steps"] == 40 and summary["chars"] == 40 * 4 * 8
+    assert len(summary["params_sha256"]) == 64 and summary["test_nats_per_char"] is None
+    train, val = lines(path, "train"), lines(path, "val")
+    assert [step for step, _ in train] == [10, 20, 30, 40] and [step for step, _ in val] == [20, 40]
+    assert train[-1][1] < train[0][1]
+    best = min(val, key=lambda point: point[1])
+    assert (summary["best_step"], summary["val_nats_per_char"]) == best
+    assert math.isclose(summary["val_bits_per_char"], best[1] / math.log(2))
+    for metric in read_metrics(path / "metrics.jsonl"):
+        assert {"epoch", "chars", "seconds", "bits_per_char"} <= metric.keys()
+        if metric["split"] == "train":
+            assert {"learning_rate", "grad_norm", "chars_per_second"} <= metric.keys()
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert manifest["vocab_size"] == len(json.loads((path / "vocab.json").read_text())["symbols"])
+    assert len(manifest["corpus_sha256"]) == 64 and manifest["packages"]["jax"]
+    samples = (path / "samples.txt").read_text()
+    assert samples.count("=== step") == 2
+
+
+def test_the_same_command_again_says_that_it_is_finished(whole, run, small_config):
+    path = whole()
+    before = {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.name != ".lock"}
+    code, out, err = run("train", "--config", str(small_config), "--workdir", str(path))
+    assert code == 0 and f"the run in {path} is finished: completed after 40 steps" in err
+    assert {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.name != ".lock"} == before
+
+
+def test_extending(whole, run, small_config, tmp_path):
+    longer = whole("--config.train.steps=60")
+    path = tmp_path / "run"
+    shutil.copytree(whole(), path)
+    flags = "--config", str(small_config), "--workdir", str(path), "--config.train.steps=60"
+    code, _, err = run("train", *flags)
+    assert code == 2 and "train.steps (40 there, 60 now)" in err and "--extend" in err and err.count("\n") == 1
+    assert result(path) == result(whole())
+    code, _, err = run("train", *flags, "--extend")
+    assert code == 0, err
+    assert result(path)["params_sha256"] == result(longer)["params_sha256"]
+    assert lines(path, "train") == lines(longer, "train") and lines(path, "val") == lines(longer, "val")
+    code, _, err = run("train", *flags[:-1], "--config.train.steps=50", "--extend")
+    assert code == 2 and "--extend only lengthens" in err
+
+
+CADENCES = (
+    ("--config.train.log_every=7",),
+    ("--config.train.eval_every=9", "--config.train.checkpoint_every=0"),
+    ("--config.train.checkpoint_every=3", "--config.train.sample_every=0"),
+    ("--config.train.steps_per_dispatch=1",),
+    ("--config.train.steps_per_dispatch=64", "--config.train.log_every=0", "--config.train.eval_every=0"),
+)
+
+
+@pytest.mark.parametrize("kind", [STREAM, WINDOWS], ids=["stream", "windows"])
+def test_cadences_change_no_bit(whole, run, small_config, tmp_path, kind):
+    expected = result(whole(*kind))["params_sha256"]
+    for i, cadence in enumerate(CADENCES):
+        code, _, err = run("train", "--config", str(small_config), "--workdir", str(tmp_path / f"{i}"), *kind, *cadence)
+        assert code == 0, err
+        assert result(tmp_path / f"{i}")["params_sha256"] == expected
+
+
+def until(process, condition):
+    """Wait for a condition while the process lives."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("kind", [STREAM, WINDOWS], ids=["stream", "windows"])
+def test_a_run_that_is_stopped_and_started_again_is_the_undisturbed_run(whole, small_config, tmp_path, kind, number):
+    """For more steps than pass before the signal comes; the second start changes the cadences as well."""
+    steps = "--config.train.steps=3000"
+    flags = "--config", str(small_config), "--workdir", str(tmp_path / "run"), *kind, steps, "--config.train.sample_every=0"
+    slow = "--config.train.eval_every=0", "--config.train.checkpoint_every=130", "--config.train.log_every=100"
+    undisturbed = whole(*kind, steps, "--config.train.sample_every=0", *slow)
+    path = tmp_path / "run"
+    process = start("train", *flags, *slow, "--config.train.steps_per_dispatch=5")
+    until(process, lambda: (path / "checkpoints" / "260").exists())
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[number], err
+    assert not (path / "result.json").exists()
+    if number != signal.SIGKILL:
+        assert f"stopped by {number.name} at step " in err
+    second = start("train", *flags, *slow, "--config.train.steps_per_dispatch=50")
+    _, err = second.communicate(timeout=120)
+    assert second.returncode == 0 and "; from step " in err, err
+    assert result(path)["params_sha256"] == result(undisturbed)["params_sha256"]
+    assert lines(path, "train") == lines(undisturbed, "train") and lines(path, "val") == lines(undisturbed, "val")
+
+
+def test_a_flipped_byte_in_the_latest_checkpoint_is_said_and_the_one_before_is_used(whole, run, small_config, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(whole(), path)
+    (path / "result.json").unlink()
+    data = max((path / "checkpoints" / "40").glob("**/d/*"), key=lambda p: p.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    code, out, err = run("sample", "--workdir", str(path), "--checkpoint=latest")
+    assert code == 2 and str(path / "checkpoints" / "40") in err
+    code, _, err = run("train", "--config", str(small_config), "--workdir", str(path))
+    assert code == 0, err
+    assert str(path / "checkpoints" / "40") in err and "going on from step 30" in err
+    assert result(path)["params_sha256"] == result(whole())["params_sha256"]
+    assert lines(path, "train") == lines(whole(), "train") and lines(path, "val") == lines(whole(), "val")
+
+
+def test_patience(run, small_config, tmp_path):
+    path = tmp_path / "run"
+    flags = (
+        "--config", str(small_config), "--workdir", str(path), "--config.optimizer.learning_rate=1e-12",
+        "--config.train.patience=3", "--config.train.eval_every=5",
+    )  # fmt: skip
+    code, _, err = run("train", *flags)
+    assert code == 0, err
+    summary, val = result(path), lines(path, "val")
+    assert summary["status"] == "stopped_early" and summary["steps"] < 40
+    best = min(range(len(val)), key=lambda i: val[i][1])
+    assert len(val) == best + 1 + 3 and summary["best_step"] == val[best][0]
+    code, _, err = run("train", *flags)
+    assert code == 0 and "is finished: stopped_early" in err
+
+
+def test_a_run_that_diverges(run, small_config, tmp_path):
+    path = tmp_path / "run"
+    flags = (
+        "--config", str(small_config), "--workdir", str(path), "--config.optimizer.name=sgd",
+        "--config.optimizer.learning_rate=1e30", "--config.model.cell=rnn",
+    )  # fmt: skip
+    code, _, err = run("train", *flags)
+    assert code == 1 and "the loss is not finite at step " in err and "Traceback" not in err
+    assert result(path)["status"] == "diverged"
+    code, _, err = run("train", *flags)
+    assert code == 1 and "diverged" in err
+
+
+def test_sampling_from_a_run(whole, run, text_file):
+    flags = "--workdir", str(whole())
+    code, text, err = run("sample", *flags, "--length=70", "--prompt=abc\r\nd")
+    assert code == 0 and text.startswith("abc\nd") and len(text) == 5 + 70 + 1 and text.endswith("\n")
+    assert set(text) <= set(text_file.read_text())
+    assert "checkpoint of step" in err
+    _, longer, _ = run("sample", *flags, "--length=200", "--prompt=abc\nd")
+    assert longer.startswith(text[:-1])
+    _, other, _ = run("sample", *flags, "--length=70", "--prompt=abc\nd", "--seed=1")
+    assert other != text
+    _, batch, _ = run("sample", *flags, "--length=70", "--prompt=abc\nd", "--num_samples=3")
+    assert batch.startswith(text) and len(batch) == 3 * len(text)
+    _, greedy, _ = run("sample", *flags, "--length=40", "--prompt=a", "--greedy")
+    assert run("sample", *flags, "--length=40", "--prompt=a", "--top_k=1", "--seed=9")[1] == greedy
+    assert len(run("sample", *flags)[1]) == 31
+
+
+def test_scoring_a_run(whole, run, text_file, tmp_path):
+    flags = "--workdir", str(whole()), "--json"
+    code, out, _ = run("evaluate", *flags)
+    score = json.loads(out)
+    text = text_file.read_text()
+    assert code == 0 and score["count"] == int(len(text) * 0.1) - 1
+    assert math.isclose(score["nats_per_char"], result(whole())["val_nats_per_char"], rel_tol=1e-6)
+    assert math.isclose(score["bits_per_char"], score["nats_per_char"] / math.log(2))
+    assert math.isclose(score["perplexity"], math.exp(score["nats_per_char"]))
+    (tmp_path / "val.txt").write_text(text[-int(len(text) * 0.1) :])
+    assert math.isclose(json.loads(run("evaluate", *flags, f"--text={tmp_path / 'val.txt'}")[1])["nats_per_char"], score["nats_per_char"])
+    code, plain, _ = run("evaluate", "--workdir", str(whole()), "--split=train")
+    assert code == 0 and "nats per character" in plain and "perplexity" in plain
+
+
+def test_bytes_and_lower_case(run, small_config, tmp_path):
+    (tmp_path / "t.txt").write_text("Ein Öl, ein Maß: ΑΣ 漢字 🙂\n" * 60)
+    path = tmp_path / "run"
+    code, _, err = run(
+        "train", "--config", str(small_config), "--workdir", str(path), f"--config.data.path={tmp_path / 't.txt'}",
+        "--config.data.vocab=bytes", "--config.data.lowercase", "--config.model.encoding=one_hot",
+    )  # fmt: skip
+    assert code == 0, err
+    code, out, _ = run("sample", "--workdir", str(path), "--prompt=EIN ÖL", "--length=50")
+    assert code == 0 and out.startswith("ein öl")
+    code, out, _ = run("evaluate", "--workdir", str(path), "--json")
+    assert json.loads(out)["count"] > 0.1 * 60 * 26
