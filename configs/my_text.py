@@ -1,0 +1,42 @@
+"""Your own text: any UTF-8 file, by default a model for one or two megabytes of it.
+
+    python -m charlm.train --config configs/my_text.py --config.data.path=FILE --workdir runs/mine
+    python -m charlm.sample --workdir runs/mine --prompt "The "
+
+The last tenth of the file is held out for validation; the best checkpoint is kept, and training stops when six
+evaluations in a row brought no better one. What to change, here or with --config.KEY=VALUE:
+
+- Less than 500 kB: model.dropout 0.3 to 0.5, model.hidden_size 128.
+- More than 5 MB: model.dropout 0, model.hidden_size 512 or more, train.epochs 2 to 5.
+- Many scripts, emoji, or a text that goes on to be scored elsewhere: data.vocab "bytes", which knows every symbol.
+- Case does not matter: data.lowercase True.
+
+Expect: @@
+"""
+
+from charlm.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.data.path = "my_text.txt"
+    config.data.vocab = "chars"
+    config.data.lowercase = False
+    config.batching.batch_size = 32
+    config.batching.seq_len = 64
+    config.model.cell = "lstm"
+    config.model.hidden_size = 256
+    config.model.embedding_size = 64
+    config.model.dropout = 0.2
+    config.optimizer.learning_rate = 5e-3
+    config.optimizer.schedule = "warmup_cosine"
+    config.optimizer.warmup_steps = 100
+    config.optimizer.clip_norm = 1.0
+    config.train.epochs = 8.0
+    config.train.patience = 6
+    config.train.log_every = 50
+    config.train.eval_every = 250
+    config.train.checkpoint_every = 250
+    config.train.sample_every = 500
+    config.sample.temperature = 0.8
+    return config
