@@ -37,7 +37,7 @@ def get_config():
     config.optimizer.learning_rate = 1e-3
     config.train.epochs = 20.0
     config.train.patience = 5
-    config.train.log_every = 20
+    config.train.log_every = 10
     config.train.eval_every = STEPS_PER_EPOCH
     config.train.checkpoint_every = 200
     config.train.sample_every = STEPS_PER_EPOCH

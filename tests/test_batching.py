@@ -74,7 +74,9 @@ def test_draws_are_the_same_for_ever():
 
 
 def test_a_text_shorter_than_a_batch_is_refused():
-    with pytest.raises(CorpusError, match="has 12 characters, fewer than one batch: batching.batch_size 3 x batching.seq_len 4"):
+    with pytest.raises(
+        CorpusError, match="has 12 characters, fewer than one batch: batching.batch_size 3 x batching.seq_len 4"
+    ):
         layout_of("stream", 12, 3, 4)
     layout_of("stream", 13, 3, 4)
 

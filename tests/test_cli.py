@@ -55,7 +55,10 @@ def test_no_config_and_a_missing_one(refused, tmp_path):
     "body, expected",
     [
         ("    return config +\n", "mine.py, line 5: invalid syntax"),
-        ("    config.model.hiden_size = 3\n    return config\n", "line 5: unknown config key hiden_size; did you mean hidden_size?"),
+        (
+            "    config.model.hiden_size = 3\n    return config\n",
+            "line 5: unknown config key hiden_size; did you mean hidden_size?",
+        ),
         ("    config.modle.hidden_size = 3\n    return config\n", "line 5: unknown config key modle; did you mean model?"),
         ("    config.model.hidden_size = 'big'\n    return config\n", "line 5: TypeError"),
         ("    config.data.path = nowhere\n    return config\n", "line 5: NameError: name 'nowhere' is not defined"),
@@ -163,7 +166,7 @@ def test_a_workdir_with_a_broken_file(run, trained, tmp_path, file, content):
 @pytest.mark.parametrize(
     "flag, expected",
     [
-        ("--prompt=été", "--prompt: symbol 'é' at position 0 is not in the vocabulary"),
+        ("--prompt=été", "sample.prompt: symbol 'é' at position 0 is not in the vocabulary"),
         ("--temperature=0", "sample.temperature is 0.0; it must be greater than 0"),
         ("--temperature=-1", "sample.temperature is -1.0"),
         ("--top_p=1.5", "sample.top_p is 1.5; it must be greater than 0 and at most 1"),

@@ -7,7 +7,15 @@ from charlm.tracking import ProgressLine, Tracker, draw_curves, read_metrics
 
 
 def line(step, split="train", loss=2.0):
-    return {"step": step, "epoch": 0.1, "chars": 100 * step, "seconds": 1.0, "split": split, "nats_per_char": loss, "bits_per_char": loss}
+    return {
+        "step": step,
+        "epoch": 0.1,
+        "chars": 100 * step,
+        "seconds": 1.0,
+        "split": split,
+        "nats_per_char": loss,
+        "bits_per_char": loss,
+    }
 
 
 def test_after_a_restart_no_step_stands_twice_and_half_a_line_is_gone(tmp_path):
@@ -22,7 +30,11 @@ def test_after_a_restart_no_step_stands_twice_and_half_a_line_is_gone(tmp_path):
     tracker.record(line(30, loss=1.0))
     tracker.sample(30, ["again"])
     tracker.close()
-    assert [(m["step"], m["nats_per_char"]) for m in read_metrics(tmp_path / "metrics.jsonl")] == [(10, 2.0), (20, 2.0), (30, 1.0)]
+    assert [(m["step"], m["nats_per_char"]) for m in read_metrics(tmp_path / "metrics.jsonl")] == [
+        (10, 2.0),
+        (20, 2.0),
+        (30, 1.0),
+    ]
     for text in (tmp_path / "metrics.jsonl").read_text().splitlines():
         json.loads(text)
     samples = (tmp_path / "samples.txt").read_text()

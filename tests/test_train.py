@@ -11,7 +11,16 @@ from conftest import start
 
 from charlm.tracking import read_metrics
 
-CONTRACT = {"config.json", "manifest.json", "vocab.json", "checkpoints", "samples.txt", "metrics.jsonl", "curves.png", "result.json"}
+CONTRACT = {
+    "config.json",
+    "manifest.json",
+    "vocab.json",
+    "checkpoints",
+    "samples.txt",
+    "metrics.jsonl",
+    "curves.png",
+    "result.json",
+}
 # Every source of state: carried states and resets, dropout, momenta; and shuffles.
 STREAM = ("--config.model.dropout=0.3", "--config.batching.reset_prob=0.1", "--config.model.num_layers=2")
 WINDOWS = ("--config.batching.layout=windows", "--config.model.dropout=0.3", "--config.model.cell=gru")
@@ -216,7 +225,9 @@ def test_scoring_a_run(whole, run, text_file, tmp_path):
     assert math.isclose(score["bits_per_char"], score["nats_per_char"] / math.log(2))
     assert math.isclose(score["perplexity"], math.exp(score["nats_per_char"]))
     (tmp_path / "val.txt").write_text(text[-int(len(text) * 0.1) :])
-    assert math.isclose(json.loads(run("evaluate", *flags, f"--text={tmp_path / 'val.txt'}")[1])["nats_per_char"], score["nats_per_char"])
+    assert math.isclose(
+        json.loads(run("evaluate", *flags, f"--text={tmp_path / 'val.txt'}")[1])["nats_per_char"], score["nats_per_char"]
+    )
     code, plain, _ = run("evaluate", "--workdir", str(whole()), "--split=train")
     assert code == 0 and "nats per character" in plain and "perplexity" in plain
 

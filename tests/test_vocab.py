@@ -58,7 +58,8 @@ def test_json_round_trip(text):
 
 
 @pytest.mark.parametrize(
-    "value", [None, [], {}, {"kind": "words"}, {"kind": "chars"}, {"kind": "chars", "symbols": "ba"}, {"kind": "chars", "symbols": ""}]
+    "value",
+    [None, [], {}, {"kind": "words"}, {"kind": "chars"}, {"kind": "chars", "symbols": "ba"}, {"kind": "chars", "symbols": ""}],
 )
 def test_what_is_no_vocabulary_is_refused(value):
     with pytest.raises(ValueError):

@@ -42,7 +42,9 @@ def unflatten_state(like: Any, flat: Flat) -> Any:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         if name not in flat or flat[name].shape != leaf.shape or flat[name].dtype != leaf.dtype:
             found = f"{flat[name].dtype}{list(flat[name].shape)}" if name in flat else "nothing"
-            raise WorkdirError(f"the checkpoint does not fit the config: {name} should be {leaf.dtype}{list(leaf.shape)}, found {found}")
+            raise WorkdirError(
+                f"the checkpoint does not fit the config: {name} should be {leaf.dtype}{list(leaf.shape)}, found {found}"
+            )
         values.append(flat[name])
     return jax.tree_util.tree_unflatten(treedef, values)
 
@@ -119,7 +121,9 @@ class Checkpoints:
             meta = dict(restored["meta"])
             expected = meta.pop("sha256", None)
         except Exception as error:  # Orbax raises many kinds for files that are cut short or altered.
-            raise DamagedCheckpoint(f"the checkpoint {self._root / str(step)} cannot be read ({type(error).__name__})") from None
+            raise DamagedCheckpoint(
+                f"the checkpoint {self._root / str(step)} cannot be read ({type(error).__name__})"
+            ) from None
         if sha256(flat, meta) != expected or meta.get("step") != step:
             raise DamagedCheckpoint(f"the checkpoint {self._root / str(step)} is damaged: its sha256 does not match")
         self._keep.best_step = meta["best_step"]

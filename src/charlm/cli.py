@@ -109,7 +109,7 @@ def parse_with_config(values: flags.FlagValues, argv: Sequence[str], usage: str)
         parse(values, argv, usage)
         config = values.config
         if config is not None:
-            config.items  # The flag hides a file that could not be read until it is used.
+            config.lock()  # The flag hides a file that could not be read until it is used.
     except (ConfigError, SystemExit):
         raise
     except Exception as error:

@@ -262,6 +262,7 @@ def check_extension(old: config_dict.ConfigDict, new: config_dict.ConfigDict, wh
 
 
 def describe_differences(old: config_dict.ConfigDict, new: config_dict.ConfigDict, keys: list[str]) -> str:
+    """`key (value there, value now)` for each of some keys."""
     olds, news = dict(flatten(old)), dict(flatten(new))
     return ", ".join(f"{key} ({olds[key]!r} there, {news[key]!r} now)" for key in keys)
 

@@ -104,6 +104,7 @@ def _pad(values: np.ndarray, size: int) -> np.ndarray:
 
 
 def main(argv: Sequence[str]) -> None:
+    """The command."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
     flags.DEFINE_enum("split", "val", ["train", "val", "test"], "the part of the run's corpus to score", flag_values=values)

@@ -96,9 +96,7 @@ class CharLM(nn.Module):
         return cls(vocab_size=vocab_size, **model.to_dict())
 
     @nn.compact
-    def __call__(
-        self, ids_TB: jax.Array, carry: tuple[Carry, ...], train: bool = False
-    ) -> tuple[jax.Array, tuple[Carry, ...]]:
+    def __call__(self, ids_TB: jax.Array, carry: tuple[Carry, ...], train: bool = False) -> tuple[jax.Array, tuple[Carry, ...]]:
         """Logits of the character after each input.
 
         Args:

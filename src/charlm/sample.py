@@ -129,26 +129,34 @@ def generate(
             yield drawn.T
 
 
-def start_of_text(prompt: str | None, vocab: Vocab) -> np.ndarray:
-    """Ids of a prompt; without one a line end, or the first symbol where the text has no line ends."""
-    if prompt:
-        return vocab.encode(prompt)
-    return vocab.encode("\n") if "\n" in vocab.symbols else np.zeros(1, vocab.dtype)
+def prompt_of(config, vocab: Vocab) -> tuple[str, np.ndarray]:
+    """The prompt as the corpus would have it, and the ids to start from.
+
+    Without a prompt a text starts after a line end, or after the first symbol where the corpus has no line ends.
+
+    Raises:
+        ConfigError: a symbol is not in the vocabulary.
+    """
+    prompt = normalise(config.sample.prompt or "", config.data.lowercase)
+    try:
+        return prompt, vocab.encode(prompt or ("\n" if "\n" in vocab.symbols else vocab.symbols[0]))
+    except CorpusError as error:
+        raise ConfigError(f"sample.prompt: {error}") from None
 
 
-def sample_text(sampler: Callable, model: CharLM, params, vocab: Vocab, sample, seed: int, prompt: str | None) -> list[str]:
+def sample_text(sampler: Callable, model: CharLM, params, vocab: Vocab, sample, seed: int, prompt_ids: np.ndarray) -> list[str]:
     """Whole samples as text, without the prompt."""
     settings = Settings.from_config(sample, vocab.size)
     keys_N = sample_keys(seed, sample.num_samples)
-    pieces = list(generate(sampler, model, params, start_of_text(prompt, vocab), keys_N, sample.length, settings))
+    pieces = list(generate(sampler, model, params, prompt_ids, keys_N, sample.length, settings))
     return [vocab.decode(ids) for ids in np.concatenate(pieces, axis=1)]
 
 
-def write_samples(pieces: Iterator[np.ndarray], vocab: Vocab, num_samples: int, prompt: str | None, write) -> None:
+def write_samples(pieces: Iterator[np.ndarray], vocab: Vocab, num_samples: int, prompt: str, write) -> None:
     """Write the first sample as it is drawn, then the others, each ended by a line end."""
     decoders = [vocab.decoder() for _ in range(num_samples)]
-    later = [[prompt or ""] for _ in range(num_samples)]
-    write(later[0][0])
+    later = [[prompt] for _ in range(num_samples)]
+    write(prompt)
     for piece in pieces:
         for n, ids in enumerate(piece):
             text = decoders[n](ids)
@@ -162,6 +170,7 @@ def write_samples(pieces: Iterator[np.ndarray], vocab: Vocab, num_samples: int, 
 
 
 def main(argv: Sequence[str]) -> None:
+    """The command."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
     flags.DEFINE_string("prompt", None, "what the text goes on from", flag_values=values)
@@ -182,13 +191,7 @@ def main(argv: Sequence[str]) -> None:
     check(config, "the flags")
     if not 0 <= values.seed < 1 << 63:
         raise ConfigError(f"--seed is {values.seed}; it must lie between 0 and 2^63 - 1")
-    prompt = config.sample.prompt
-    if prompt is not None:
-        prompt = normalise(prompt, config.data.lowercase)
-    try:
-        prompt_ids = start_of_text(prompt, run.vocab)
-    except CorpusError as error:
-        raise ConfigError(f"--prompt: {error}") from None
+    prompt, prompt_ids = prompt_of(config, run.vocab)
     flat, meta = Checkpoints(run.path).find(values.checkpoint)
     model = CharLM.from_config(run.config.model, run.vocab.size)
     params = jax.device_put(subtree(flat, "params"))

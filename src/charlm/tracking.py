@@ -128,7 +128,8 @@ class ProgressLine:
         self._seconds_per_step = 0.0
         if sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeElapsedColumn
+            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import Progress as Bar
 
             columns = (
                 TextColumn("step {task.completed}/{task.total}"),

@@ -24,10 +24,9 @@ from charlm import checkpoint, cli, optim, sample, step, tracking, workdir
 from charlm.batching import Layout, make_layout, stack_batches
 from charlm.config import to_json
 from charlm.corpus import Corpus, load_corpus
-from charlm.errors import ConfigError, CorpusError, RunFailed
+from charlm.errors import ConfigError, CorpusError, RunFailed, UserError
 from charlm.evaluate import make_scorer
 from charlm.model import CharLM, num_params
-from charlm.text import normalise
 
 # A dispatch is sized to take about this long, so that signals and the progress line are never far away.
 _DISPATCH_SECONDS = 1.0
@@ -40,7 +39,6 @@ class Progress:
     Attributes:
         best_step, best_val: the evaluation with the lowest validation loss so far.
         bad_evals: evaluations since.
-        evaluated_step: the last step that was evaluated.
         loss_sum, norm_sum, steps, seconds: over the training steps since the last line of metrics.
         train_seconds: of training steps, without compilation, evaluation, saving and sampling.
         elapsed: of everything.
@@ -49,7 +47,6 @@ class Progress:
     best_step: int | None = None
     best_val: float | None = None
     bad_evals: int = 0
-    evaluated_step: int = 0
     loss_sum: float = 0.0
     norm_sum: float = 0.0
     steps: int = 0
@@ -59,6 +56,7 @@ class Progress:
 
 
 def main(argv: Sequence[str]) -> None:
+    """The command."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "the run's folder; default runs/<config file's stem>", flag_values=values)
     flags.DEFINE_bool("extend", False, "go on with a finished run for a larger train.steps or train.epochs", flag_values=values)
@@ -84,6 +82,7 @@ def train(config: config_dict.ConfigDict, path: Path, extend: bool = False) -> N
         )
     layout = make_layout(config.batching, config.seed, len(corpus.train))
     num_steps = config.train.steps or math.ceil(config.train.epochs * layout.steps_per_epoch)
+    _, prompt_ids = sample.prompt_of(config, corpus.vocab)
     if (path / "config.json").is_file():
         workdir.check_same_run(workdir.load_run(path), config, corpus, extend)
     with workdir.locked(path):
@@ -95,7 +94,14 @@ def train(config: config_dict.ConfigDict, path: Path, extend: bool = False) -> N
             workdir.write_text(path / "config.json", to_json(config))
         else:
             workdir.create_run(path, config, corpus)
-        _fit(config, path, corpus, layout, num_steps)
+        try:
+            _fit(config, path, corpus, layout, num_steps, prompt_ids)
+        except (UserError, RunFailed, cli.Stopped):
+            raise
+        except Exception:
+            kept = checkpoint.Checkpoints(path).steps()
+            workdir.write_result(path, _result("failed", kept[-1] if kept else 0, config, Progress()))
+            raise
 
 
 def _is_over(path: Path, result: dict, num_steps: int) -> bool:
@@ -118,10 +124,12 @@ def _is_over(path: Path, result: dict, num_steps: int) -> bool:
     return False
 
 
-def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Layout, num_steps: int) -> None:
+def _fit(
+    config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Layout, num_steps: int, prompt_ids: np.ndarray
+) -> None:
     """The training loop: dispatch a chunk of steps; then log, evaluate, sample and save what is due."""
     began = time.monotonic()
-    chars_per_step = config.batching.batch_size * config.batching.seq_len
+    chars_per_step = _chars_per_step(config)
     model = CharLM.from_config(config.model, corpus.vocab.size)
     optimizer = optim.make_optimizer(config.optimizer, num_steps)
     learning_rate = optim.make_schedule(config.optimizer, num_steps)
@@ -129,11 +137,8 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
     state = step.init_state(model, optimizer, config.seed, config.batching.batch_size, layout.carries_state)
     progress = Progress()
 
-    def say_plainly(text: str) -> None:
-        print(f"charlm: {text}", file=sys.stderr, flush=True)
-
     checkpoints = checkpoint.Checkpoints(path, writable=True)
-    if found := checkpoints.restore_latest(say_plainly):
+    if found := checkpoints.restore_latest(lambda text: print(f"charlm: {text}", file=sys.stderr, flush=True)):
         flat, meta = found
         state = jax.tree.map(jnp.array, checkpoint.unflatten_state(state, flat))
         progress = Progress(**meta["progress"])
@@ -144,7 +149,6 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
     train_chunk = step.make_train_chunk(train_step, config.batching.seq_len)
     score = make_scorer(model)
     sampler = sample.make_sampler(model)
-    prompt = None if config.sample.prompt is None else normalise(config.sample.prompt, config.data.lowercase)
 
     tracker = tracking.Tracker(path, at)
     bar = tracking.ProgressLine(num_steps, at)
@@ -155,7 +159,7 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
         signals = stack.enter_context(_caught_signals())
         where = f"{jax.devices()[0].device_kind}, {len(jax.devices())} device(s)"
         bar.say(
-            f"{path}: {model_name(config)}, {num_params(state.params):,} parameters; {corpus.name}, {len(corpus.train):,} "
+            f"{path}: {_model_name(config)}, {num_params(state.params):,} parameters; {corpus.name}, {len(corpus.train):,} "
             f"characters of {corpus.vocab.size} symbols; {num_steps} steps on {where}" + (f"; from step {at}" if at else "")
         )
 
@@ -167,30 +171,11 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
             tracker.record(line)
             bar.record(line)
 
-        def result(status: str) -> dict:
-            value = progress.best_val
-            return {
-                "status": status,
-                "steps": at,
-                "chars": at * chars_per_step,
-                "num_params": num_params(state.params),
-                "best_step": progress.best_step,
-                "val_nats_per_char": value,
-                "val_bits_per_char": None if value is None else value / math.log(2),
-                "test_nats_per_char": None,
-                "train_seconds": progress.train_seconds,
-                "chars_per_second": at * chars_per_step / progress.train_seconds if progress.train_seconds else None,
-                "params_sha256": checkpoint.sha256(checkpoint.flatten_state(state.params)),
-            }
-
-        def patience_is_over() -> bool:
-            return config.train.patience is not None and progress.bad_evals >= config.train.patience
-
         ids_N = jnp.asarray(np.asarray(corpus.train))
         batches = stack_batches(layout, at, 1, step.MAX_STEPS_PER_DISPATCH)
         train_chunk = train_chunk.lower(state, ids_N, *batches, np.int32(1)).compile()
         chunk = 1
-        while at < num_steps and not patience_is_over():
+        while at < num_steps and not _patience_is_over(config, progress):
             n = min(chunk, _steps_until_due(config.train, at), num_steps - at)
             batches = stack_batches(layout, at, n, step.MAX_STEPS_PER_DISPATCH)
             start = time.monotonic()
@@ -198,13 +183,12 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
             losses, norms = np.asarray(losses_K)[:n].tolist(), np.asarray(norms_K)[:n].tolist()
             seconds = time.monotonic() - start
             if not all(map(math.isfinite, losses)):
-                bad = at + 1 + next(k for k, loss in enumerate(losses) if not math.isfinite(loss))
-                at = bad
+                at += 1 + next(k for k, loss in enumerate(losses) if not math.isfinite(loss))
                 checkpoints.wait()
-                workdir.write_result(path, result("diverged"))
+                workdir.write_result(path, _result("diverged", at, config, progress, state.params))
                 tracker.draw(force=True)
                 raise RunFailed(
-                    f"the loss is not finite at step {bad}; the last checkpoint is that of step {saved}; "
+                    f"the loss is not finite at step {at}; the last checkpoint is that of step {saved}; "
                     "try a lower optimizer.learning_rate, or optimizer.clip_norm, in another --workdir"
                 )
             at += n
@@ -239,12 +223,11 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
                     progress.bad_evals += 1
                 tracker.draw()
             if _due(config.train.sample_every, at):
-                texts = sample.sample_text(
-                    sampler, model, state.params, corpus.vocab, config.sample, config.seed + at, prompt
-                )
+                seed = config.seed + at
+                texts = sample.sample_text(sampler, model, state.params, corpus.vocab, config.sample, seed, prompt_ids)
                 tracker.sample(at, texts)
                 bar.say(f"step {at}  a sample:\n{texts[0]}")
-            ending = at == num_steps or patience_is_over() or signals
+            ending = at == num_steps or _patience_is_over(config, progress) or signals
             if improved or _due(config.train.checkpoint_every, at) or ending:
                 progress.elapsed = earlier + time.monotonic() - began
                 checkpoints.save(at, state, dataclasses.asdict(progress), progress.best_step)
@@ -257,7 +240,8 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
 
         checkpoints.wait()
         tracker.draw(force=True)
-        summary = result("stopped_early" if at < num_steps else "completed")
+        status = "stopped_early" if at < num_steps else "completed"
+        summary = _result(status, at, config, progress, state.params)
         if len(corpus.test) > 1:
             params = state.params
             if progress.best_step not in (None, at):
@@ -265,6 +249,32 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
             summary["test_nats_per_char"] = score(params, corpus.test, config.eval).nats_per_char
         workdir.write_result(path, summary)
         bar.say(_summary_line(summary, path))
+
+
+def _chars_per_step(config: config_dict.ConfigDict) -> int:
+    return config.batching.batch_size * config.batching.seq_len
+
+
+def _patience_is_over(config: config_dict.ConfigDict, progress: Progress) -> bool:
+    return config.train.patience is not None and progress.bad_evals >= config.train.patience
+
+
+def _result(status: str, steps: int, config: config_dict.ConfigDict, progress: Progress, params=None) -> dict:
+    """What result.json says of a run that ended after so many steps."""
+    chars, value = steps * _chars_per_step(config), progress.best_val
+    return {
+        "status": status,
+        "steps": steps,
+        "chars": chars,
+        "num_params": None if params is None else num_params(params),
+        "best_step": progress.best_step,
+        "val_nats_per_char": value,
+        "val_bits_per_char": None if value is None else value / math.log(2),
+        "test_nats_per_char": None,
+        "train_seconds": progress.train_seconds,
+        "chars_per_second": chars / progress.train_seconds if progress.train_seconds else None,
+        "params_sha256": None if params is None else checkpoint.sha256(checkpoint.flatten_state(params)),
+    }
 
 
 def _steps_until_due(train: config_dict.ConfigDict, at: int) -> int:
@@ -277,7 +287,7 @@ def _due(every: int, at: int) -> bool:
     return bool(every) and at % every == 0
 
 
-def model_name(config: config_dict.ConfigDict) -> str:
+def _model_name(config: config_dict.ConfigDict) -> str:
     layers = f"{config.model.num_layers} x " if config.model.num_layers > 1 else ""
     return f"{layers}{config.model.cell.upper()} {config.model.hidden_size}"
 

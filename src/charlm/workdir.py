@@ -160,6 +160,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def read_text(path: Path) -> str:
+    """A file of a run. Raises WorkdirError if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -184,4 +185,5 @@ def read_result(path: Path) -> dict | None:
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
+    """result.json, which says how the run ended."""
     write_text(path / "result.json", json.dumps(result, indent=2) + "\n")
