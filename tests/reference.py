@@ -27,11 +27,11 @@ def gru(params, x_proj, h_proj, carry):
 CELLS = {"rnn": rnn, "lstm": lstm, "gru": gru}
 
 
-def unroll(name, params, W_h, x_proj_TBG, carry):
-    """As `charlm.recurrence.unroll`."""
+def unroll(update, params, W_h, x_proj_TBG, carry):
+    """As `charlm.recurrence.unroll`; `update` is one of CELLS."""
 
     def step(carry, x_proj):
-        carry = CELLS[name](params, x_proj, carry[0] @ W_h, carry)
+        carry = update(params, x_proj, carry[0] @ W_h, carry)
         return carry, carry[0]
 
     carry, h_TBH = jax.lax.scan(step, carry, x_proj_TBG)

@@ -86,6 +86,7 @@ def test_a_config_file_that_does_not_work(refused, tmp_path, body, expected):
         ("--config.optimizer.learning_rate=-0.1", "optimizer.learning_rate is -0.1; it must be greater than 0"),
         ("--config.data.path=none.txt", "data.path none.txt does not exist"),
         ("--config.data.device_bytes=10", "more than data.device_bytes 10"),
+        ("--config.sample.prompt=&", "sample.prompt: symbol '&' at position 0"),
         ("--wrokdir=x", "unknown flag --wrokdir; did you mean --workdir?"),
         ("more", "stray argument 'more'"),
     ],

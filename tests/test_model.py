@@ -35,7 +35,7 @@ def test_the_model_is_its_equations(x64, cell, encoding):
     x = x if encoding == "one_hot" else x @ params["embedding"]
     for layer in range(2):
         p = params[f"layer_{layer}"]
-        x, _ = reference.unroll(cell, p, p["W_h"], x @ p["W_x"] + p["b"], carry[layer])
+        x, _ = reference.unroll(reference.CELLS[cell], p, p["W_h"], x @ p["W_x"] + p["b"], carry[layer])
     expected = x @ params["head_W"] + params["head_b"]
     logits, _ = jax.jit(model.apply)({"params": params}, ids_TB, carry)
     np.testing.assert_allclose(logits, expected, rtol=1e-12, atol=1e-12)

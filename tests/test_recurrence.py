@@ -9,7 +9,7 @@ import reference
 from jax.test_util import check_grads
 
 from charlm import recurrence
-from charlm.cells import CELLS, zero_carry
+from charlm.cells import CELLS, Cell, zero_carry
 
 T, B, H, V, E = 7, 3, 5, 11, 4
 
@@ -48,9 +48,32 @@ def test_values_and_all_gradients_equal_plain_autodiff(x64, name):
         return recurrence.unroll(CELLS[name], *args, dtype=jnp.float64)
 
     def plain(*args):
-        return reference.unroll(name, *args)
+        return reference.unroll(reference.CELLS[name], *args)
 
     close(fast(*args), plain(*args))
+    every = (0, 1, 2, 3)
+    close(jax.jit(jax.grad(objective(fast), every))(*args), jax.jit(jax.grad(objective(plain), every))(*args))
+
+
+def test_a_cell_of_ones_own_inherits_the_gradient(x64):
+    """The minimal gated unit of the README, with a parameter of its own besides."""
+
+    def update(params, x_proj_BG, h_proj_BG, carry):
+        (h,) = carry
+        x_f, x_n = jnp.split(x_proj_BG, 2, axis=-1)
+        h_f, h_n = jnp.split(h_proj_BG, 2, axis=-1)
+        f = jax.nn.sigmoid(x_f + h_f + params["peephole"] * h)
+        return ((1 - f) * h + f * jnp.tanh(x_n + f * h_n),)
+
+    cell = Cell(update, gates=("f", "n"), carries=1, additive=False, biases=("peephole",))
+    args = {"peephole": draw(9, H)}, draw(1, H, 2 * H), draw(2, T, B, 2 * H), (draw(20, B, H),)
+
+    def fast(*args):
+        return recurrence.unroll(cell, *args, dtype=jnp.float64)
+
+    def plain(*args):
+        return reference.unroll(update, *args)
+
     every = (0, 1, 2, 3)
     close(jax.jit(jax.grad(objective(fast), every))(*args), jax.jit(jax.grad(objective(plain), every))(*args))
 

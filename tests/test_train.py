@@ -244,3 +244,17 @@ def test_bytes_and_lower_case(run, small_config, tmp_path):
     assert code == 0 and out.startswith("ein öl")
     code, out, _ = run("evaluate", "--workdir", str(path), "--json")
     assert json.loads(out)["count"] > 0.1 * 60 * 26
+
+
+def test_a_run_that_fails_says_so_and_goes_on_when_started_again(whole, run, small_config, tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    flags = "--config", str(small_config), "--workdir", str(path)
+    with monkeypatch.context() as patch:
+        patch.setattr("charlm.tracking.Tracker.sample", None)
+        with pytest.raises(TypeError):
+            run("train", *flags)
+    assert result(path)["status"] == "failed" and result(path)["steps"] == 10
+    code, _, err = run("train", *flags)
+    assert code == 0 and "; from step 10" in err
+    assert result(path)["params_sha256"] == result(whole())["params_sha256"]
+    assert lines(path, "train") == lines(whole(), "train")
