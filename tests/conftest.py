@@ -8,8 +8,13 @@ from pathlib import Path
 
 import jax
 import pytest
+from hypothesis import settings
 
 from charlm import cli, evaluate, sample, train
+
+# The same examples every time, and no deadline: compilation falls on whichever comes first.
+settings.register_profile("charlm", deadline=None, derandomize=True)
+settings.load_profile("charlm")
 
 COMMANDS = {"train": train.main, "sample": sample.main, "evaluate": evaluate.main}
 SMALL = """

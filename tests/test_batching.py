@@ -3,7 +3,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from charlm.batching import cut_windows, make_layout, stack_batches, stream_batch, uniform, windows_batch
@@ -36,7 +36,6 @@ def test_stream_reads_each_character_of_each_stream_once_an_epoch_and_in_order(n
 
 
 @given(LENGTHS, SIZES, SIZES, st.booleans(), st.integers(0, 3))
-@settings(deadline=None)
 def test_windows_come_once_an_epoch_whatever_the_batch(num_chars, batch_size, seq_len, shuffle, seed):
     assume(num_chars > batch_size * seq_len)
     layout = layout_of("windows", num_chars, batch_size, seq_len, shuffle, seed=seed)

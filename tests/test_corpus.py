@@ -30,7 +30,7 @@ def decoded(loaded):
 
 
 @given(st.text(st.sampled_from("ab\n\rÉΣ漢🙂"), min_size=1, max_size=60), st.sampled_from(["chars", "bytes"]), st.booleans())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_the_parts_are_the_text(tmp_path_factory, content, vocab, lowercase):
     path = tmp_path_factory.mktemp("c") / "t.txt"
     path.write_bytes(content.encode())

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from charlm.config import default_config
@@ -101,7 +101,6 @@ def nucleus(logits, top_k, top_p):
     st.integers(1, V),
     st.floats(0.01, 0.99),
 )
-@settings(deadline=None)
 def test_top_k_and_top_p(scores, top_k, top_p):
     logits = np.array(scores) / 10 + 0.0123
     kept = np.isfinite(np.asarray(keep_probable(jnp.asarray(logits), top_k, top_p)))

@@ -1,7 +1,7 @@
 import hashlib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from charlm import text
@@ -14,7 +14,6 @@ from charlm.errors import CorpusError
     st.booleans(),
     st.booleans(),
 )
-@settings(deadline=None)
 def test_a_file_read_in_pieces_is_the_file(tmp_path_factory, content, piece_bytes, lowercase, bom):
     path = tmp_path_factory.mktemp("t") / "t.txt"
     path.write_bytes((b"\xef\xbb\xbf" if bom else b"") + content.encode())
