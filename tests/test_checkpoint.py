@@ -1,9 +1,11 @@
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from charlm.checkpoint import Checkpoints, DamagedCheckpoint, flatten_state, sha256, subtree, unflatten_state
+from charlm.checkpoint import Checkpoints, DamagedCheckpoint, flatten_state, sha256, unflatten_state
 from charlm.errors import WorkdirError
 
 
@@ -32,7 +34,6 @@ def test_what_is_restored_is_what_was_saved(tmp_path):
     assert jax.tree.structure(restored) == jax.tree.structure(tree(5))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), restored, jax.tree.map(np.asarray, tree(5)))
     assert meta == {"step": 5, "best_step": None, "progress": {"loss": 5 / 7}}
-    assert subtree(flat, "params")["layer"]["W"].tolist() == tree(5)["params"]["layer"]["W"].tolist()
 
 
 def test_a_donated_array_may_be_overwritten_while_it_is_saved(tmp_path):
@@ -101,7 +102,20 @@ def test_a_damaged_latest_is_named_and_the_one_before_is_used(tmp_path):
     flat, meta = checkpoints.restore_latest(said.append)
     assert meta["step"] == 1 and sha256(flat) == sha256(flatten_state(tree(1)))
     assert len(said) == 1 and str(tmp_path / "checkpoints" / "2") in said[0] and "going on from step 1" in said[0]
-    assert checkpoints.steps() == [1]
+    assert checkpoints.steps() == [1] and [p.name for p in (tmp_path / "damaged").iterdir()] == ["2"]
+    checkpoints.save(2, tree(2), {}, 1)
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 2] and checkpoints.find("latest")[1]["step"] == 2
+
+
+def test_the_best_is_found_past_a_damaged_latest_and_its_loss_is_said(tmp_path):
+    save(tmp_path, [1, 2], best=1).close()
+    damage(tmp_path / "checkpoints" / "2" / "state")
+    assert Checkpoints(tmp_path).find("best")[1]["step"] == 1
+    shutil.rmtree(tmp_path / "checkpoints")
+    save(tmp_path, [3, 4], best=1).close()
+    with pytest.raises(WorkdirError, match="no longer holds the best checkpoint, step 1;"):
+        Checkpoints(tmp_path).find("best")
 
 
 def test_with_none_before_it_a_damaged_checkpoint_is_an_error_and_stays(tmp_path):

@@ -36,8 +36,9 @@ def run(sizes, layout):
     state, at, losses = init(), 0, []
     for n in sizes:
         batches = stack_batches(bound, at, n, step.MAX_STEPS_PER_DISPATCH)
-        state, losses_K, _ = train_chunk(state, IDS, *batches, np.int32(n))
+        state, losses_K, _, finite = train_chunk(state, IDS, *batches, np.int32(n))
         losses += np.asarray(losses_K)[:n].tolist()
+        assert finite
         at += n
     assert train_chunk._cache_size() == 1
     return sha256(flatten_state(state)), losses

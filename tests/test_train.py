@@ -97,8 +97,10 @@ def test_extending(whole, run, small_config, tmp_path):
     assert code == 0, err
     assert result(path)["params_sha256"] == result(longer)["params_sha256"]
     assert lines(path, "train") == lines(longer, "train") and lines(path, "val") == lines(longer, "val")
+    code, _, err = run("train", *flags, "--extend")
+    assert code == 0 and "is finished" in err
     code, _, err = run("train", *flags[:-1], "--config.train.steps=50", "--extend")
-    assert code == 2 and "--extend only lengthens" in err
+    assert code == 2 and "--extend only lengthens" in err and '"steps": 60' in (path / "config.json").read_text()
 
 
 CADENCES = (
@@ -189,13 +191,17 @@ def test_a_run_that_diverges(run, small_config, tmp_path):
     path = tmp_path / "run"
     flags = (
         "--config", str(small_config), "--workdir", str(path), "--config.optimizer.name=sgd",
-        "--config.optimizer.learning_rate=1e30", "--config.model.cell=rnn",
+        "--config.optimizer.learning_rate=3e38", "--config.model.cell=rnn",
     )  # fmt: skip
     code, _, err = run("train", *flags)
     assert code == 1 and "the loss is not finite at step " in err and "Traceback" not in err
     assert result(path)["status"] == "diverged"
     code, _, err = run("train", *flags)
     assert code == 1 and "diverged" in err
+    # The last update, which no loss has seen.
+    code, _, err = run("train", *flags[:2], "--workdir", str(tmp_path / "one"), *flags[4:], "--config.train.steps=1")
+    assert code == 1 and "the parameters are not finite at step 1; there is no checkpoint yet" in err
+    assert result(tmp_path / "one")["status"] == "diverged" and not list((tmp_path / "one" / "checkpoints").iterdir())
 
 
 def test_sampling_from_a_run(whole, run, text_file):

@@ -6,6 +6,7 @@ progress and a sha256 of everything. Orbax returns flipped bits without a word; 
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from charlm.errors import WorkdirError
+from charlm.model import CharLM
 
 Flat = dict[str, np.ndarray]
 
@@ -49,17 +51,14 @@ def unflatten_state(like: Any, flat: Flat) -> Any:
     return jax.tree_util.tree_unflatten(treedef, values)
 
 
-def subtree(flat: Flat, name: str) -> dict:
-    """The nested dict below one name, `params` say."""
-    tree: dict = {}
-    for path, value in flat.items():
-        if path.startswith(name + "."):
-            *groups, last = path.split(".")[1:]
-            node = tree
-            for group in groups:
-                node = node.setdefault(group, {})
-            node[last] = value
-    return tree
+def params_of(flat: Flat, model: CharLM) -> Any:
+    """The parameters in a flat state, on the device.
+
+    Raises:
+        WorkdirError: they are not those of the model.
+    """
+    like = {"params": jax.eval_shape(model.initial_params, jax.random.key(0))}
+    return jax.device_put(unflatten_state(like, flat)["params"])
 
 
 def sha256(flat: Flat, meta: Mapping[str, Any] | None = None) -> str:
@@ -120,6 +119,8 @@ class Checkpoints:
             flat = {name: np.asarray(value) for name, value in restored["state"].items()}
             meta = dict(restored["meta"])
             expected = meta.pop("sha256", None)
+        except MemoryError:
+            raise
         except Exception as error:  # Orbax raises many kinds for files that are cut short or altered.
             raise DamagedCheckpoint(
                 f"the checkpoint {self._root / str(step)} cannot be read ({type(error).__name__})"
@@ -130,7 +131,9 @@ class Checkpoints:
         return flat, meta
 
     def restore_latest(self, say: Callable[[str], None]) -> tuple[Flat, dict] | None:
-        """The latest checkpoint that is whole, or None if there is none at all; damaged ones are named and removed.
+        """The latest checkpoint that is whole, or None if there is none at all.
+
+        Damaged ones are named and put aside, into `damaged/` beside `checkpoints/`.
 
         Raises:
             DamagedCheckpoint: there are checkpoints, and none of them is whole.
@@ -145,7 +148,11 @@ class Checkpoints:
                 continue
             for bad_step, error in damaged:
                 say(f"{error}; going on from step {step}, the one before")
-                self._manager.delete(bad_step)
+                aside = self._root.parent / "damaged"
+                aside.mkdir(exist_ok=True)
+                shutil.rmtree(aside / str(bad_step), ignore_errors=True)
+                (self._root / str(bad_step)).rename(aside / str(bad_step))
+            self._manager.reload()
             return flat, meta
         if damaged:
             raise DamagedCheckpoint(f"{damaged[0][1]}, and there is no whole one before it; start again in another --workdir")
@@ -163,12 +170,27 @@ class Checkpoints:
         if which == "latest":
             return self.restore(steps[-1])
         if which == "best":
-            flat, meta = self.restore(steps[-1])
-            best = meta["best_step"]
-            return (flat, meta) if best is None or best == steps[-1] else self.restore(best)
-        if not which.isdigit() or int(which) not in steps:
+            return self._find_best(steps)
+        if not which.isdecimal() or int(which) not in steps:
             raise WorkdirError(f"--checkpoint is {which!r}; it must be best, latest or one of {', '.join(map(str, steps))}")
         return self.restore(int(which))
+
+    def _find_best(self, steps: list[int]) -> tuple[Flat, dict]:
+        """The step that the latest whole checkpoint calls the best; itself, if nothing was evaluated."""
+        for step in reversed(steps):
+            try:
+                flat, meta = self.restore(step)
+            except DamagedCheckpoint:
+                if step == steps[0]:
+                    raise
+                continue
+            best = step if meta["best_step"] is None else meta["best_step"]
+            if best == step:
+                return flat, meta
+            if best in steps:
+                return self.restore(best)
+            raise WorkdirError(f"{self._root} no longer holds the best checkpoint, step {best}; try --checkpoint latest")
+        raise AssertionError("there is at least one step")
 
     def wait(self) -> None:
         """Until everything is on disk."""

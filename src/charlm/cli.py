@@ -19,12 +19,12 @@ from charlm.config import check, default_config, flatten, unknown_key
 from charlm.errors import ConfigError, RunFailed, UserError
 
 
-class Stopped(Exception):
-    """A signal ended the command, after what had to be saved was saved."""
+class Exit(Exception):
+    """The command is over, with this exit code: help was shown, or a signal came and everything is saved."""
 
-    def __init__(self, signal_number: int):
-        super().__init__(signal_number)
-        self.exit_code = 128 + signal_number
+    def __init__(self, code: int):
+        super().__init__(code)
+        self.code = code
 
 
 def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
@@ -32,6 +32,7 @@ def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = N
     logging.set_verbosity(logging.ERROR)  # Orbax warns of what is as it should be.
     try:
         command(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
         return 0
     except UserError as error:
         _say(error)
@@ -39,8 +40,8 @@ def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = N
     except RunFailed as error:
         _say(error)
         return 1
-    except Stopped as stopped:
-        return stopped.exit_code
+    except Exit as ended:
+        return ended.code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -71,7 +72,7 @@ def parse(values: flags.FlagValues, argv: Sequence[str], usage: str) -> flags.Fl
         raise ConfigError(_flag_error(error)) from None
     if values.help:
         print(_help(values, usage))
-        raise SystemExit(0)
+        raise Exit(0)
     if rest:
         raise ConfigError(f"stray argument {rest[0]!r}; flags are written --NAME=VALUE")
     return values
@@ -103,16 +104,16 @@ def parse_with_config(values: flags.FlagValues, argv: Sequence[str], usage: str)
         ConfigError: the file is missing or broken, a key is unknown or has the wrong type, a value breaks a rule.
     """
     _check_override_names(argv)
-    config_flags.DEFINE_config_file("config", None, "the config file", flag_values=values, sys_argv=["charlm", *argv])
     path = _config_path(argv)
     try:
+        config_flags.DEFINE_config_file("config", None, "the config file", flag_values=values, sys_argv=["charlm", *argv])
         parse(values, argv, usage)
         config = values.config
         if config is not None:
             config.lock()  # The flag hides a file that could not be read until it is used.
-    except (ConfigError, SystemExit):
+    except (ConfigError, Exit):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(_config_file_error(path, error)) from None
     if not path:
         raise ConfigError("--config is missing; try --config configs/quickstart.py")
@@ -139,17 +140,14 @@ def _check_override_names(argv: Sequence[str]) -> None:
 
 
 def _check_keys(config: config_dict.ConfigDict, path: str) -> None:
-    """A config must have just the keys of the default one, with their types."""
-    default = default_config()
-    known, found = dict(flatten(default)), dict(flatten(config))
+    """A config must have just the keys of the default one."""
+    known, found = dict(flatten(default_config())), dict(flatten(config))
     for key in found:
         if key not in known:
             raise ConfigError(f"{path}: {unknown_key(key)}")
-    for key, value in known.items():
+    for key in known:
         if key not in found:
             raise ConfigError(f"{path}: the key {key} is missing; start from charlm.config.default_config()")
-        if value is not None and found[key] is not None and type(found[key]) is not type(value):
-            raise ConfigError(f"{path}: {key} is {found[key]!r}; it must be of type {type(value).__name__}")
 
 
 def _config_file_error(path: str, error: Exception) -> str:
@@ -157,7 +155,7 @@ def _config_file_error(path: str, error: Exception) -> str:
     if not path:
         return "--config is empty; name a config file"
     file = path.split(":", 1)[0]
-    if not Path(file).exists():
+    if not os.path.exists(file):
         near = [p.as_posix() for p in sorted(Path("configs").glob("*.py")) if p.name != "__init__.py"]
         close = difflib.get_close_matches(file, near, 1, 0.5) or difflib.get_close_matches("configs/" + file, near, 1, 0.5)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(near) or 'no configs/*.py here'}"

@@ -35,6 +35,11 @@ CADENCE_KEYS = (
 )
 
 
+# A JAX key holds 32 bits of a seed.
+LARGEST_SEED = (1 << 32) - 1
+_LARGEST = (1 << 31) - 1
+
+
 def default_config() -> config_dict.ConfigDict:
     """Every key with its default. A key marked `unset` has none; set it to use it."""
     unset = config_dict.placeholder
@@ -87,11 +92,11 @@ def default_config() -> config_dict.ConfigDict:
     config.train = train = config_dict.ConfigDict()
     train.epochs = 1.0  # how often the text is read
     train.steps = unset(int)  # when set, it wins over `epochs`
-    # Cadences, in steps; 0: never. They change no bit of the parameters.
-    train.log_every = 50
+    # Cadences, in steps; 0: only where a key says so. They change no bit of the parameters.
+    train.log_every = 50  # and at the end
     train.eval_every = 500  # and at the end
     train.checkpoint_every = 500  # and after every evaluation that is the best so far, and at the end
-    train.sample_every = 500
+    train.sample_every = 500  # and at the end, unless 0
     train.steps_per_dispatch = 64  # the most steps between two looks of the host; fewer where they are slow
     train.patience = unset(int)  # stop after so many evaluations without a new best
 
@@ -184,9 +189,13 @@ def check(config: config_dict.ConfigDict, where: str) -> None:
     def refuse(key: str, rule: str):
         raise ConfigError(f"{where}: {key} is {values[key]!r}; {rule}")
 
-    for key, known in flatten(default_config()):
-        if known is not None and values.get(key) is None:
+    default = default_config()
+    for key, known in flatten(default):
+        if known is not None and values[key] is None:
             raise ConfigError(f"{where}: {key} is not set; its default is {known!r}")
+        kind = _type_of(default, key)
+        if values[key] is not None and type(values[key]) is not (list if kind is tuple else kind):
+            refuse(key, f"it must be of type {kind.__name__}")
         if isinstance(values[key], float) and values[key] != values[key]:
             refuse(key, "it must be a number")
     for key, choices in {
@@ -209,8 +218,8 @@ def check(config: config_dict.ConfigDict, where: str) -> None:
         "train.steps train.steps_per_dispatch train.patience eval.num_streams eval.batch_size "
         "optimizer.schedule_steps sample.length sample.num_samples sample.top_k data.device_bytes"
     ).split():
-        if values[key] is not None and values[key] < 1:
-            refuse(key, "it must be at least 1")
+        if values[key] is not None and not 1 <= values[key] <= _LARGEST:
+            refuse(key, f"it must be at least 1 and at most {_LARGEST}")
     for key in (
         "optimizer.learning_rate optimizer.clip_value optimizer.clip_norm optimizer.eps train.epochs sample.temperature"
     ).split():
@@ -220,15 +229,17 @@ def check(config: config_dict.ConfigDict, where: str) -> None:
         "train.log_every train.eval_every train.checkpoint_every train.sample_every eval.context "
         "optimizer.warmup_steps optimizer.weight_decay optimizer.final_learning_rate"
     ).split():
-        if not 0 <= values[key] < float("inf"):
-            refuse(key, "it must not be negative")
+        if not 0 <= values[key] <= _LARGEST:
+            refuse(key, f"it must not be negative, and at most {_LARGEST}")
     for key in "model.dropout optimizer.momentum optimizer.b1 optimizer.b2".split():
         if not 0 <= values[key] < 1:
             refuse(key, "it must be at least 0 and below 1")
     if not 0 <= values["batching.reset_prob"] <= 1:
         refuse("batching.reset_prob", "it must lie between 0 and 1")
-    if not 0 <= values["seed"] < 1 << 63:
-        refuse("seed", "it must lie between 0 and 2^63 - 1")
+    if not 0 <= values["seed"] <= LARGEST_SEED:
+        refuse("seed", f"it must lie between 0 and {LARGEST_SEED}")
+    if values["optimizer.final_learning_rate"] > values["optimizer.learning_rate"]:
+        refuse("optimizer.final_learning_rate", "it must not be above optimizer.learning_rate")
     if values["sample.top_p"] is not None and not 0 < values["sample.top_p"] <= 1:
         refuse("sample.top_p", "it must be greater than 0 and at most 1")
     if values["train.steps_per_dispatch"] > MAX_STEPS_PER_DISPATCH:
@@ -247,14 +258,15 @@ def differing_keys(old: config_dict.ConfigDict, new: config_dict.ConfigDict) -> 
 
 
 def check_extension(old: config_dict.ConfigDict, new: config_dict.ConfigDict, where: str) -> None:
-    """Whether `--extend` may go on with a run of config `old` under `new`: only the length may differ, and only grow."""
-    other = [key for key in differing_keys(old, new) if key not in ("train.steps", "train.epochs")]
+    """Whether `--extend` may go on with a run of config `old` under `new`: only the length may differ."""
+    keys = differing_keys(old, new)
+    other = [key for key in keys if key not in ("train.steps", "train.epochs")]
     if other:
         raise ConfigError(
             f"{where} holds a run of another config: {describe_differences(old, new, other)}; --extend changes only "
             "train.steps or train.epochs: choose another --workdir"
         )
-    if schedule_spans_run(new.optimizer):
+    if keys and schedule_spans_run(new.optimizer):
         raise ConfigError(
             f"{where}: the schedule {new.optimizer.schedule} spans the run, so a longer run is another run; with "
             "optimizer.schedule_steps set from the start a run can be extended"
@@ -265,6 +277,14 @@ def describe_differences(old: config_dict.ConfigDict, new: config_dict.ConfigDic
     """`key (value there, value now)` for each of some keys."""
     olds, news = dict(flatten(old)), dict(flatten(new))
     return ", ".join(f"{key} ({olds[key]!r} there, {news[key]!r} now)" for key in keys)
+
+
+def _type_of(config: config_dict.ConfigDict, key: str) -> type:
+    """The type of a key, of those without a value too."""
+    *groups, name = key.split(".")
+    for group in groups:
+        config = config[group]
+    return config.get_type(name)
 
 
 def _one_line(error: Exception) -> str:

@@ -48,7 +48,8 @@ class _Source(NamedTuple):
     """A text that has not been read yet."""
 
     name: str
-    fingerprint: str  # sha256 of the files it comes from
+    paths: list[Path]
+    fingerprint: str  # sha256 of those files
     split: tuple[float, float, float]
     read: Callable[[], tuple[Callable[[], Iterable[str]], tuple[int, int, int] | None, str]]
 
@@ -89,11 +90,17 @@ def _file_source(data) -> _Source:
         raise CorpusError(f"data.path {data.path} is a directory; name one UTF-8 text file")
     if not path.exists():
         raise CorpusError(f"data.path {data.path} does not exist; name a UTF-8 text file")
+    if not path.is_file():
+        raise CorpusError(f"data.path {data.path} is not a regular file; name a UTF-8 text file")
     fingerprint = texts.file_sha256([path])
     # nanoGPT's split: the last tenth is held out.
     split = tuple(data.split) if data.split is not None else (0.9, 0.1, 0.0)
     return _Source(
-        str(data.path), fingerprint, split, lambda: (lambda: texts.read_pieces(path, data.lowercase), None, fingerprint)
+        str(data.path),
+        [path],
+        fingerprint,
+        split,
+        lambda: (lambda: texts.read_pieces(path, data.lowercase), None, fingerprint),
     )
 
 
@@ -116,7 +123,7 @@ def _shakespeare_source(data) -> _Source:
             parts = [part.lower() for part in parts]
         return (lambda: iter(parts)), tuple(map(len, parts)), sha256
 
-    return _Source("shakespeare", texts.file_sha256(paths), split, read)
+    return _Source("shakespeare", paths, texts.file_sha256(paths), split, read)
 
 
 def _cut(text: str, split: tuple[float, float, float]) -> list[str]:
@@ -125,9 +132,10 @@ def _cut(text: str, split: tuple[float, float, float]) -> list[str]:
 
 
 def _lengths(total: int, split: tuple[float, float, float]) -> tuple[int, int, int]:
-    """Characters in each part: the held-out parts are rounded down, the rest is for training."""
-    val, test = (int(total * fraction + 1e-9) for fraction in split[1:])
-    return total - val - test, val, test
+    """Characters in each part; where parts meet is rounded down, as in nanoGPT."""
+    train_end = int(total * split[0] + 1e-9)
+    val_end = int(total * (split[0] + split[1]) + 1e-9)
+    return train_end, val_end - train_end, total - val_end
 
 
 def _encode(source: _Source, kind: str, entry: Path) -> None:
@@ -148,15 +156,15 @@ def _encode(source: _Source, kind: str, entry: Path) -> None:
         try:
             written = [0, 0, 0]
             with open(folder / "ids.bin", "wb") as file:
-                for part, position, piece in _by_part(pieces(), lengths):
+                for part, position, piece in _by_part(pieces(), lengths, source.name):
                     ids = vocab.encode(piece, position)
                     written[part] += len(ids)
                     file.write(ids.tobytes())
             meta = {"vocab": vocab.to_json(), "lengths": written, "sha256": sha256}
             (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-            if entry.exists():
-                shutil.rmtree(entry)  # Unreadable, or another process was quicker: its ids are the same.
-            folder.rename(entry)
+            if texts.file_sha256(source.paths) != source.fingerprint:
+                raise _changed(source.name)
+            _publish(folder, entry)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
@@ -165,12 +173,29 @@ def _encode(source: _Source, kind: str, entry: Path) -> None:
         ) from None
 
 
-def _by_part(pieces: Iterable[str], lengths: tuple[int, int, int]) -> Iterator[tuple[int, int, str]]:
+def _publish(folder: Path, entry: Path) -> None:
+    """Give a finished folder its name, unless another process was quicker: its ids are the same."""
+    if _read_meta(entry) is None:
+        shutil.rmtree(entry, ignore_errors=True)
+        try:
+            folder.rename(entry)
+        except OSError:
+            if _read_meta(entry) is None:
+                raise
+
+
+def _changed(name: str) -> CorpusError:
+    return CorpusError(f"the corpus {name} changed while it was read; start again when it is written")
+
+
+def _by_part(pieces: Iterable[str], lengths: tuple[int, int, int], name: str) -> Iterator[tuple[int, int, str]]:
     """The pieces of a text cut at the ends of its parts: (part, position in the text, piece)."""
     ends = list(itertools.accumulate(lengths))
     position = part = 0
     for piece in pieces:
         while piece:
+            if position == ends[-1]:
+                raise _changed(name)
             while position == ends[part]:
                 part += 1
             head, piece = piece[: ends[part] - position], piece[ends[part] - position :]

@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 from charlm import cli
-from charlm.checkpoint import Checkpoints, subtree
+from charlm.checkpoint import Checkpoints, params_of
 from charlm.corpus import encode_file, load_corpus
 from charlm.errors import ConfigError, CorpusError
 from charlm.model import CharLM
@@ -126,7 +126,7 @@ def main(argv: Sequence[str]) -> None:
     if len(ids) < 2:
         raise CorpusError(f"{name} has {len(ids)} characters; at least 2 are needed for a score")
     model = CharLM.from_config(run.config.model, run.vocab.size)
-    score = make_scorer(model)(subtree(flat, "params"), ids, run.config.eval)
+    score = make_scorer(model)(params_of(flat, model), ids, run.config.eval)
     if values.json:
         print(
             json.dumps(

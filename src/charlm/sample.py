@@ -21,8 +21,8 @@ from absl import flags
 from ml_collections import config_dict
 
 from charlm import cli
-from charlm.checkpoint import Checkpoints, subtree
-from charlm.config import check
+from charlm.checkpoint import Checkpoints, params_of
+from charlm.config import LARGEST_SEED, check
 from charlm.errors import ConfigError, CorpusError
 from charlm.model import CharLM
 from charlm.text import normalise
@@ -138,6 +138,8 @@ def prompt_of(config, vocab: Vocab) -> tuple[str, np.ndarray]:
         ConfigError: a symbol is not in the vocabulary.
     """
     prompt = normalise(config.sample.prompt or "", config.data.lowercase)
+    if any("\ud800" <= c <= "\udfff" for c in prompt):
+        raise ConfigError(f"sample.prompt is {prompt!r}; it must be UTF-8")
     try:
         return prompt, vocab.encode(prompt or ("\n" if "\n" in vocab.symbols else vocab.symbols[0]))
     except CorpusError as error:
@@ -189,16 +191,18 @@ def main(argv: Sequence[str]) -> None:
         if getattr(values, name) is not None:
             config.sample[name] = getattr(values, name)
     check(config, "the flags")
-    if not 0 <= values.seed < 1 << 63:
-        raise ConfigError(f"--seed is {values.seed}; it must lie between 0 and 2^63 - 1")
+    if not 0 <= values.seed <= LARGEST_SEED:
+        raise ConfigError(f"--seed is {values.seed}; it must lie between 0 and {LARGEST_SEED}")
     prompt, prompt_ids = prompt_of(config, run.vocab)
     flat, meta = Checkpoints(run.path).find(values.checkpoint)
     model = CharLM.from_config(run.config.model, run.vocab.size)
-    params = jax.device_put(subtree(flat, "params"))
+    params = params_of(flat, model)
     print(f"charlm: {run.path}, checkpoint of step {meta['step']}, seed {values.seed}", file=sys.stderr)
     settings = Settings.from_config(config.sample, run.vocab.size)
     keys_N = sample_keys(values.seed, config.sample.num_samples)
     pieces = generate(make_sampler(model), model, params, prompt_ids, keys_N, config.sample.length, settings)
+
+    sys.stdout.reconfigure(encoding="utf-8")
 
     def write(text: str) -> None:
         sys.stdout.write(text)

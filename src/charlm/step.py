@@ -97,10 +97,11 @@ def make_train_step(
 
 
 def make_train_chunk(train_step: Callable, seq_len: int) -> Callable:
-    """(state, ids_N, starts_KB, reset_KB, n) -> (state, losses_K, gradient norms_K), jitted; the state is donated.
+    """(state, ids_N, starts_KB, reset_KB, n) -> (state, losses_K, gradient norms_K, finite), jitted; the state is donated.
 
     Runs the first n of K = MAX_STEPS_PER_DISPATCH batches, cut out of the text on the device. n is traced, so that one
-    compiled program serves every cadence of logging, evaluating and saving, with the same bits.
+    compiled program serves every cadence of logging, evaluating and saving, with the same bits. `finite` says whether
+    all parameters are: the losses cannot tell, as each is that of the parameters before its own update.
     """
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -111,6 +112,8 @@ def make_train_chunk(train_step: Callable, seq_len: int) -> Callable:
             return state, losses_K.at[k].set(loss), norms_K.at[k].set(norm)
 
         buffer_K = jnp.zeros(starts_KB.shape[0])
-        return jax.lax.fori_loop(0, n, body, (state, buffer_K, buffer_K))
+        state, losses_K, norms_K = jax.lax.fori_loop(0, n, body, (state, buffer_K, buffer_K))
+        finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)]).all()
+        return state, losses_K, norms_K, finite
 
     return train_chunk

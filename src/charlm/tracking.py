@@ -25,6 +25,7 @@ class Tracker:
         self._drawn = time.monotonic()
         self._lines = _cut_back_metrics(workdir / "metrics.jsonl", step)
         _cut_back_samples(workdir / "samples.txt", step)
+        (workdir / "samples.txt").touch()
         self._metrics = open(workdir / "metrics.jsonl", "a", encoding="utf-8")
         self._events = SummaryWriter(str(workdir), purge_step=step + 1 if step else None)
 
@@ -119,6 +120,12 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
     FigureCanvasAgg(figure).print_png(str(path))
 
 
+def say(text: str) -> None:
+    """A line on stderr. That nobody reads it any more must not end a run."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
 class ProgressLine:
     """A live line with loss, speed and time left in a terminal; one plain line a record elsewhere. On stderr."""
 
@@ -148,7 +155,7 @@ class ProgressLine:
         if self._bar:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            say(text)
 
     def update(self, step: int, loss: float, chars_per_second: float, seconds_per_step: float) -> None:
         self._seconds_per_step = seconds_per_step

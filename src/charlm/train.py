@@ -22,14 +22,16 @@ from ml_collections import config_dict
 
 from charlm import checkpoint, cli, optim, sample, step, tracking, workdir
 from charlm.batching import Layout, make_layout, stack_batches
-from charlm.config import to_json
+from charlm.config import LARGEST_SEED, to_json
 from charlm.corpus import Corpus, load_corpus
-from charlm.errors import ConfigError, CorpusError, RunFailed, UserError
+from charlm.errors import ConfigError, CorpusError, RunFailed, UserError, WorkdirError
 from charlm.evaluate import make_scorer
 from charlm.model import CharLM, num_params
 
 # A dispatch is sized to take about this long, so that signals and the progress line are never far away.
 _DISPATCH_SECONDS = 1.0
+# The step counter is an int32.
+_MOST_STEPS = (1 << 31) - 1
 
 
 @dataclasses.dataclass
@@ -70,56 +72,64 @@ def train(config: config_dict.ConfigDict, path: Path, extend: bool = False) -> N
 
     Raises:
         UserError: config, corpus and workdir do not allow it. Nothing was written.
-        RunFailed: the loss is not finite.
-        cli.Stopped: a signal came; everything is saved.
+        RunFailed: a loss is not finite.
+        cli.Exit: a signal came; everything is saved.
     """
     # What can be refused is refused before the workdir is touched.
     corpus = load_corpus(config.data)
-    if corpus.train.nbytes > config.data.device_bytes:
+    if corpus.train.nbytes > config.data.device_bytes:  # At most 2^31 - 1, so that offsets fit an int32.
         raise CorpusError(
             f"the encoded training text has {corpus.train.nbytes} bytes, more than data.device_bytes "
             f"{config.data.device_bytes}; raise it if the device has room"
         )
     layout = make_layout(config.batching, config.seed, len(corpus.train))
-    num_steps = config.train.steps or math.ceil(config.train.epochs * layout.steps_per_epoch)
+    num_steps = _num_steps(config, layout)
+    if len(corpus.val) < 2 and config.train.patience is not None:
+        raise ConfigError("train.patience needs text to validate on; data.split leaves none")
     _, prompt_ids = sample.prompt_of(config, corpus.vocab)
-    if (path / "config.json").is_file():
-        workdir.check_same_run(workdir.load_run(path), config, corpus, extend)
     with workdir.locked(path):
-        if result := workdir.read_result(path):
-            if _is_over(path, result, num_steps):
-                return
-            (path / "result.json").unlink()
         if (path / "config.json").is_file():
+            run = workdir.load_run(path)
+            workdir.check_same_run(run, config, corpus, extend)
+            if num_steps < (before := _num_steps(run.config, layout)):
+                raise ConfigError(f"{path} holds a run of {before} steps; {num_steps} are fewer, and --extend only lengthens")
+            if result := workdir.read_result(path):
+                if _is_over(path, result, num_steps):
+                    return
+                (path / "result.json").unlink()
             workdir.write_text(path / "config.json", to_json(config))
+            if changed := workdir.changed_since(run, corpus):
+                tracking.say(f"charlm: {path} began elsewhere, so that bits may differ: {', '.join(changed)}")
         else:
             workdir.create_run(path, config, corpus)
         try:
             _fit(config, path, corpus, layout, num_steps, prompt_ids)
-        except (UserError, RunFailed, cli.Stopped):
+        except (UserError, RunFailed, cli.Exit):
             raise
         except Exception:
-            kept = checkpoint.Checkpoints(path).steps()
-            workdir.write_result(path, _result("failed", kept[-1] if kept else 0, config, Progress()))
+            if workdir.read_result(path) is None:
+                kept = checkpoint.Checkpoints(path).steps()
+                workdir.write_result(path, _result("failed", kept[-1] if kept else 0, config, Progress()))
             raise
+
+
+def _num_steps(config: config_dict.ConfigDict, layout: Layout) -> int:
+    """The length of a run."""
+    num_steps = config.train.steps or config.train.epochs * layout.steps_per_epoch
+    if num_steps > _MOST_STEPS:
+        raise ConfigError(f"train.epochs {config.train.epochs} are {num_steps:.3g} steps; at most {_MOST_STEPS} can be counted")
+    return math.ceil(num_steps)
 
 
 def _is_over(path: Path, result: dict, num_steps: int) -> bool:
-    """Whether there is nothing left to do; says so.
-
-    Raises:
-        ConfigError: the run is longer already.
-        RunFailed: the run diverged, and would again.
-    """
+    """Whether there is nothing left to do; says so. Raises RunFailed if the run diverged, as it would again."""
     steps, status = result["steps"], result["status"]
     if status == "diverged":
         raise RunFailed(f"the run in {path} diverged after step {steps}; change the config and choose another --workdir")
-    if status == "completed" and num_steps < steps:
-        raise ConfigError(f"{path} holds a run of {steps} steps; train.steps {num_steps} is fewer, and --extend only lengthens")
     if status == "stopped_early" or (status == "completed" and steps == num_steps):
         value = result["val_nats_per_char"]
         scored = "" if value is None else f", validation loss {value:.4f} nats per character at step {result['best_step']}"
-        print(f"the run in {path} is finished: {status} after {steps} steps{scored}", file=sys.stderr)
+        tracking.say(f"the run in {path} is finished: {status} after {steps} steps{scored}")
         return True
     return False
 
@@ -138,11 +148,12 @@ def _fit(
     progress = Progress()
 
     checkpoints = checkpoint.Checkpoints(path, writable=True)
-    if found := checkpoints.restore_latest(lambda text: print(f"charlm: {text}", file=sys.stderr, flush=True)):
+    if found := checkpoints.restore_latest(lambda text: tracking.say(f"charlm: {text}")):
         flat, meta = found
         state = jax.tree.map(jnp.array, checkpoint.unflatten_state(state, flat))
         progress = Progress(**meta["progress"])
     at = saved = int(state.step)
+    size = num_params(state.params)
     earlier = progress.elapsed
 
     train_step = step.make_train_step(model, optimizer, config.optimizer.loss_reduction, step_key)
@@ -159,9 +170,17 @@ def _fit(
         signals = stack.enter_context(_caught_signals())
         where = f"{jax.devices()[0].device_kind}, {len(jax.devices())} device(s)"
         bar.say(
-            f"{path}: {_model_name(config)}, {num_params(state.params):,} parameters; {corpus.name}, {len(corpus.train):,} "
+            f"{path}: {_model_name(config)}, {size:,} parameters; {corpus.name}, {len(corpus.train):,} "
             f"characters of {corpus.vocab.size} symbols; {num_steps} steps on {where}" + (f"; from step {at}" if at else "")
         )
+
+        def diverged(what: str) -> RunFailed:
+            checkpoints.wait()
+            workdir.write_result(path, _result("diverged", at, config, progress, size))
+            tracker.draw(force=True)
+            kept = f"the last checkpoint is that of step {saved}" if saved else "there is no checkpoint yet"
+            hint = "try a lower optimizer.learning_rate, or optimizer.clip_norm, in another --workdir"
+            return RunFailed(f"{what} not finite at step {at}; {kept}; {hint}")
 
         def record(split: str, nats_per_char: float, **more: float) -> None:
             progress.elapsed = earlier + time.monotonic() - began
@@ -179,19 +198,15 @@ def _fit(
             n = min(chunk, _steps_until_due(config.train, at), num_steps - at)
             batches = stack_batches(layout, at, n, step.MAX_STEPS_PER_DISPATCH)
             start = time.monotonic()
-            state, losses_K, norms_K = train_chunk(state, ids_N, *batches, np.int32(n))
+            state, losses_K, norms_K, finite = train_chunk(state, ids_N, *batches, np.int32(n))
             losses, norms = np.asarray(losses_K)[:n].tolist(), np.asarray(norms_K)[:n].tolist()
             seconds = time.monotonic() - start
             if not all(map(math.isfinite, losses)):
                 at += 1 + next(k for k, loss in enumerate(losses) if not math.isfinite(loss))
-                checkpoints.wait()
-                workdir.write_result(path, _result("diverged", at, config, progress, state.params))
-                tracker.draw(force=True)
-                raise RunFailed(
-                    f"the loss is not finite at step {at}; the last checkpoint is that of step {saved}; "
-                    "try a lower optimizer.learning_rate, or optimizer.clip_norm, in another --workdir"
-                )
+                raise diverged("the loss is")
             at += n
+            if not finite:
+                raise diverged("the parameters are")
             # One by one and in order, so that the sums do not depend on how many steps a dispatch took.
             for loss, norm in zip(losses, norms):
                 progress.loss_sum += loss
@@ -215,6 +230,8 @@ def _fit(
             improved = False
             if (_due(config.train.eval_every, at) or at == num_steps) and len(corpus.val) > 1:
                 value = score(state.params, corpus.val, config.eval).nats_per_char
+                if not math.isfinite(value):
+                    raise diverged("the validation loss is")
                 record("val", value)
                 improved = progress.best_val is None or value < progress.best_val
                 if improved:
@@ -222,31 +239,36 @@ def _fit(
                 else:
                     progress.bad_evals += 1
                 tracker.draw()
-            if _due(config.train.sample_every, at):
-                seed = config.seed + at
+            stopping = bool(signals)
+            ending = at == num_steps or _patience_is_over(config, progress)
+            if _due(config.train.sample_every, at) or (ending and config.train.sample_every):
+                seed = (config.seed + at) % (LARGEST_SEED + 1)
                 texts = sample.sample_text(sampler, model, state.params, corpus.vocab, config.sample, seed, prompt_ids)
                 tracker.sample(at, texts)
                 bar.say(f"step {at}  a sample:\n{texts[0]}")
-            ending = at == num_steps or _patience_is_over(config, progress) or signals
-            if improved or _due(config.train.checkpoint_every, at) or ending:
+            if improved or _due(config.train.checkpoint_every, at) or ending or stopping:
                 progress.elapsed = earlier + time.monotonic() - began
                 checkpoints.save(at, state, dataclasses.asdict(progress), progress.best_step)
                 saved = at
-            if signals and at < num_steps:
+            if stopping and not ending:
                 checkpoints.wait()
                 tracker.draw(force=True)
                 bar.say(f"stopped by {signals[0].name} at step {at}; everything is saved, the same command goes on from here")
-                raise cli.Stopped(signals[0])
+                raise cli.Exit(128 + signals[0])
 
         checkpoints.wait()
         tracker.draw(force=True)
         status = "stopped_early" if at < num_steps else "completed"
-        summary = _result(status, at, config, progress, state.params)
+        summary = _result(status, at, config, progress, size)
+        summary["params_sha256"] = checkpoint.sha256(checkpoint.flatten_state(state.params))
         if len(corpus.test) > 1:
-            params = state.params
-            if progress.best_step not in (None, at):
-                params = checkpoint.subtree(checkpoints.find("best")[0], "params")
-            summary["test_nats_per_char"] = score(params, corpus.test, config.eval).nats_per_char
+            try:
+                params = state.params
+                if progress.best_step not in (None, at):
+                    params = checkpoint.params_of(checkpoints.find(str(progress.best_step))[0], model)
+                summary["test_nats_per_char"] = score(params, corpus.test, config.eval).nats_per_char
+            except WorkdirError as error:
+                bar.say(f"charlm: no test loss: {error}")
         workdir.write_result(path, summary)
         bar.say(_summary_line(summary, path))
 
@@ -259,21 +281,21 @@ def _patience_is_over(config: config_dict.ConfigDict, progress: Progress) -> boo
     return config.train.patience is not None and progress.bad_evals >= config.train.patience
 
 
-def _result(status: str, steps: int, config: config_dict.ConfigDict, progress: Progress, params=None) -> dict:
-    """What result.json says of a run that ended after so many steps."""
+def _result(status: str, steps: int, config: config_dict.ConfigDict, progress: Progress, size: int | None = None) -> dict:
+    """What result.json says of a run that ended after so many steps, but for what only a finished one has."""
     chars, value = steps * _chars_per_step(config), progress.best_val
     return {
         "status": status,
         "steps": steps,
         "chars": chars,
-        "num_params": None if params is None else num_params(params),
+        "num_params": size,
         "best_step": progress.best_step,
         "val_nats_per_char": value,
         "val_bits_per_char": None if value is None else value / math.log(2),
         "test_nats_per_char": None,
         "train_seconds": progress.train_seconds,
         "chars_per_second": chars / progress.train_seconds if progress.train_seconds else None,
-        "params_sha256": None if params is None else checkpoint.sha256(checkpoint.flatten_state(params)),
+        "params_sha256": None,
     }
 
 

@@ -74,6 +74,16 @@ def check_same_run(run: Run, config: config_dict.ConfigDict, corpus: Corpus, ext
     check_corpus(run, corpus)
 
 
+def changed_since(run: Run, corpus: Corpus) -> list[str]:
+    """In what the machine differs from the one that the run began on, for a run that goes on: its bits may, too."""
+    now = make_manifest(corpus)
+    pairs = [("device", run.manifest.get("device_kind"), now["device_kind"])]
+    pairs += [(key, run.manifest.get(key), now[key]) for key in ("device_count", "cpu_model", "cpu_cores", "process_count")]
+    then = run.manifest.get("packages")
+    pairs += [(name, then.get(name) if isinstance(then, dict) else None, now["packages"][name]) for name in now["packages"]]
+    return [f"{name} ({before} then, {after} now)" for name, before, after in pairs if before != after]
+
+
 def check_corpus(run: Run, corpus: Corpus) -> None:
     """Raises WorkdirError if the corpus is not what the run began with."""
     if run.manifest.get("corpus_sha256") != corpus.sha256:
@@ -143,7 +153,7 @@ def locked(path: Path) -> Iterator[None]:
     if path.exists() and not path.is_dir():
         raise WorkdirError(f"--workdir {path} is a file; name a folder")
     if path.is_dir() and not (path / "config.json").exists():
-        strange = sorted({p.name for p in path.iterdir()} - _BEFORE_CONFIG)
+        strange = sorted({p.name for p in path.iterdir() if p.suffix != ".partial"} - _BEFORE_CONFIG)
         if strange:
             raise WorkdirError(f"--workdir {path} is not a run and not empty: it holds {strange[0]!r}; choose another")
     try:
@@ -154,8 +164,10 @@ def locked(path: Path) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise WorkdirError(f"another process is training in {path}; wait for it, or choose another --workdir") from None
+        except OSError as error:
+            raise WorkdirError(f"cannot lock {path / _LOCK}: {error.strerror}; choose a --workdir on another disk") from None
         yield
 
 
@@ -180,7 +192,9 @@ def write_text(path: Path, text: str) -> None:
 def read_result(path: Path) -> dict | None:
     """result.json of a run that ended, else None."""
     with contextlib.suppress(OSError, ValueError):
-        return json.loads((path / "result.json").read_text(encoding="utf-8"))
+        result = json.loads((path / "result.json").read_text(encoding="utf-8"))
+        if isinstance(result, dict) and {"status", "steps", "val_nats_per_char", "best_step"} <= result.keys():
+            return result
     return None
 
 
