@@ -89,10 +89,16 @@ def test_only_the_length_may_grow_under_extend():
         configs.check_extension(old, new, "DIR")
     new = default_config()
     new.optimizer.schedule = "warmup_cosine"
-    with pytest.raises(ConfigError, match="spans the run"):
-        configs.check_extension(new, new, "DIR")
-    new.optimizer.schedule_steps = 100
     configs.check_extension(new, new, "DIR")
+    for schedule_steps in (None, 100):
+        new.optimizer.schedule_steps = schedule_steps
+        longer = configs.from_json(configs.to_json(new), "test")
+        longer.train.steps = 10
+        if schedule_steps:
+            configs.check_extension(new, longer, "DIR")
+        else:
+            with pytest.raises(ConfigError, match="spans the run"):
+                configs.check_extension(new, longer, "DIR")
 
 
 def test_cadences_do_not_make_another_run():

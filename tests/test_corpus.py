@@ -43,7 +43,8 @@ def test_the_parts_are_the_text(tmp_path_factory, content, vocab, lowercase):
         assert "".join(parts) == "".join(line.lower() for line in whole.splitlines(keepends=True))
     else:
         assert "".join(parts) == whole
-        assert [len(p) for p in parts[1:]] == [int(len(whole) * f + 1e-9) for f in (0.3, 0.1)]
+        ends = [int(len(whole) * f + 1e-9) for f in (0.6, 0.9)]
+        assert parts == [whole[: ends[0]], whole[ends[0] : ends[1]], whole[ends[1] :]]
 
 
 def test_a_file_keeps_its_last_tenth_for_validation(write):
@@ -113,9 +114,9 @@ def test_the_built_in_corpus_holds_out_the_end_of_every_play():
     assert loaded.sha256 == text.SHAKESPEARE_SHA256 and loaded.name == "shakespeare"
     assert len(train) + len(val) + len(test) == sum(map(len, plays))
     assert train.startswith(plays[0][: int(0.9 * len(plays[0]))])
-    assert test.endswith(plays[-1][-int(0.05 * len(plays[-1])) :])
-    held_out = int(0.05 * len(plays[7]))
-    assert plays[7][-held_out:] in test and plays[7][-2 * held_out : -held_out] in val
+    for play in plays:
+        ends = int(0.9 * len(play) + 1e-9), int(0.95 * len(play) + 1e-9)
+        assert play[: ends[0]] in train and play[ends[0] : ends[1]] in val and play[ends[1] :] in test
 
 
 def test_a_text_scored_later_uses_the_same_vocabulary(write):
@@ -124,3 +125,42 @@ def test_a_text_scored_later_uses_the_same_vocabulary(write):
     assert loaded.vocab.decode(ids) == "cab "
     with pytest.raises(CorpusError, match=r"symbol 'd' at position 2 is not in the vocabulary of 4 symbols: ' abc'"):
         corpus.encode_file(write("abd", "other.txt"), loaded.vocab, False)
+
+
+def test_a_text_that_changes_while_it_is_read_is_not_cached(write, monkeypatch, tmp_path):
+    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
+    path = write("before " * 20)
+    read_pieces = text.read_pieces
+    for change in ("after " * 20, "longer " * 99):
+        passes = iter([lambda: None, lambda change=change: write(change)])
+
+        def changing(*args, passes=passes):
+            next(passes)()
+            return read_pieces(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(text, "read_pieces", changing)
+            with pytest.raises(CorpusError, match="changed while it was read|not in the vocabulary"):
+                corpus.load_corpus(data(path=path))
+        assert not entries()
+        write("before " * 20)
+    assert decoded(corpus.load_corpus(data(path=path))) == ["before " * 18, "before " * 2, ""]
+
+
+def test_two_processes_that_encode_the_same_text_get_along(write, monkeypatch, tmp_path):
+    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
+    options = data(path=write("some text " * 20))
+    publish, seen = corpus._publish, []
+
+    def slow(folder, entry):
+        if not seen:
+            seen.append(entry)
+            other = corpus.load_corpus(options)  # Finishes between our writing and our naming.
+            publish(folder, entry)
+            assert other.train[3] == corpus.load_corpus(options).train[3]
+        else:
+            publish(folder, entry)
+
+    monkeypatch.setattr(corpus, "_publish", slow)
+    corpus.load_corpus(options)
+    assert len(entries()) == 1 and seen

@@ -200,7 +200,7 @@ def test_a_run_that_diverges(run, small_config, tmp_path):
     assert code == 1 and "diverged" in err
     # The last update, which no loss has seen.
     code, _, err = run("train", *flags[:2], "--workdir", str(tmp_path / "one"), *flags[4:], "--config.train.steps=1")
-    assert code == 1 and "the parameters are not finite at step 1; there is no checkpoint yet" in err
+    assert code == 1 and " not finite at step 1; there is no checkpoint yet" in err
     assert result(tmp_path / "one")["status"] == "diverged" and not list((tmp_path / "one" / "checkpoints").iterdir())
 
 
@@ -226,11 +226,11 @@ def test_scoring_a_run(whole, run, text_file, tmp_path):
     code, out, _ = run("evaluate", *flags)
     score = json.loads(out)
     text = text_file.read_text()
-    assert code == 0 and score["count"] == int(len(text) * 0.1) - 1
+    assert code == 0 and score["count"] == len(text) - int(len(text) * 0.9) - 1
     assert math.isclose(score["nats_per_char"], result(whole())["val_nats_per_char"], rel_tol=1e-6)
     assert math.isclose(score["bits_per_char"], score["nats_per_char"] / math.log(2))
     assert math.isclose(score["perplexity"], math.exp(score["nats_per_char"]))
-    (tmp_path / "val.txt").write_text(text[-int(len(text) * 0.1) :])
+    (tmp_path / "val.txt").write_text(text[int(len(text) * 0.9) :])
     assert math.isclose(
         json.loads(run("evaluate", *flags, f"--text={tmp_path / 'val.txt'}")[1])["nats_per_char"], score["nats_per_char"]
     )
