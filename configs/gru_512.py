@@ -5,7 +5,9 @@ Source: charlm's own. Truncated BPTT over 32 streams of 128 characters.
     python -m charlm.train --config configs/gru_512.py
     python -m charlm.sample --workdir runs/gru_512
 
-Expect: @@
+Expect: 1.303 nats per character on validation text after two epochs (2,102 steps), 1.311 on test text, 1.40 after
+1,000 steps; 16,000 to 20,000 characters a second and about 9 minutes on 2 cores of an Intel Xeon with AVX-512 (a virtual
+machine, shared with other work at times), 2026-11-21.
 """
 
 from charlm.config import default_config

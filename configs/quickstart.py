@@ -5,7 +5,8 @@ Source: charlm's own. Truncated BPTT over 32 streams, as in char-rnn (Karpathy 2
     python -m charlm.train --config configs/quickstart.py
     python -m charlm.sample --workdir runs/quickstart
 
-Expect: @@
+Expect: 1.38 nats per character on validation text and 1.38 on test text; 121 s for both commands, 79,660
+characters a second while training, on 2 cores of an Intel Xeon with AVX-512 (a virtual machine), 2026-11-21.
 """
 
 from charlm.config import default_config
