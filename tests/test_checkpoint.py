@@ -52,11 +52,11 @@ def test_the_best_and_the_two_latest_are_kept(tmp_path):
         checkpoints.save(step, tree(step), {}, 2)
     checkpoints.wait()
     assert checkpoints.steps() == [2, 5, 6]
-    assert checkpoints.find("best")[1]["step"] == 2
-    assert checkpoints.find("latest")[1]["step"] == checkpoints.find("6")[1]["step"] == 6
+    assert checkpoints.find("best", print)[1]["step"] == 2
+    assert checkpoints.find("latest", print)[1]["step"] == checkpoints.find("6", print)[1]["step"] == 6
     checkpoints.save(7, tree(7), {}, 7)
     checkpoints.wait()
-    assert checkpoints.steps() == [6, 7] and checkpoints.find("best")[1]["step"] == 7
+    assert checkpoints.steps() == [6, 7] and checkpoints.find("best", print)[1]["step"] == 7
 
 
 def data_files(folder):
@@ -105,17 +105,19 @@ def test_a_damaged_latest_is_named_and_the_one_before_is_used(tmp_path):
     assert checkpoints.steps() == [1] and [p.name for p in (tmp_path / "damaged").iterdir()] == ["2"]
     checkpoints.save(2, tree(2), {}, 1)
     checkpoints.wait()
-    assert checkpoints.steps() == [1, 2] and checkpoints.find("latest")[1]["step"] == 2
+    assert checkpoints.steps() == [1, 2] and checkpoints.find("latest", print)[1]["step"] == 2
 
 
 def test_the_best_is_found_past_a_damaged_latest_and_its_loss_is_said(tmp_path):
     save(tmp_path, [1, 2], best=1).close()
     damage(tmp_path / "checkpoints" / "2" / "state")
-    assert Checkpoints(tmp_path).find("best")[1]["step"] == 1
+    said = []
+    assert Checkpoints(tmp_path).find("best", said.append)[1]["step"] == 1
+    assert len(said) == 1 and str(tmp_path / "checkpoints" / "2") in said[0]
     shutil.rmtree(tmp_path / "checkpoints")
     save(tmp_path, [3, 4], best=1).close()
     with pytest.raises(WorkdirError, match="no longer holds the best checkpoint, step 1;"):
-        Checkpoints(tmp_path).find("best")
+        Checkpoints(tmp_path).find("best", print)
 
 
 def test_with_none_before_it_a_damaged_checkpoint_is_an_error_and_stays(tmp_path):
@@ -130,11 +132,11 @@ def test_with_none_before_it_a_damaged_checkpoint_is_an_error_and_stays(tmp_path
 def test_what_is_not_there(tmp_path):
     assert Checkpoints(tmp_path).steps() == []
     with pytest.raises(WorkdirError, match="holds no checkpoint yet"):
-        Checkpoints(tmp_path).find("best")
+        Checkpoints(tmp_path).find("best", print)
     assert not (tmp_path / "checkpoints").exists()
     save(tmp_path, [3]).close()
     with pytest.raises(WorkdirError, match="--checkpoint is '4'; it must be best, latest or one of 3"):
-        Checkpoints(tmp_path).find("4")
+        Checkpoints(tmp_path).find("4", print)
 
 
 def test_a_state_of_another_shape_is_refused(tmp_path):

@@ -49,12 +49,12 @@ def test_one_stream_is_the_whole_text_read_from_a_zero_state():
 def test_each_stream_is_warmed_on_its_context():
     model, params = model_and_params()
     expected = 0.0
-    for start, first, end in zip(*cut_streams(len(IDS), 7, 20)):
+    for start, first, end in zip(*cut_streams(len(IDS), 3, 20)):
         inputs = jnp.asarray(IDS[start : end - 1, None].astype(np.int32))
         logits, _ = model.apply({"params": params}, inputs, model.initial_carry(1))
         log_probs = np.asarray(jax.nn.log_softmax(logits[:, 0]), np.float64)
         expected -= log_probs[np.arange(first - 1 - start, end - 1 - start), IDS[first:end]].sum()
-    score = make_scorer(model)(params, IDS, options(num_streams=7, context=20))
+    score = make_scorer(model)(params, IDS, options(num_streams=3, context=20))
     assert abs(score.nats_per_char - expected / (len(IDS) - 1)) < 1e-6
 
 

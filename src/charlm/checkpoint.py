@@ -158,8 +158,8 @@ class Checkpoints:
             raise DamagedCheckpoint(f"{damaged[0][1]}, and there is no whole one before it; start again in another --workdir")
         return None
 
-    def find(self, which: str) -> tuple[Flat, dict]:
-        """The checkpoint `best`, `latest`, or of a step, verified.
+    def find(self, which: str, say: Callable[[str], None]) -> tuple[Flat, dict]:
+        """The checkpoint `best`, `latest`, or of a step, verified; `say` is told of damaged ones that were passed over.
 
         Raises:
             WorkdirError: there is none.
@@ -170,19 +170,20 @@ class Checkpoints:
         if which == "latest":
             return self.restore(steps[-1])
         if which == "best":
-            return self._find_best(steps)
+            return self._find_best(steps, say)
         if not which.isdecimal() or int(which) not in steps:
             raise WorkdirError(f"--checkpoint is {which!r}; it must be best, latest or one of {', '.join(map(str, steps))}")
         return self.restore(int(which))
 
-    def _find_best(self, steps: list[int]) -> tuple[Flat, dict]:
+    def _find_best(self, steps: list[int], say: Callable[[str], None]) -> tuple[Flat, dict]:
         """The step that the latest whole checkpoint calls the best; itself, if nothing was evaluated."""
         for step in reversed(steps):
             try:
                 flat, meta = self.restore(step)
-            except DamagedCheckpoint:
+            except DamagedCheckpoint as error:
                 if step == steps[0]:
                     raise
+                say(f"{error}; taking the best of those before it")
                 continue
             best = step if meta["best_step"] is None else meta["best_step"]
             if best == step:

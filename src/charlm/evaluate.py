@@ -24,6 +24,7 @@ from charlm.corpus import encode_file, load_corpus
 from charlm.errors import ConfigError, CorpusError
 from charlm.model import CharLM
 from charlm.step import nats
+from charlm.tracking import say
 from charlm.workdir import check_corpus, load_run
 
 # Characters of each stream in one dispatch. It cuts nothing that the score depends on.
@@ -114,7 +115,7 @@ def main(argv: Sequence[str]) -> None:
     cli.parse(values, argv, __doc__)
     run = load_run(Path(cli.required(values, "workdir")))
     checkpoints = Checkpoints(run.path)
-    flat, meta = checkpoints.find(values.checkpoint)
+    flat, meta = checkpoints.find(values.checkpoint, say)
     if values.text is not None:
         if values["split"].present:
             raise ConfigError("--split and --text exclude each other; give one")

@@ -26,6 +26,7 @@ from charlm.config import LARGEST_SEED, check
 from charlm.errors import ConfigError, CorpusError
 from charlm.model import CharLM
 from charlm.text import normalise
+from charlm.tracking import say
 from charlm.vocab import Vocab
 from charlm.workdir import load_run
 
@@ -194,7 +195,7 @@ def main(argv: Sequence[str]) -> None:
     if not 0 <= values.seed <= LARGEST_SEED:
         raise ConfigError(f"--seed is {values.seed}; it must lie between 0 and {LARGEST_SEED}")
     prompt, prompt_ids = prompt_of(config, run.vocab)
-    flat, meta = Checkpoints(run.path).find(values.checkpoint)
+    flat, meta = Checkpoints(run.path).find(values.checkpoint, say)
     model = CharLM.from_config(run.config.model, run.vocab.size)
     params = params_of(flat, model)
     print(f"charlm: {run.path}, checkpoint of step {meta['step']}, seed {values.seed}", file=sys.stderr)

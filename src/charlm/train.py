@@ -99,7 +99,7 @@ def train(config: config_dict.ConfigDict, path: Path, extend: bool = False) -> N
                 (path / "result.json").unlink()
             workdir.write_text(path / "config.json", to_json(config))
             if changed := workdir.changed_since(run, corpus):
-                tracking.say(f"charlm: {path} began elsewhere, so that bits may differ: {', '.join(changed)}")
+                tracking.say(f"{path} began elsewhere, so that bits may differ: {', '.join(changed)}")
         else:
             workdir.create_run(path, config, corpus)
         try:
@@ -148,7 +148,7 @@ def _fit(
     progress = Progress()
 
     checkpoints = checkpoint.Checkpoints(path, writable=True)
-    if found := checkpoints.restore_latest(lambda text: tracking.say(f"charlm: {text}")):
+    if found := checkpoints.restore_latest(tracking.say):
         flat, meta = found
         state = jax.tree.map(jnp.array, checkpoint.unflatten_state(state, flat))
         progress = Progress(**meta["progress"])
@@ -265,10 +265,10 @@ def _fit(
             try:
                 params = state.params
                 if progress.best_step not in (None, at):
-                    params = checkpoint.params_of(checkpoints.find(str(progress.best_step))[0], model)
+                    params = checkpoint.params_of(checkpoints.find(str(progress.best_step), bar.say)[0], model)
                 summary["test_nats_per_char"] = score(params, corpus.test, config.eval).nats_per_char
             except WorkdirError as error:
-                bar.say(f"charlm: no test loss: {error}")
+                bar.say(f"no test loss: {error}")
         workdir.write_result(path, summary)
         bar.say(_summary_line(summary, path))
 
