@@ -4,7 +4,8 @@
     python -m charlm.sample --workdir runs/mine --prompt "The "
 
 The last tenth of the file is held out for validation; the best checkpoint is kept, and training stops when six
-evaluations in a row brought no better one. What to change, here or with --config.KEY=VALUE:
+evaluations in a row brought no better one. What to change, here or with --config.KEY=VALUE (rules of thumb, not
+measured):
 
 - Less than 500 kB: model.dropout 0.3 to 0.5, model.hidden_size 128.
 - More than 5 MB: model.dropout 0, model.hidden_size 512 or more, train.epochs 2 to 5.

@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import config_dict, config_flags
 
-from charlm.config import check, default_config, flatten, unknown_key
+from charlm.config import check, check_keys, default_config, flatten, unknown_key
 from charlm.errors import ConfigError, RunFailed, UserError
 
 
@@ -119,7 +119,7 @@ def parse_with_config(values: flags.FlagValues, argv: Sequence[str], usage: str)
         raise ConfigError("--config is missing; try --config configs/quickstart.py")
     if not isinstance(config, config_dict.ConfigDict):
         raise ConfigError(f"{path}: get_config() returned {type(config).__name__}; it must return default_config(), changed")
-    _check_keys(config, path)
+    check_keys(config, path)
     check(config, path)
     return config.lock()
 
@@ -137,17 +137,6 @@ def _check_override_names(argv: Sequence[str]) -> None:
         match = re.match(r"--?(no)?config\.([^=]*)", argument)
         if match and match[2] not in known:
             raise ConfigError(unknown_key(match[2]))
-
-
-def _check_keys(config: config_dict.ConfigDict, path: str) -> None:
-    """A config must have just the keys of the default one."""
-    known, found = dict(flatten(default_config())), dict(flatten(config))
-    for key in found:
-        if key not in known:
-            raise ConfigError(f"{path}: {unknown_key(key)}")
-    for key in known:
-        if key not in found:
-            raise ConfigError(f"{path}: the key {key} is missing; start from charlm.config.default_config()")
 
 
 def _config_file_error(path: str, error: Exception) -> str:

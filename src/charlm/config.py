@@ -71,7 +71,7 @@ def default_config() -> config_dict.ConfigDict:
     model.dropout = 0.0  # between layers and before the head
     model.recurrent_init = "orthogonal"  # of each gate's recurrent kernel; or lecun_normal
     model.forget_bias = 1.0  # the LSTM's forget gate starts open
-    model.dtype = "float32"  # of the operands of the products; bfloat16 is faster on GPU and TPU
+    model.dtype = "float32"  # of the operands of the products; bfloat16 is meant for GPU and TPU
 
     config.optimizer = optimizer = config_dict.ConfigDict()
     optimizer.name = "adam"  # sgd, adam, adamw
@@ -139,17 +139,22 @@ def from_json(text: str, where: str) -> config_dict.ConfigDict:
     if not isinstance(values, dict):
         raise ConfigError(f"{where} is not a config: it holds no JSON object")
     config = default_config()
-    known = dict(flatten(config))
-    found = dict(flatten(values))
+    check_keys(values, where)
+    for key, value in flatten(values):
+        set_key(config, key, value, where)
+    check(config, where)
+    return config
+
+
+def check_keys(config: Mapping[str, Any], where: str) -> None:
+    """Raises ConfigError unless a config has just the keys of the default one."""
+    known, found = dict(flatten(default_config())), dict(flatten(config))
     for key in found:
         if key not in known:
             raise ConfigError(f"{where}: {unknown_key(key)}")
     for key in known:
         if key not in found:
-            raise ConfigError(f"{where}: the key {key} is missing; was it written by another version of charlm?")
-        set_key(config, key, found[key], where)
-    check(config, where)
-    return config
+            raise ConfigError(f"{where}: the key {key} is missing; charlm.config.default_config() has them all")
 
 
 def set_key(config: config_dict.ConfigDict, key: str, value: Any, where: str) -> None:

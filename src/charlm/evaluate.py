@@ -144,10 +144,10 @@ def main(argv: Sequence[str]) -> None:
         return
     unit = "character" if run.vocab.kind == "chars" else "byte"
     print(f"{name}, checkpoint of step {meta['step']}")
-    print(f"  nats per {unit}  {score.nats_per_char:.4f}")
-    print(f"  bits per {unit}  {score.bits_per_char:.4f}")
-    print(f"  perplexity          {score.perplexity:.3f}")
-    print(f"  {unit}s scored   {score.count:,}")
+    print(f"  {'nats per ' + unit:18}  {score.nats_per_char:.4f}")
+    print(f"  {'bits per ' + unit:18}  {score.bits_per_char:.4f}")
+    print(f"  {'perplexity':18}  {score.perplexity:.3f}")
+    print(f"  {unit + 's scored':18}  {score.count:,}")
 
 
 if __name__ == "__main__":

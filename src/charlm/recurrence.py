@@ -64,7 +64,7 @@ def _lookup_bwd(residuals, grad):
     if rows <= _ONE_HOT_ROWS:
         one_hot_NV = jax.nn.one_hot(ids_N, rows, dtype=grad.dtype)
         return jnp.einsum("nv,ng->vg", one_hot_NV, grad_NG), None
-    # A CPU scatters one row after another, and much faster than it sorts.
+    # A CPU scatters one row after another, so that the order is fixed without sorting.
     return (
         jax.lax.platform_dependent(
             ids_N,
