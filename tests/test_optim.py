@@ -1,6 +1,8 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from charlm.config import default_config
 from charlm.optim import make_optimizer, make_schedule, schedule_spans_run
@@ -21,6 +23,16 @@ def test_warmup_cosine_rises_linearly_and_falls_to_its_end():
     np.testing.assert_allclose(np.diff(rates[:11]), rates[1] - rates[0], rtol=1e-4)
     np.testing.assert_allclose(rates[60], 0.55, rtol=1e-5)
     np.testing.assert_allclose(rates[110:], 0.1, rtol=1e-5)
+
+
+@given(st.integers(1, 50), st.floats(0.1, 0.9), st.integers(0, 500))
+def test_step_decay_falls_after_every_so_many_steps_but_not_below_its_end(every, factor, at):
+    decaying = options(
+        schedule="step_decay", learning_rate=0.5, decay_every=every, decay_factor=factor, final_learning_rate=0.01
+    )
+    expected = max(0.5 * factor ** (at // every), 0.01)
+    np.testing.assert_allclose(float(make_schedule(decaying, 7)(at)), expected, rtol=1e-4)
+    assert not schedule_spans_run(decaying)
 
 
 def test_a_length_of_its_own_frees_the_schedule_from_the_run():
@@ -45,6 +57,15 @@ def test_sgd_and_its_momentum():
     np.testing.assert_allclose(update(options(name="sgd", learning_rate=0.1), GRAD), -0.1 * GRAD, rtol=1e-6)
     moved = update(options(name="sgd", learning_rate=0.1, momentum=0.9), GRAD, steps=2)
     np.testing.assert_allclose(moved, -0.1 * 1.9 * GRAD, rtol=1e-6)
+
+
+def test_rmsprop_and_its_momentum():
+    options_ = {"name": "rmsprop", "learning_rate": 0.1, "mean_square_decay": 0.6, "eps": 1e-12}
+    np.testing.assert_allclose(update(options(**options_), GRAD), -0.1 * np.sign(GRAD) / np.sqrt(0.4), rtol=1e-5)
+    second = -0.1 * np.sign(GRAD) / np.sqrt(0.4 * 0.6 + 0.4)
+    np.testing.assert_allclose(update(options(**options_), GRAD, steps=2), second, rtol=1e-5)
+    first = -0.1 * np.sign(GRAD) / np.sqrt(0.4)
+    np.testing.assert_allclose(update(options(**options_, momentum=0.9), GRAD, steps=2), 0.9 * first + second, rtol=1e-5)
 
 
 def test_clipping_by_value_and_by_norm():

@@ -20,11 +20,12 @@ def sampling():
     config.update(hidden_size=16, embedding_size=6)
     model = CharLM.from_config(config, V)
     params = jax.tree.map(lambda p: 2 * p, model.initial_params(jax.random.key(0)))
-    sampler = make_sampler(model)
+    vocab = Vocab.of_chars("abcdefghij")
+    sampler = make_sampler(model, vocab)
 
     def draw(length, num_samples=1, seed=0, prompt=(3,), settings=PLAIN, keys=None):
         keys = sample_keys(seed, num_samples) if keys is None else keys
-        pieces = generate(sampler, model, params, np.array(prompt), keys, length, settings)
+        pieces = generate(sampler, params, vocab, np.array(prompt), keys, length, settings)
         return np.concatenate(list(pieces), axis=1)
 
     return model, params, sampler, draw
@@ -55,10 +56,10 @@ def test_each_sample_of_a_batch_is_what_it_would_be_alone(sampling):
 def test_temperature_seed_and_length_compile_nothing(sampling):
     _, _, sampler, draw = sampling
     draw(70, num_samples=4)
-    compiled = sampler._cache_size()
+    compiled = sampler.block._cache_size()
     draw(70, num_samples=4, seed=5, settings=PLAIN._replace(temperature=0.3))
     draw(200, num_samples=4, prompt=(1, 2, 3), settings=PLAIN._replace(greedy=True))
-    assert sampler._cache_size() == compiled
+    assert sampler.block._cache_size() == compiled
 
 
 @pytest.mark.parametrize("prompt_length", [1, 2, 64, 65, 130])
@@ -128,3 +129,38 @@ def test_samples_are_written_one_after_another_and_the_first_as_it_comes():
 
     write_samples(pieces(), vocab, 2, ">", written.append)
     assert "".join(written) == ">abc\n>cca\n"
+
+
+@pytest.fixture(scope="module")
+def byte_sampler():
+    """A byte model that has learnt nothing: without rules three draws in four would not be UTF-8."""
+    config = default_config().model
+    config.update(hidden_size=4, embedding_size=4)
+    vocab = Vocab.of_bytes()
+    model = CharLM.from_config(config, vocab.size)
+    return make_sampler(model, vocab), jax.jit(model.initial_params)(jax.random.key(0)), vocab
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 9.0}, {"top_k": 3}, {"top_p": 0.2}, {"greedy": True}])
+@pytest.mark.parametrize("prompt", ["a", "漢", "🙂é"])
+def test_a_byte_model_writes_utf_8(byte_sampler, settings, prompt):
+    sampler, params, vocab = byte_sampler
+    settings = Settings(1.0, 256, 1.0, False)._replace(**settings)
+    ids = vocab.encode(prompt)
+    pieces = list(generate(sampler, params, vocab, ids, sample_keys(0, 8), 300, settings))
+    for row in np.concatenate(pieces, axis=1).astype(np.uint8):
+        text = vocab.decode(row)
+        assert "\ufffd" not in text and row.tobytes().startswith(text.encode()) and len(text.encode()) > 296
+    written = []
+    write_samples(iter(pieces), vocab, 8, prompt, written.append)
+    assert "\ufffd" not in "".join(written) and all(part.startswith(prompt) for part in "".join(written[-7:]).split("\n")[:1])
+
+
+def test_bytes_are_drawn_as_probable_as_they_are_among_those_that_can_come(byte_sampler):
+    sampler, params, vocab = byte_sampler
+    draws = np.concatenate(
+        list(generate(sampler, params, vocab, vocab.encode("a"), sample_keys(1, 20000), 1, Settings(1.0, 256, 1.0, False)))
+    )[:, 0]
+    allowed = [byte for byte in range(256) if byte < 0x80 or 0xC2 <= byte <= 0xF4]
+    counts = np.bincount(draws, minlength=256)
+    assert counts[allowed].sum() == 20000 and (counts[allowed] > 0).all()

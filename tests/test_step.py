@@ -6,47 +6,53 @@ import numpy as np
 import pytest
 
 from charlm import optim, step
-from charlm.batching import make_layout, stack_batches
+from charlm.batching import LAYOUTS, device_gather, host_gather, make_layout
 from charlm.checkpoint import flatten_state, sha256
 from charlm.config import default_config
 from charlm.model import CharLM
 
 V, N = 11, 2000
-IDS = jnp.asarray(np.random.default_rng(0).integers(0, V, N).astype(np.uint8))
+IDS = np.random.default_rng(0).integers(0, V, N).astype(np.uint8)
 
 
 @functools.cache
-def build(layout="stream", **changes):
+def build(layout="stream", loss_on="all", num_parts=1, dropout=0.2, **changes):
     """(model, layout, a function that makes the first state, train_step, train_chunk), compiled once for all tests."""
     config = default_config().unlock()
     config.batching.update(layout=layout, batch_size=4, seq_len=6, reset_prob=0.3)
-    config.model.update(hidden_size=8, embedding_size=5, dropout=0.2)
+    config.model.update(hidden_size=8, embedding_size=5, dropout=dropout)
     config.optimizer.update(changes)
     model = CharLM.from_config(config.model, V)
     optimizer = optim.make_optimizer(config.optimizer, 100)
     bound = make_layout(config.batching, config.seed, N)
     first = step.init_state(model, optimizer, config.seed, 4, bound.carries_state)
-    train_step = step.make_train_step(model, optimizer, config.optimizer.loss_reduction, step.run_keys(0)[1])
+    train_step = step.make_train_step(
+        model, optimizer, config.optimizer.loss_reduction, step.run_keys(0)[1], loss_on=loss_on, num_parts=num_parts
+    )
     # A copy for each test, as train_chunk donates what it gets.
     return model, bound, lambda: jax.tree.map(jnp.copy, first), jax.jit(train_step), step.make_train_chunk(train_step, 6)
 
 
-def run(sizes, layout):
+def run(sizes, layout, on_device=True):
     _, bound, init, _, train_chunk = build(layout)
+    capacity = step.MAX_STEPS_PER_DISPATCH
+    gather = device_gather(IDS, bound, capacity) if on_device else host_gather(IDS, bound, capacity, 0, sum(sizes))
     state, at, losses = init(), 0, []
+    compiled = step.compile_train_chunk(train_chunk, state, gather.num_ids, IDS.dtype, 4)
     for n in sizes:
-        batches = stack_batches(bound, at, n, step.MAX_STEPS_PER_DISPATCH)
-        state, losses_K, _, finite = train_chunk(state, IDS, *batches, np.int32(n))
+        state, losses_K, _, finite = compiled(state, *gather.take(at, n), np.int32(n))
         losses += np.asarray(losses_K)[:n].tolist()
         assert finite
         at += n
-    assert train_chunk._cache_size() == 1
+    gather.close()
     return sha256(flatten_state(state)), losses
 
 
-@pytest.mark.parametrize("layout", ["stream", "windows"])
-def test_how_many_steps_a_dispatch_takes_changes_no_bit_and_compiles_nothing(layout):
-    assert run([24], layout) == run([1] * 3 + [7, 14], layout) == run([20, 4], layout)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_neither_the_size_of_a_dispatch_nor_the_gather_changes_a_bit(layout):
+    whole = run([24], layout)
+    assert run([1] * 3 + [7, 14], layout) == whole and run([20, 4], layout) == whole
+    assert run([24], layout, on_device=False) == whole and run([1, 9, 14], layout, on_device=False) == whole
 
 
 def test_the_seed_is_all_that_a_run_depends_on():
@@ -95,3 +101,40 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_next_characters():
     expected = -np.mean([log_probs[t, b, windows[b, t + 1]] for t in range(6) for b in range(4)])
     train_step = jax.jit(step.make_train_step(model, optimizer, "mean", jax.random.key(0)))
     np.testing.assert_allclose(train_step(state, windows, jnp.ones(4, bool))[1], expected, rtol=1e-6)
+
+
+def test_the_loss_on_the_last_is_that_of_the_last_target_alone():
+    model, _, init, train_step, _ = build("sliding", "last", dropout=0.0, name="sgd", learning_rate=1.0)
+    windows = jnp.asarray(np.random.default_rng(1).integers(0, V, (4, 7)))
+    state = init()
+
+    def expected(params):
+        logits, _ = model.apply({"params": params}, windows[:, :-1].T, model.initial_carry(4))
+        return -jnp.mean(jax.nn.log_softmax(logits[-1])[jnp.arange(4), windows[:, -1]])
+
+    after, loss, _ = train_step(state, windows, jnp.ones(4, bool))
+    np.testing.assert_allclose(loss, expected(state.params), rtol=1e-6)
+    grads = jax.jit(jax.grad(expected))(state.params)
+    jax.tree.map(
+        lambda new, old, grad: np.testing.assert_allclose(old - new, grad, rtol=1e-4, atol=1e-6),
+        after.params,
+        state.params,
+        grads,
+    )
+
+
+@pytest.mark.parametrize("layout, loss_on", [("stream", "all"), ("sliding", "last")])
+def test_a_batch_in_parts_is_the_same_step(layout, loss_on):
+    options = {"layout": layout, "loss_on": loss_on, "dropout": 0.0, "name": "sgd", "learning_rate": 1.0}
+    windows = jnp.asarray(np.random.default_rng(1).integers(0, V, (3, 4, 7)))
+    reset_B = jnp.array([True, False, False, True])
+    states = []
+    for num_parts in (1, 2, 4):
+        _, _, init, train_step, _ = build(num_parts=num_parts, **options)
+        state, losses = init(), []
+        for k in range(3):
+            state, loss, norm = train_step(state, windows[k], reset_B)
+            losses += [loss, norm]
+        states.append((state, losses))
+    for other in states[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), states[0], other)

@@ -3,7 +3,7 @@ import json
 import numpy as np
 from matplotlib.image import imread
 
-from charlm.tracking import ProgressLine, Tracker, draw_curves, read_metrics
+from charlm.tracking import Tracker, draw_curves, read_metrics
 
 
 def line(step, split="train", loss=2.0):
@@ -71,17 +71,3 @@ def test_curves_are_drawn(tmp_path):
 def test_a_loss_that_is_not_finite_can_be_drawn(tmp_path):
     draw_curves([line(1, loss=float("nan")), line(2, loss=float("inf")), line(3)], tmp_path / "c.png")
     assert (tmp_path / "c.png").stat().st_size > 1000
-
-
-def test_plain_lines_where_there_is_no_terminal(capfd):
-    progress = ProgressLine(200, 0)
-    progress.update(50, 2.5, 12345.6, 0.5)
-    progress.record(line(50, loss=2.5) | {"chars_per_second": 12345.6})
-    progress.record(line(50, "val", 2.25))
-    progress.close()
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert err.splitlines() == [
-        "step 50/200  loss 2.5000  12,346 chars/s  1:15 left",
-        "step 50  validation loss 2.2500 nats per character",
-    ]

@@ -9,6 +9,7 @@ import time
 import pytest
 from conftest import start
 
+from charlm.batching import LAYOUTS
 from charlm.tracking import read_metrics
 
 CONTRACT = {
@@ -238,7 +239,66 @@ def test_scoring_a_run(whole, run, text_file, tmp_path):
     assert code == 0 and "nats per character" in plain and "perplexity" in plain
 
 
-def test_bytes_and_lower_case(run, small_config, tmp_path):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_text_too_large_for_the_device_trains_to_the_same_bits(whole, layout):
+    """Windows cut on the device, and windows read from the memory map by Grain."""
+    flags = f"--config.batching.layout={layout}", "--config.train.steps=200", "--config.model.dropout=0.3"
+    if layout == "sliding":
+        flags += "--config.batching.loss_on=last", "--config.model.encoding=scalar"
+    on_device, on_host = whole(*flags), whole(*flags, "--config.data.device_bytes=0")
+    assert result(on_device)["params_sha256"] == result(on_host)["params_sha256"]
+    assert lines(on_device, "train") == lines(on_host, "train") and lines(on_device, "val") == lines(on_host, "val")
+
+
+# Accents, composed and not; Greek; Chinese, Japanese, Korean; Hebrew and Arabic; emoji with joiners and flags.
+SCRIPTS = "Être où? Cafe\u0301 ñ ß\nἄνδρα μοι ἔννεπε Σς\n漢字かな交じり文 한국어\nשָׁלוֹם עולם مرحبا\n👩‍👩‍👧 🏳️‍🌈 🇵🇪 👍🏽\n" * 40
+
+
+@pytest.mark.parametrize("vocab", ["chars", "bytes"])
+def test_many_scripts_train_and_their_samples_decode(run, small_config, tmp_path, vocab):
+    text, path = tmp_path / "t.txt", tmp_path / "run"
+    text.write_text(SCRIPTS)
+    flags = f"--config.data.path={text}", f"--config.data.vocab={vocab}", "--config.optimizer.learning_rate=0.02"
+    code, _, err = run("train", "--config", str(small_config), "--workdir", str(path), *flags, "--config.train.steps=400")
+    assert code == 0, err
+    assert result(path)["val_nats_per_char"] < 1.0
+    for prompt in ("ἄνδρα", "👩‍👩‍", "שָׁ"):
+        code, out, _ = run("sample", "--workdir", str(path), "--prompt", prompt, "--length=400", "--temperature=0.5")
+        assert code == 0 and out.startswith(prompt)
+        if vocab == "chars":
+            assert set(out) <= set(SCRIPTS) and len(out) == len(prompt) + 400 + 1
+        else:
+            # At most the last character is cut short by the length.
+            assert "\ufffd" not in out[:-2] and len(out[len(prompt) :].encode()) <= 400 + 3 + 1
+    # A text with more than the vocabulary: bytes know everything.
+    (tmp_path / "new.txt").write_text(SCRIPTS + "Ж")
+    code, out, err = run("evaluate", "--workdir", str(path), "--json", "--text", str(tmp_path / "new.txt"))
+    if vocab == "chars":
+        assert code == 2 and f"symbol 'Ж' at position {len(SCRIPTS)} is not in the vocabulary" in err
+    else:
+        score = json.loads(out)
+        assert score["count"] == len(SCRIPTS) and score["bytes"] == len((SCRIPTS + "Ж").encode()) - 1
+        assert math.isclose(score["nats_per_char"] * score["count"], score["nats_per_byte"] * score["bytes"])
+        assert "nats per byte" in run("evaluate", "--workdir", str(path))[1]
+        (val,) = [m for m in read_metrics(path / "metrics.jsonl") if m["split"] == "val" and m["step"] == 400]
+        ratio = len(SCRIPTS.encode()) / len(SCRIPTS)
+        assert math.isclose(val["nats_per_char"] / val["nats_per_byte"], ratio, rel_tol=0.02)
+
+
+def test_unknown_symbols(run, small_config, tmp_path):
+    text, path = tmp_path / "t.txt", tmp_path / "run"
+    text.write_text("abcdefgh aaaa bbbb " * 60 + "ж")
+    flags = f"--config.data.path={text}", "--config.data.max_symbols=8"
+    code, _, err = run("train", "--config", str(small_config), "--workdir", str(path), *flags)
+    assert code == 0, err
+    (tmp_path / "new.txt").write_text("abc abc xyz")
+    code, out, _ = run("evaluate", "--workdir", str(path), "--json", "--text", str(tmp_path / "new.txt"))
+    assert code == 0 and json.loads(out)["unknown"] == 3 and json.loads(out)["count"] == 10
+    code, out, _ = run("sample", "--workdir", str(path), "--prompt=abz", "--length=5")
+    assert code == 0 and out.startswith("abz")
+
+
+def test_lower_case_and_one_hot(run, small_config, tmp_path):
     (tmp_path / "t.txt").write_text("Ein Öl, ein Maß: ΑΣ 漢字 🙂\n" * 60)
     path = tmp_path / "run"
     code, _, err = run(
@@ -248,8 +308,62 @@ def test_bytes_and_lower_case(run, small_config, tmp_path):
     assert code == 0, err
     code, out, _ = run("sample", "--workdir", str(path), "--prompt=EIN ÖL", "--length=50")
     assert code == 0 and out.startswith("ein öl")
+
+
+def test_a_many_to_one_model_from_training_to_text(run, small_config, tmp_path):
+    path = tmp_path / "run"
+    flags = "--config.batching.layout=sliding", "--config.batching.loss_on=last", "--config.eval.max_chars=50"
+    code, _, err = run("train", "--config", str(small_config), "--workdir", str(path), *flags, "--config.train.steps=200")
+    assert code == 0, err
+    val = lines(path, "val")
+    assert val[-1][1] < val[0][1]
     code, out, _ = run("evaluate", "--workdir", str(path), "--json")
-    assert json.loads(out)["count"] > 0.1 * 60 * 26
+    assert json.loads(out)["count"] == 50
+    assert math.isclose(json.loads(out)["nats_per_char"], result(path)["val_nats_per_char"], rel_tol=1e-6)
+    assert len(run("sample", "--workdir", str(path), "--length=40")[1]) == 41
+
+
+def test_time_is_a_limit_that_is_recorded_and_can_be_raised(run, small_config, tmp_path):
+    path = tmp_path / "run"
+    flags = "--config", str(small_config), "--workdir", str(path), "--config.train.steps=100000"
+    often = "--config.train.eval_every=0", "--config.train.checkpoint_every=0", "--config.train.sample_every=0"
+    code, _, err = run("train", *flags, *often, "--config.train.seconds=1.5")
+    assert code == 0, err
+    first = result(path)
+    assert (first["status"], first["stopped_by"]) == ("stopped_early", "train.seconds")
+    assert 0 < first["steps"] < 100_000 and 1.5 <= first["train_seconds"] < 5
+    assert lines(path, "val")[-1][0] == lines(path, "train")[-1][0] == first["steps"] == first["best_step"]
+    code, _, err = run("train", *flags, *often, "--config.train.seconds=1.5")
+    assert code == 0 and "is finished: stopped_early" in err
+    code, _, err = run("train", *flags, *often, "--config.train.seconds=3.0", "--extend")
+    assert code == 0, err
+    second = result(path)
+    assert second["stopped_by"] == "train.seconds" and second["steps"] > first["steps"] and second["train_seconds"] >= 3
+    # What was trained does not depend on where the time ran out.
+    steps = f"--config.train.steps={second['steps']}"
+    code, _, err = run("train", *flags[:2], "--workdir", str(tmp_path / "other"), *often, steps)
+    assert code == 0, err
+    assert result(tmp_path / "other")["params_sha256"] == second["params_sha256"]
+
+
+REGULARISED = (
+    "--config.model.dropout=0.3", "--config.model.variational_dropout", "--config.optimizer.name=rmsprop",
+    "--config.optimizer.momentum=0.5", "--config.optimizer.schedule=step_decay", "--config.optimizer.decay_every=15",
+    "--config.optimizer.accumulation_steps=2",
+)  # fmt: skip
+
+
+def test_all_regularisers_and_optimizers_resume(whole, run, small_config, tmp_path):
+    """A longer run that goes on from a shorter one is the longer one from the start."""
+    path = tmp_path / "run"
+    shutil.copytree(whole(*REGULARISED), path)
+    longer = whole(*REGULARISED, "--config.train.steps=60")
+    flags = "--config", str(small_config), "--workdir", str(path), *REGULARISED, "--config.train.steps=60"
+    code, _, err = run("train", *flags, "--extend")
+    assert code == 0, err
+    assert result(path)["params_sha256"] == result(longer)["params_sha256"]
+    rates = [m["learning_rate"] for m in read_metrics(path / "metrics.jsonl") if m["split"] == "train"]
+    assert [round(rate / 2e-3, 6) for rate in rates] == [1, 0.5, 0.5, 0.25, 0.125, 0.125]
 
 
 def test_a_run_that_fails_says_so_and_goes_on_when_started_again(whole, run, small_config, tmp_path, monkeypatch):

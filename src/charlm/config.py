@@ -12,12 +12,13 @@ A config file starts from `default_config()` and assigns what differs:
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import config_dict
 
-from charlm.batching import LAYOUTS
+from charlm.batching import LAYOUTS, LOSSES_ON
 from charlm.cells import CELLS
 from charlm.errors import ConfigError
 from charlm.model import DTYPES, ENCODINGS, RECURRENT_INITS
@@ -33,7 +34,8 @@ CADENCE_KEYS = (
     "train.sample_every",
     "train.steps_per_dispatch",
 )
-
+# Keys that say how long a run is: `--extend` may raise them.
+LENGTH_KEYS = ("train.steps", "train.epochs", "train.seconds")
 
 # A JAX key holds 32 bits of a seed.
 LARGEST_SEED = (1 << 32) - 1
@@ -48,50 +50,65 @@ def default_config() -> config_dict.ConfigDict:
     config.seed = 0
 
     config.data = data = config_dict.ConfigDict()
-    data.corpus = "shakespeare"  # a built-in corpus; ignored when `path` is set
-    data.path = unset(str)  # a UTF-8 text file
+    data.corpus = "shakespeare"  # shakespeare (38 plays), or tinyshakespeare (downloaded); without `path` and `url`
+    data.path = unset(str)  # UTF-8 text: a file, a directory of files, or a pattern such as "books/**/*.txt"
+    data.separator = "\n"  # stands between each file and the next; they are sorted by path
+    data.url = unset(str)  # UTF-8 text to download, once
+    data.sha256 = unset(str)  # what `url` must give
     data.lowercase = False  # lower-case the text
     data.vocab = "chars"  # chars: the text's characters; bytes: the 256 bytes of UTF-8
+    data.max_symbols = unset(int)  # chars: only the most frequent, and one unknown symbol for the others
+    data.unknown = False  # chars: an unknown symbol for those in prompts and texts scored later; without it, an error
     data.split = unset(tuple)  # fractions (train, val, test); unset: shakespeare .9 .05 .05 of each play, a file .9 .1 0
-    data.device_bytes = 256 << 20  # the largest encoded text that is kept on the device
+    data.device_bytes = 256 << 20  # a larger encoded text stays in the file, windows read ahead; changes no result
 
     config.batching = batching = config_dict.ConfigDict()
-    batching.layout = "stream"  # stream: parallel streams, state carried; windows: adjacent windows, state from zero
+    # stream: parallel streams, state carried. From a zero state: windows: adjacent ones; random: at random places;
+    # sliding: one from every character on.
+    batching.layout = "stream"
     batching.batch_size = 32  # streams, or windows, in a step
     batching.seq_len = 64  # characters in a window: the gradient stops where it begins
+    batching.loss_on = "all"  # all characters of a window; last: many-to-one, the last alone
     batching.reset_prob = 0.02  # stream: chance that a window starts from a zero state
-    batching.shuffle = True  # windows: in a new order every epoch, or in that of the text
+    batching.shuffle = True  # windows, sliding: in a new order every epoch, or in that of the text
 
     config.model = model = config_dict.ConfigDict()
     model.cell = "lstm"  # rnn, lstm, gru
     model.hidden_size = 256
     model.num_layers = 1
-    model.encoding = "embedding"  # embedding, or one_hot
+    model.encoding = "embedding"  # embedding; one_hot; scalar: the id, divided by the number of symbols
     model.embedding_size = 64
     model.dropout = 0.0  # between layers and before the head
+    model.variational_dropout = False  # one dropout mask for all steps of a window
     model.recurrent_init = "orthogonal"  # of each gate's recurrent kernel; or lecun_normal
     model.forget_bias = 1.0  # the LSTM's forget gate starts open
     model.dtype = "float32"  # of the operands of the products; bfloat16 is meant for GPU and TPU
 
     config.optimizer = optimizer = config_dict.ConfigDict()
-    optimizer.name = "adam"  # sgd, adam, adamw
+    optimizer.name = "adam"  # sgd, rmsprop, adam, adamw
     optimizer.learning_rate = 2e-3  # the peak
-    optimizer.schedule = "constant"  # constant, or warmup_cosine
+    optimizer.schedule = "constant"  # constant, warmup_cosine, step_decay
     optimizer.warmup_steps = 0  # warmup_cosine: steps of linear rise
     optimizer.schedule_steps = unset(int)  # warmup_cosine: its length; unset: the run's
-    optimizer.final_learning_rate = 0.0  # warmup_cosine: where it ends
-    optimizer.momentum = 0.0  # sgd
+    optimizer.decay_every = unset(int)  # step_decay: after every so many steps ...
+    optimizer.decay_factor = 0.5  # ... times this
+    optimizer.final_learning_rate = 0.0  # warmup_cosine: where it ends; step_decay: it does not fall below
+    optimizer.momentum = 0.0  # sgd, rmsprop
+    optimizer.mean_square_decay = 0.9  # rmsprop
     optimizer.b1 = 0.9  # adam, adamw
     optimizer.b2 = 0.999
-    optimizer.eps = 1e-8
+    optimizer.eps = 1e-8  # adam, adamw, rmsprop
     optimizer.weight_decay = 0.0  # adamw
     optimizer.clip_value = unset(float)  # each element of the gradient to [-x, x]
     optimizer.clip_norm = unset(float)  # the gradient's global norm to at most x
     optimizer.loss_reduction = "mean"  # over time; or sum_over_time: the sum over a window, mean over the batch
+    # So many parts of a batch, one after another, their gradients averaged: less memory, the same step but for rounding.
+    optimizer.accumulation_steps = 1
 
     config.train = train = config_dict.ConfigDict()
     train.epochs = 1.0  # how often the text is read
     train.steps = unset(int)  # when set, it wins over `epochs`
+    train.seconds = unset(float)  # stop after so many seconds of training; compiling, scoring and saving do not count
     # Cadences, in steps; 0: only where a key says so. They change no bit of the parameters.
     train.log_every = 50  # and at the end
     train.eval_every = 500  # and at the end
@@ -104,6 +121,7 @@ def default_config() -> config_dict.ConfigDict:
     evaluation.num_streams = 64  # the text is scored in so many streams
     evaluation.context = 64  # characters that each stream reads before the first that it scores
     evaluation.batch_size = 64  # streams on the device at a time; changes no result
+    evaluation.max_chars = 10_000  # loss_on last: so many characters are scored, evenly spaced, each after seq_len others
 
     config.sample = sample = config_dict.ConfigDict()
     sample.prompt = unset(str)  # what the sample goes on from; unset: a line end
@@ -206,6 +224,7 @@ def check(config: config_dict.ConfigDict, where: str) -> None:
     for key, choices in {
         "data.vocab": KINDS,
         "batching.layout": LAYOUTS,
+        "batching.loss_on": LOSSES_ON,
         "model.cell": tuple(CELLS),
         "model.encoding": ENCODINGS,
         "model.recurrent_init": RECURRENT_INITS,
@@ -220,25 +239,46 @@ def check(config: config_dict.ConfigDict, where: str) -> None:
             refuse(key, f"{hint}it must be one of {', '.join(choices)}")
     for key in (
         "batching.batch_size batching.seq_len model.hidden_size model.num_layers model.embedding_size "
-        "train.steps train.steps_per_dispatch train.patience eval.num_streams eval.batch_size "
-        "optimizer.schedule_steps sample.length sample.num_samples sample.top_k data.device_bytes"
+        "train.steps train.steps_per_dispatch train.patience eval.num_streams eval.batch_size eval.max_chars "
+        "optimizer.schedule_steps optimizer.decay_every optimizer.accumulation_steps "
+        "sample.length sample.num_samples sample.top_k data.max_symbols"
     ).split():
         if values[key] is not None and not 1 <= values[key] <= _LARGEST:
             refuse(key, f"it must be at least 1 and at most {_LARGEST}")
     for key in (
-        "optimizer.learning_rate optimizer.clip_value optimizer.clip_norm optimizer.eps train.epochs sample.temperature"
+        "optimizer.learning_rate optimizer.clip_value optimizer.clip_norm optimizer.eps train.epochs train.seconds "
+        "sample.temperature"
     ).split():
         if values[key] is not None and not 0 < values[key] < float("inf"):
             refuse(key, "it must be greater than 0")
     for key in (
         "train.log_every train.eval_every train.checkpoint_every train.sample_every eval.context "
-        "optimizer.warmup_steps optimizer.weight_decay optimizer.final_learning_rate"
+        "optimizer.warmup_steps optimizer.weight_decay optimizer.final_learning_rate data.device_bytes"
     ).split():
         if not 0 <= values[key] <= _LARGEST:
             refuse(key, f"it must not be negative, and at most {_LARGEST}")
-    for key in "model.dropout optimizer.momentum optimizer.b1 optimizer.b2".split():
+    for key in "model.dropout optimizer.momentum optimizer.mean_square_decay optimizer.b1 optimizer.b2".split():
         if not 0 <= values[key] < 1:
             refuse(key, "it must be at least 0 and below 1")
+    if not 0 < values["optimizer.decay_factor"] < 1:
+        refuse("optimizer.decay_factor", "it must be greater than 0 and below 1")
+    if values["optimizer.schedule"] == "step_decay" and values["optimizer.decay_every"] is None:
+        refuse("optimizer.schedule", "it needs optimizer.decay_every, a number of steps")
+    if values["batching.batch_size"] % values["optimizer.accumulation_steps"]:
+        refuse("optimizer.accumulation_steps", f"it must divide batching.batch_size {values['batching.batch_size']}")
+    if values["batching.loss_on"] == "last" and values["batching.layout"] == "stream":
+        refuse("batching.loss_on", "it needs windows that start from a zero state: batching.layout sliding, random or windows")
+    if values["data.url"] is not None:
+        if not re.fullmatch(r"https?://\S+", values["data.url"]):
+            refuse("data.url", "it must begin with https:// or http://")
+        if values["data.sha256"] is None:
+            refuse("data.url", "it needs data.sha256, that of the file, so that runs can be repeated")
+        if values["data.path"] is not None:
+            refuse("data.url", f"data.path is {values['data.path']!r}; set one of them")
+    if values["data.sha256"] is not None and not re.fullmatch("[0-9a-f]{64}", values["data.sha256"]):
+        refuse("data.sha256", "it must be 64 hexadecimal digits, in lower case")
+    if values["data.vocab"] == "bytes" and (values["data.unknown"] or values["data.max_symbols"] is not None):
+        refuse("data.vocab", "it knows all 256 bytes, so data.unknown and data.max_symbols must be left as they are")
     if not 0 <= values["batching.reset_prob"] <= 1:
         refuse("batching.reset_prob", "it must lie between 0 and 1")
     if not 0 <= values["seed"] <= LARGEST_SEED:
@@ -265,11 +305,11 @@ def differing_keys(old: config_dict.ConfigDict, new: config_dict.ConfigDict) -> 
 def check_extension(old: config_dict.ConfigDict, new: config_dict.ConfigDict, where: str) -> None:
     """Whether `--extend` may go on with a run of config `old` under `new`: only the length may differ."""
     keys = differing_keys(old, new)
-    other = [key for key in keys if key not in ("train.steps", "train.epochs")]
+    other = [key for key in keys if key not in LENGTH_KEYS]
     if other:
         raise ConfigError(
             f"{where} holds a run of another config: {describe_differences(old, new, other)}; --extend changes only "
-            "train.steps or train.epochs: choose another --workdir"
+            f"{', '.join(LENGTH_KEYS)}: choose another --workdir"
         )
     if keys and schedule_spans_run(new.optimizer):
         raise ConfigError(

@@ -1,7 +1,8 @@
 """Corpora: a text becomes ids in a memory map, encoded once and cached by content.
 
-The cache (`$CHARLM_CACHE`, else `$XDG_CACHE_HOME/charlm`, else `~/.cache/charlm`) holds one folder a text and set of
-options: `ids.bin` and `meta.json`. Deleting it costs only the time to encode again.
+The cache (`$CHARLM_CACHE`, else `$XDG_CACHE_HOME/charlm`, else `~/.cache/charlm`) holds a folder in `corpora/` for each
+text and set of options, `ids.bin` and `meta.json`, and in `downloads/` the files that came from a URL. Deleting it costs
+only the time to make it again.
 """
 
 import hashlib
@@ -17,20 +18,33 @@ from typing import NamedTuple
 import numpy as np
 
 from charlm import text as texts
+from charlm.download import fetch
 from charlm.errors import CorpusError
-from charlm.vocab import Vocab
+from charlm.progress import ByteProgress
+from charlm.vocab import NUM_CODE_POINTS, Vocab, count_code_points
 
 # Raised whenever the same text and options would be encoded differently.
-FORMAT = 1
-BUILT_IN = ("shakespeare",)
+FORMAT = 2
+# Corpora that are downloaded: (URL, sha256).
+_DOWNLOADS = {
+    # 1,115,394 characters of several plays (Karpathy 2015), as in char-rnn and nanoGPT.
+    "tinyshakespeare": (
+        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    ),
+}
+BUILT_IN = ("shakespeare", *_DOWNLOADS)
+# nanoGPT's split: the last tenth is held out.
+_FILE_SPLIT = (0.9, 0.1, 0.0)
 
 
 class Corpus(NamedTuple):
-    """Encoded text: three memory maps of ids, shape (characters,), in the vocabulary's dtype.
+    """Encoded text: three memory maps of ids, shape (symbols,), in the vocabulary's dtype.
 
     Attributes:
-        name: of the built-in corpus, or the file's path as given.
-        sha256: of the built-in corpus's text, or of the file's bytes.
+        name: of the built-in corpus, or the path or URL as given.
+        sha256: of the built-in corpus's text, or of the files (`text.files_sha256`).
+        symbols_per_char: in the training text; 1 but for bytes.
     """
 
     name: str
@@ -39,34 +53,51 @@ class Corpus(NamedTuple):
     train: np.ndarray
     val: np.ndarray
     test: np.ndarray
+    symbols_per_char: float
 
     def split(self, name: str) -> np.ndarray:
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
 
+class _Text(NamedTuple):
+    """A text that can be read, more than once.
+
+    Attributes:
+        pieces: called with what is to be told of the bytes read, the text piece by piece.
+        num_bytes: in one reading.
+        lengths: of the three parts, in characters; None to cut the whole by `_Source.split`.
+        sha256: what `Corpus.sha256` will be; None for the fingerprint.
+    """
+
+    pieces: Callable[[Callable[[int], None]], Iterable[str]]
+    num_bytes: int
+    lengths: tuple[int, int, int] | None = None
+    sha256: str | None = None
+
+
 class _Source(NamedTuple):
-    """A text that has not been read yet."""
+    """Where a text is, before it is read: enough to look for it in the cache."""
 
     name: str
-    paths: list[Path]
-    fingerprint: str  # sha256 of those files
+    fingerprint: Callable[[], str]  # sha256 of all that the text is made from
     split: tuple[float, float, float]
-    read: Callable[[], tuple[Callable[[], Iterable[str]], tuple[int, int, int] | None, str]]
+    read: Callable[[], _Text]
 
 
 def load_corpus(data) -> Corpus:
     """The corpus that `config.data` names, from the cache if it was encoded before.
 
     Raises:
-        CorpusError: missing, empty, not UTF-8, or the built-in corpus without its package.
+        CorpusError: missing, empty, not UTF-8, not to be downloaded, or the built-in corpus without its package.
     """
-    source = _file_source(data) if data.path is not None else _shakespeare_source(data)
-    options = [FORMAT, source.fingerprint, data.vocab, data.lowercase, list(source.split)]
+    source = _source(data)
+    fingerprint = source.fingerprint()
+    options = [FORMAT, fingerprint, data.vocab, data.max_symbols, data.unknown, data.lowercase, list(source.split)]
     key = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:32]
     entry = cache_dir() / "corpora" / key
     meta = _read_meta(entry)
     if meta is None:
-        _encode(source, data.vocab, entry)
+        _encode(source, fingerprint, data, entry)
         meta = _read_meta(entry)
         if meta is None:
             raise CorpusError(f"the cache entry {entry} cannot be read back; is the disk full?")
@@ -74,7 +105,7 @@ def load_corpus(data) -> Corpus:
     ids = np.memmap(entry / "ids.bin", vocab.dtype, "r")
     ends = list(itertools.accumulate(meta["lengths"]))
     train, val, test = ids[: ends[0]], ids[ends[0] : ends[1]], ids[ends[1] : ends[2]]
-    return Corpus(source.name, meta["sha256"], vocab, train, val, test)
+    return Corpus(source.name, meta["sha256"], vocab, train, val, test, meta["symbols_per_char"])
 
 
 def cache_dir() -> Path:
@@ -84,35 +115,37 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "charlm"
 
 
-def _file_source(data) -> _Source:
-    path = Path(data.path)
-    if path.is_dir():
-        raise CorpusError(f"data.path {data.path} is a directory; name one UTF-8 text file")
-    if not path.exists():
-        raise CorpusError(f"data.path {data.path} does not exist; name a UTF-8 text file")
-    if not path.is_file():
-        raise CorpusError(f"data.path {data.path} is not a regular file; name a UTF-8 text file")
-    fingerprint = texts.file_sha256([path])
-    # nanoGPT's split: the last tenth is held out.
-    split = tuple(data.split) if data.split is not None else (0.9, 0.1, 0.0)
-    return _Source(
-        str(data.path),
-        [path],
-        fingerprint,
-        split,
-        lambda: (lambda: texts.read_pieces(path, data.lowercase), None, fingerprint),
+def _source(data) -> _Source:
+    split = tuple(data.split) if data.split is not None else None
+    if data.path is not None:
+        return _files_source(data, str(data.path), texts.find_files(data.path), split or _FILE_SPLIT)
+    if data.url is not None:
+        return _download_source(data, data.url, data.url, data.sha256, split or _FILE_SPLIT)
+    if data.corpus in _DOWNLOADS:
+        return _download_source(data, data.corpus, *_DOWNLOADS[data.corpus], split or _FILE_SPLIT)
+    if data.corpus == "shakespeare":
+        return _shakespeare_source(data, split or (0.9, 0.05, 0.05))
+    raise CorpusError(
+        f"data.corpus {data.corpus!r} is not built in ({', '.join(BUILT_IN)}); for a text of your own set data.path"
     )
 
 
-def _shakespeare_source(data) -> _Source:
-    if data.corpus not in BUILT_IN:
-        raise CorpusError(
-            f"data.corpus {data.corpus!r} is not built in ({', '.join(BUILT_IN)}); for a text of your own set data.path"
-        )
-    paths = texts.play_paths()
-    split = tuple(data.split) if data.split is not None else (0.9, 0.05, 0.05)
+def _download_source(data, name: str, url: str, sha256: str, split: tuple[float, float, float]) -> _Source:
+    return _files_source(data, name, [fetch(url, sha256, cache_dir() / "downloads")], split)
 
-    def read():
+
+def _files_source(data, name: str, paths: list[Path], split: tuple[float, float, float]) -> _Source:
+    def read() -> _Text:
+        num_bytes = sum(path.stat().st_size for path in paths)
+        return _Text(lambda advance: texts.read_files(paths, data.separator, data.lowercase, advance), num_bytes)
+
+    return _Source(name, lambda: texts.files_sha256(paths, data.separator), split, read)
+
+
+def _shakespeare_source(data, split: tuple[float, float, float]) -> _Source:
+    paths = texts.play_paths()
+
+    def read() -> _Text:
         plays = [texts.play_text(path.read_text(encoding="utf-8")) for path in paths]
         sha256 = hashlib.sha256("".join(plays).encode()).hexdigest()
         if sha256 != texts.SHAKESPEARE_SHA256:
@@ -121,9 +154,9 @@ def _shakespeare_source(data) -> _Source:
         parts = ["".join(part) for part in zip(*(_cut(play, split) for play in plays))]
         if data.lowercase:
             parts = [part.lower() for part in parts]
-        return (lambda: iter(parts)), tuple(map(len, parts)), sha256
+        return _Text(lambda advance: iter(parts), sum(map(len, parts)), tuple(map(len, parts)), sha256)
 
-    return _Source("shakespeare", paths, texts.file_sha256(paths), split, read)
+    return _Source("shakespeare", lambda: texts.files_sha256(paths, ""), split, read)
 
 
 def _cut(text: str, split: tuple[float, float, float]) -> list[str]:
@@ -138,39 +171,44 @@ def _lengths(total: int, split: tuple[float, float, float]) -> tuple[int, int, i
     return train_end, val_end - train_end, total - val_end
 
 
-def _encode(source: _Source, kind: str, entry: Path) -> None:
+def _encode(source: _Source, fingerprint: str, data, entry: Path) -> None:
     """Two passes in constant memory: which symbols and how many, then their ids. The entry appears whole or not at all."""
-    pieces, lengths, sha256 = source.read()
-    symbols: set[str] = set()
-    total = 0
-    for piece in pieces():
-        symbols.update(piece)
-        total += len(piece)
-    if not total:
-        raise CorpusError(f"the corpus {source.name} is empty; it needs text to train on")
-    vocab = Vocab.of_bytes() if kind == "bytes" else Vocab.of_chars(symbols)
-    lengths = lengths or _lengths(total, source.split)
-    try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=entry.name + ".", dir=entry.parent))
+    text = source.read()
+    with ByteProgress(f"encoding {source.name}", 2 * text.num_bytes) as progress:
+        counts = np.zeros(NUM_CODE_POINTS, np.int64)
+        total = 0
+        for piece in text.pieces(progress.advance):
+            total += len(piece)
+            if data.vocab == "chars":
+                found = count_code_points(piece)
+                counts[: len(found)] += found
+        if not total:
+            raise CorpusError(f"the corpus {source.name} is empty; it needs text to train on")
+        vocab = Vocab.of_bytes() if data.vocab == "bytes" else Vocab.of_counts(counts, data.max_symbols, data.unknown)
+        lengths = text.lengths or _lengths(total, source.split)
         try:
-            written = [0, 0, 0]
-            with open(folder / "ids.bin", "wb") as file:
-                for part, position, piece in _by_part(pieces(), lengths, source.name):
-                    ids = vocab.encode(piece, position)
-                    written[part] += len(ids)
-                    file.write(ids.tobytes())
-            meta = {"vocab": vocab.to_json(), "lengths": written, "sha256": sha256}
-            (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-            if texts.file_sha256(source.paths) != source.fingerprint:
-                raise _changed(source.name)
-            _publish(folder, entry)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-    except OSError as error:
-        raise CorpusError(
-            f"cannot write the encoded corpus to {entry.parent}: {error.strerror}; CHARLM_CACHE names another folder"
-        ) from None
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=entry.name + ".", dir=entry.parent))
+            try:
+                written = [0, 0, 0]
+                encode = vocab.encoder()
+                with open(folder / "ids.bin", "wb") as file:
+                    for part, piece in _by_part(text.pieces(progress.advance), lengths, source.name):
+                        ids = encode(piece)
+                        written[part] += len(ids)
+                        file.write(ids)
+                meta = {"vocab": vocab.to_json(), "lengths": written, "sha256": text.sha256 or fingerprint}
+                meta["symbols_per_char"] = written[0] / max(lengths[0], 1)
+                (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+                if source.fingerprint() != fingerprint:
+                    raise _changed(source.name)
+                _publish(folder, entry)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError as error:
+            raise CorpusError(
+                f"cannot write the encoded corpus to {entry.parent}: {error.strerror}; CHARLM_CACHE names another folder"
+            ) from None
 
 
 def _publish(folder: Path, entry: Path) -> None:
@@ -188,8 +226,8 @@ def _changed(name: str) -> CorpusError:
     return CorpusError(f"the corpus {name} changed while it was read; start again when it is written")
 
 
-def _by_part(pieces: Iterable[str], lengths: tuple[int, int, int], name: str) -> Iterator[tuple[int, int, str]]:
-    """The pieces of a text cut at the ends of its parts: (part, position in the text, piece)."""
+def _by_part(pieces: Iterable[str], lengths: tuple[int, int, int], name: str) -> Iterator[tuple[int, str]]:
+    """The pieces of a text cut at the ends of its parts, each with the part that it belongs to."""
     ends = list(itertools.accumulate(lengths))
     position = part = 0
     for piece in pieces:
@@ -199,7 +237,7 @@ def _by_part(pieces: Iterable[str], lengths: tuple[int, int, int], name: str) ->
             while position == ends[part]:
                 part += 1
             head, piece = piece[: ends[part] - position], piece[ends[part] - position :]
-            yield part, position, head
+            yield part, head
             position += len(head)
 
 
@@ -215,13 +253,10 @@ def _read_meta(entry: Path) -> dict | None:
 
 
 def encode_file(path: Path, vocab: Vocab, lowercase: bool) -> np.ndarray:
-    """A text file as ids of a given vocabulary, shape (characters,).
+    """A text file as ids of a given vocabulary, shape (symbols,).
 
     Raises:
         CorpusError: unreadable, not UTF-8, or a symbol outside the vocabulary (named, with its position).
     """
-    position, parts = 0, [np.zeros(0, vocab.dtype)]
-    for piece in texts.read_pieces(path, lowercase):
-        parts.append(vocab.encode(piece, position))
-        position += len(piece)
-    return np.concatenate(parts)
+    encode = vocab.encoder()
+    return np.concatenate([np.zeros(0, vocab.dtype), *map(encode, texts.read_pieces(path, lowercase))])

@@ -23,19 +23,45 @@ from charlm.checkpoint import Checkpoints, params_of
 from charlm.corpus import encode_file, load_corpus
 from charlm.errors import ConfigError, CorpusError
 from charlm.model import CharLM
+from charlm.progress import say
 from charlm.step import nats
-from charlm.tracking import say
+from charlm.vocab import UNKNOWN, Vocab
 from charlm.workdir import check_corpus, load_run
 
 # Characters of each stream in one dispatch. It cuts nothing that the score depends on.
 _WINDOW = 128
+_LABELS = {
+    "nats_per_char": "nats per character",
+    "bits_per_char": "bits per character",
+    "perplexity": "perplexity",
+    "count": "characters scored",
+    "nats_per_byte": "nats per byte",
+    "bits_per_byte": "bits per byte",
+    "bytes": "bytes scored",
+    "unknown": "unknown symbols",
+}
 
 
 class Score(NamedTuple):
-    """The loss of a model on a text: `count` characters, every one but the first."""
+    """The loss of a model on a text.
 
-    nats_per_char: float
+    Attributes:
+        nats: of all symbols that were scored, summed up.
+        count: how many those are.
+        chars: how many characters they make; `count`, but for bytes.
+    """
+
+    nats: float
     count: int
+    chars: float
+
+    @property
+    def nats_per_char(self) -> float:
+        return self.nats / self.chars
+
+    @property
+    def nats_per_symbol(self) -> float:
+        return self.nats / self.count
 
     @property
     def bits_per_char(self) -> float:
@@ -67,8 +93,31 @@ def cut_streams(num_chars: int, num_streams: int, context: int) -> Streams:
     return Streams(np.maximum(first - 1 - context, 0), first, end)
 
 
-def make_scorer(model: CharLM) -> Callable:
-    """(params, ids, config.eval) -> Score, with one compiled program for all texts."""
+def shortest_text(batching) -> int:
+    """The fewest symbols of a text that a model trained with `config.batching` can be scored on."""
+    return 2 if batching.loss_on == "all" else batching.seq_len + 1
+
+
+def make_scorer(model: CharLM, vocab: Vocab, batching) -> Callable:
+    """(params, ids, config.eval) -> Score, with one compiled program for all texts.
+
+    Every symbol of the text but the first is scored; for a many-to-one model `eval.max_chars` of them. Raises ValueError
+    if the text is shorter than `shortest_text`.
+    """
+    nats_of = _make_window_scorer(model, batching.seq_len) if batching.loss_on == "last" else _make_stream_scorer(model)
+
+    def score(params, ids: np.ndarray, config_eval) -> Score:
+        if len(ids) < shortest_text(batching):
+            raise ValueError(f"a text of {len(ids)} symbols is too short to be scored")
+        total, count = nats_of(params, ids, config_eval)
+        # The characters that begin after the first symbol, in proportion where not all of them are scored.
+        return Score(total, count, max(1, vocab.num_chars(ids[1:])) * count / (len(ids) - 1))
+
+    return score
+
+
+def _make_stream_scorer(model: CharLM) -> Callable:
+    """(params, ids, config.eval) -> (nats, count) over parallel streams, state carried (`cut_streams`)."""
 
     @functools.partial(jax.jit, donate_argnums=1)
     def score_window(params, carry, windows, weights_TB):
@@ -76,10 +125,7 @@ def make_scorer(model: CharLM) -> Callable:
         logits_TBV, carry = model.apply({"params": params}, windows.T[:-1], carry)
         return carry, jnp.sum(nats(logits_TBV, windows.T[1:]) * weights_TB, axis=0)
 
-    def score(params, ids: np.ndarray, config_eval) -> Score:
-        """Raises ValueError if the text has fewer than two characters."""
-        if len(ids) < 2:
-            raise ValueError("a text of fewer than two characters has nothing to score")
+    def score(params, ids: np.ndarray, config_eval) -> tuple[float, int]:
         streams = cut_streams(len(ids), config_eval.num_streams, config_eval.context)
         batch = min(config_eval.batch_size, len(streams.start))
         total = 0.0
@@ -94,7 +140,33 @@ def make_scorer(model: CharLM) -> Callable:
                 carry, window_sums = score_window(params, carry, windows, weights_BT.T)
                 sums.append(window_sums)
             total += float(np.sum(np.asarray(jax.device_get(sums), np.float64)))
-        return Score(total / (len(ids) - 1), len(ids) - 1)
+        return total, len(ids) - 1
+
+    return score
+
+
+def _make_window_scorer(model: CharLM, seq_len: int) -> Callable:
+    """(params, ids, config.eval) -> (nats, count) over evenly spaced windows, each from a zero state, of the last target."""
+
+    @jax.jit
+    def score_windows(params, windows):
+        windows = windows.astype(jnp.int32)
+        carry = model.initial_carry(windows.shape[0])
+        logits_1BV, _ = model.apply({"params": params}, windows.T[:-1], carry, only_last=True)
+        return nats(logits_1BV, windows.T[-1:])[0]
+
+    def score(params, ids: np.ndarray, config_eval) -> tuple[float, int]:
+        windows = len(ids) - seq_len
+        count = min(config_eval.max_chars, windows)
+        start = np.arange(count, dtype=np.int64) * windows // count
+        batch = min(config_eval.batch_size, count)
+        total = 0.0
+        for group in range(0, count, batch):
+            of_group = start[group : group + batch]
+            at_BT = _pad(of_group, batch)[:, None] + np.arange(seq_len + 1)
+            losses_B = np.asarray(score_windows(params, ids[at_BT]), np.float64)
+            total += float(losses_B[: len(of_group)].sum())
+        return total, count
 
     return score
 
@@ -124,30 +196,31 @@ def main(argv: Sequence[str]) -> None:
         corpus = load_corpus(run.config.data)
         check_corpus(run, corpus)
         name, ids = f"{corpus.name} {values.split}", corpus.split(values.split)
-    if len(ids) < 2:
-        raise CorpusError(f"{name} has {len(ids)} characters; at least 2 are needed for a score")
+    if len(ids) < (shortest := shortest_text(run.config.batching)):
+        raise CorpusError(f"{name} has {len(ids)} characters; at least {shortest} are needed for a score")
     model = CharLM.from_config(run.config.model, run.vocab.size)
-    score = make_scorer(model)(params_of(flat, model), ids, run.config.eval)
+    score = make_scorer(model, run.vocab, run.config.batching)(params_of(flat, model), ids, run.config.eval)
+    found = {
+        "text": name,
+        "checkpoint": meta["step"],
+        "nats_per_char": score.nats_per_char,
+        "bits_per_char": score.bits_per_char,
+        "perplexity": score.perplexity,
+        "count": round(score.chars),
+    }
+    if run.vocab.kind == "bytes":
+        found |= {"nats_per_byte": score.nats_per_symbol, "bits_per_byte": score.nats_per_symbol / math.log(2)}
+        found["bytes"] = score.count
+    if run.vocab.unknown:
+        found["unknown"] = int(np.count_nonzero(ids == run.vocab.symbols.index(UNKNOWN)))
     if values.json:
-        print(
-            json.dumps(
-                {
-                    "text": name,
-                    "checkpoint": meta["step"],
-                    "nats_per_char": score.nats_per_char,
-                    "bits_per_char": score.bits_per_char,
-                    "perplexity": score.perplexity,
-                    "count": score.count,
-                }
-            )
-        )
+        print(json.dumps(found))
         return
-    unit = "character" if run.vocab.kind == "chars" else "byte"
     print(f"{name}, checkpoint of step {meta['step']}")
-    print(f"  {'nats per ' + unit:18}  {score.nats_per_char:.4f}")
-    print(f"  {'bits per ' + unit:18}  {score.bits_per_char:.4f}")
-    print(f"  {'perplexity':18}  {score.perplexity:.3f}")
-    print(f"  {unit + 's scored':18}  {score.count:,}")
+    for key, label in _LABELS.items():
+        if key in found:
+            value = found[key]
+            print(f"  {label:18}  {format(value, ',') if isinstance(value, int) else format(value, '.4f')}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """CharLM: character ids in, logits of the next character out. A Flax Linen module: pure `init` and `apply`.
 
-    ids --embedding or one-hot--> recurrent layers, dropout between them --> dropout --> head --> logits
+    ids --encoding--> recurrent layers, dropout between them --> dropout --> head --> logits
 
 Letters: B batch, T time, H hidden, V vocabulary, E embedding, I input features, G gates times hidden, L layers.
 Sequences are time-major, as the scan reads them.
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from charlm import recurrence
 from charlm.cells import CELLS, Carry, zero_carry
 
-ENCODINGS = ("embedding", "one_hot")
+ENCODINGS = ("embedding", "one_hot", "scalar")
 DTYPES = ("float32", "bfloat16")
 RECURRENT_INITS = ("orthogonal", "lecun_normal")
 
@@ -87,6 +87,7 @@ class CharLM(nn.Module):
     encoding: str
     embedding_size: int
     dropout: float
+    variational_dropout: bool
     recurrent_init: str
     forget_bias: float
     dtype: str
@@ -96,21 +97,30 @@ class CharLM(nn.Module):
         return cls(vocab_size=vocab_size, **model.to_dict())
 
     @nn.compact
-    def __call__(self, ids_TB: jax.Array, carry: tuple[Carry, ...], train: bool = False) -> tuple[jax.Array, tuple[Carry, ...]]:
+    def __call__(
+        self, ids_TB: jax.Array, carry: tuple[Carry, ...], train: bool = False, only_last: bool = False
+    ) -> tuple[jax.Array, tuple[Carry, ...]]:
         """Logits of the character after each input.
 
         Args:
             ids_TB: character ids.
             carry: one state a layer, from `initial_carry` or an earlier call.
-            train: apply dropout; needs an rng named `dropout`.
+            train: apply dropout; needs an rng named `dropout`. `variational_dropout` draws one mask for all steps
+                (Gal and Ghahramani 2016), here of what goes from layer to layer.
+            only_last: the logits after the last input alone.
 
         Returns:
-            logits_TBV in the parameters' dtype, and the states after the last character.
+            logits_TBV in the parameters' dtype (T = 1 with `only_last`), and the states after the last character.
         """
         embedding_VE, input_size = None, self.vocab_size
         if self.encoding == "embedding":
             input_size = self.embedding_size
             embedding_VE = self.param("embedding", nn.initializers.normal(1.0), (self.vocab_size, input_size), jnp.float32)
+        elif self.encoding == "scalar":
+            # A fixed table, so that this is a lookup like the others: id i is the number i / V.
+            input_size = 1
+            embedding_VE = jnp.arange(self.vocab_size, dtype=carry[0][0].dtype)[:, None] / self.vocab_size
+        dropout = nn.Dropout(self.dropout, broadcast_dims=(0,) if self.variational_dropout else (), deterministic=not train)
         project = functools.partial(recurrence.project_ids, ids_TB, embedding_VE)
         last = []
         for layer in range(self.num_layers):
@@ -118,7 +128,9 @@ class CharLM(nn.Module):
                 self.cell, self.hidden_size, self.recurrent_init, self.forget_bias, self.dtype, name=f"layer_{layer}"
             )(functools.partial(project, dtype=self.dtype), input_size, carry[layer])
             last.append(layer_carry)
-            h_TBH = nn.Dropout(self.dropout, deterministic=not train)(h_TBH)
+            if only_last and layer == self.num_layers - 1:
+                h_TBH = h_TBH[-1:]
+            h_TBH = dropout(h_TBH)
             project, input_size = functools.partial(recurrence.project, h_TBH), self.hidden_size
         W_HV = self.param("head_W", nn.initializers.lecun_normal(), (self.hidden_size, self.vocab_size), jnp.float32)
         b_V = self.param("head_b", nn.initializers.zeros, (self.vocab_size,), jnp.float32)

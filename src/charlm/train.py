@@ -21,12 +21,13 @@ from absl import flags
 from ml_collections import config_dict
 
 from charlm import checkpoint, cli, optim, sample, step, tracking, workdir
-from charlm.batching import Layout, make_layout, stack_batches
+from charlm.batching import Gather, Layout, device_gather, host_gather, make_layout
 from charlm.config import LARGEST_SEED, to_json
 from charlm.corpus import Corpus, load_corpus
-from charlm.errors import ConfigError, CorpusError, RunFailed, UserError, WorkdirError
-from charlm.evaluate import make_scorer
+from charlm.errors import ConfigError, RunFailed, UserError, WorkdirError
+from charlm.evaluate import make_scorer, shortest_text
 from charlm.model import CharLM, num_params
+from charlm.progress import ProgressLine, say
 
 # A dispatch is sized to take about this long, so that signals and the progress line are never far away.
 _DISPATCH_SECONDS = 1.0
@@ -61,7 +62,9 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "the run's folder; default runs/<config file's stem>", flag_values=values)
-    flags.DEFINE_bool("extend", False, "go on with a finished run for a larger train.steps or train.epochs", flag_values=values)
+    flags.DEFINE_bool(
+        "extend", False, "go on with a finished run for a larger train.steps, train.epochs or train.seconds", flag_values=values
+    )
     config = cli.parse_with_config(values, argv, __doc__)
     stem = Path(values["config"].config_filename.split(":")[0]).stem
     train(config, Path(values.workdir or f"runs/{stem}"), values.extend)
@@ -77,15 +80,10 @@ def train(config: config_dict.ConfigDict, path: Path, extend: bool = False) -> N
     """
     # What can be refused is refused before the workdir is touched.
     corpus = load_corpus(config.data)
-    if corpus.train.nbytes > config.data.device_bytes:  # At most 2^31 - 1, so that offsets fit an int32.
-        raise CorpusError(
-            f"the encoded training text has {corpus.train.nbytes} bytes, more than data.device_bytes "
-            f"{config.data.device_bytes}; raise it if the device has room"
-        )
     layout = make_layout(config.batching, config.seed, len(corpus.train))
     num_steps = _num_steps(config, layout)
-    if len(corpus.val) < 2 and config.train.patience is not None:
-        raise ConfigError("train.patience needs text to validate on; data.split leaves none")
+    if len(corpus.val) < (shortest := shortest_text(config.batching)) and config.train.patience is not None:
+        raise ConfigError(f"train.patience needs at least {shortest} characters to validate on; data.split leaves fewer")
     _, prompt_ids = sample.prompt_of(config, corpus.vocab)
     with workdir.locked(path):
         if (path / "config.json").is_file():
@@ -94,12 +92,12 @@ def train(config: config_dict.ConfigDict, path: Path, extend: bool = False) -> N
             if num_steps < (before := _num_steps(run.config, layout)):
                 raise ConfigError(f"{path} holds a run of {before} steps; {num_steps} are fewer, and --extend only lengthens")
             if result := workdir.read_result(path):
-                if _is_over(path, result, num_steps):
+                if _is_over(path, result, config, num_steps):
                     return
                 (path / "result.json").unlink()
             workdir.write_text(path / "config.json", to_json(config))
             if changed := workdir.changed_since(run, corpus):
-                tracking.say(f"{path} began elsewhere, so that bits may differ: {', '.join(changed)}")
+                say(f"{path} began elsewhere, so that bits may differ: {', '.join(changed)}")
         else:
             workdir.create_run(path, config, corpus)
         try:
@@ -121,17 +119,21 @@ def _num_steps(config: config_dict.ConfigDict, layout: Layout) -> int:
     return math.ceil(num_steps)
 
 
-def _is_over(path: Path, result: dict, num_steps: int) -> bool:
+def _is_over(path: Path, result: dict, config: config_dict.ConfigDict, num_steps: int) -> bool:
     """Whether there is nothing left to do; says so. Raises RunFailed if the run diverged, as it would again."""
     steps, status = result["steps"], result["status"]
     if status == "diverged":
         raise RunFailed(f"the run in {path} diverged after step {steps}; change the config and choose another --workdir")
-    if status == "stopped_early" or (status == "completed" and steps == num_steps):
+    if status == "stopped_early":
+        more_time = config.train.seconds is None or config.train.seconds > result["train_seconds"]
+        over = not (result.get("stopped_by") == "train.seconds" and more_time)
+    else:
+        over = status == "completed" and steps == num_steps
+    if over:
         value = result["val_nats_per_char"]
         scored = "" if value is None else f", validation loss {value:.4f} nats per character at step {result['best_step']}"
-        tracking.say(f"the run in {path} is finished: {status} after {steps} steps{scored}")
-        return True
-    return False
+        say(f"the run in {path} is finished: {status} after {steps} steps{scored}")
+    return over
 
 
 def _fit(
@@ -148,7 +150,7 @@ def _fit(
     progress = Progress()
 
     checkpoints = checkpoint.Checkpoints(path, writable=True)
-    if found := checkpoints.restore_latest(tracking.say):
+    if found := checkpoints.restore_latest(say):
         flat, meta = found
         state = jax.tree.map(jnp.array, checkpoint.unflatten_state(state, flat))
         progress = Progress(**meta["progress"])
@@ -156,13 +158,21 @@ def _fit(
     size = num_params(state.params)
     earlier = progress.elapsed
 
-    train_step = step.make_train_step(model, optimizer, config.optimizer.loss_reduction, step_key)
+    train_step = step.make_train_step(
+        model,
+        optimizer,
+        config.optimizer.loss_reduction,
+        step_key,
+        loss_on=config.batching.loss_on,
+        num_parts=config.optimizer.accumulation_steps,
+    )
     train_chunk = step.make_train_chunk(train_step, config.batching.seq_len)
-    score = make_scorer(model)
-    sampler = sample.make_sampler(model)
+    score = make_scorer(model, corpus.vocab, config.batching)
+    shortest = shortest_text(config.batching)
+    sampler = sample.make_sampler(model, corpus.vocab)
 
     tracker = tracking.Tracker(path, at)
-    bar = tracking.ProgressLine(num_steps, at)
+    bar = ProgressLine(num_steps, at)
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)
         stack.callback(tracker.close)
@@ -182,23 +192,26 @@ def _fit(
             hint = "try a lower optimizer.learning_rate, or optimizer.clip_norm, in another --workdir"
             return RunFailed(f"{what} not finite at step {at}; {kept}; {hint}")
 
-        def record(split: str, nats_per_char: float, **more: float) -> None:
+        def record(split: str, nats_per_char: float, nats_per_symbol: float, **more: float) -> None:
             progress.elapsed = earlier + time.monotonic() - began
             line = {"step": at, "epoch": at / layout.steps_per_epoch, "chars": at * chars_per_step}
             line |= {"seconds": progress.elapsed, "split": split}
             line |= {"nats_per_char": nats_per_char, "bits_per_char": nats_per_char / math.log(2), **more}
+            if corpus.vocab.kind == "bytes":
+                line["nats_per_byte"] = nats_per_symbol
             tracker.record(line)
             bar.record(line)
 
-        ids_N = jnp.asarray(np.asarray(corpus.train))
-        batches = stack_batches(layout, at, 1, step.MAX_STEPS_PER_DISPATCH)
-        train_chunk = train_chunk.lower(state, ids_N, *batches, np.int32(1)).compile()
+        gather = _make_gather(config, corpus, layout, at, num_steps)
+        stack.callback(gather.close)
+        train_chunk = step.compile_train_chunk(
+            train_chunk, state, gather.num_ids, corpus.train.dtype, config.batching.batch_size
+        )
         chunk = 1
-        while at < num_steps and not _patience_is_over(config, progress):
+        while at < num_steps and not _stops_early(config, progress):
             n = min(chunk, _steps_until_due(config.train, at), num_steps - at)
-            batches = stack_batches(layout, at, n, step.MAX_STEPS_PER_DISPATCH)
             start = time.monotonic()
-            state, losses_K, norms_K, finite = train_chunk(state, ids_N, *batches, np.int32(n))
+            state, losses_K, norms_K, finite = train_chunk(state, *gather.take(at, n), np.int32(n))
             losses, norms = np.asarray(losses_K)[:n].tolist(), np.asarray(norms_K)[:n].tolist()
             seconds = time.monotonic() - start
             if not all(map(math.isfinite, losses)):
@@ -214,13 +227,18 @@ def _fit(
             progress.steps += n
             progress.seconds += seconds
             progress.train_seconds += seconds
-            chunk = max(1, min(config.train.steps_per_dispatch, 2 * chunk, int(_DISPATCH_SECONDS * n / seconds)))
-            bar.update(at, losses[-1], n * chars_per_step / seconds, seconds / n)
+            seconds_left = (config.train.seconds or math.inf) - progress.train_seconds
+            in_time = int(min(_DISPATCH_SECONDS, seconds_left) * n / seconds)
+            chunk = max(1, min(config.train.steps_per_dispatch, 2 * chunk, in_time))
+            bar.update(at, losses[-1] * corpus.symbols_per_char, n * chars_per_step / seconds, seconds / n)
 
-            if _due(config.train.log_every, at) or at == num_steps:
+            last = at == num_steps or seconds_left <= 0
+            if _due(config.train.log_every, at) or last:
+                loss = progress.loss_sum / progress.steps
                 record(
                     "train",
-                    progress.loss_sum / progress.steps,
+                    loss * corpus.symbols_per_char,
+                    loss,
                     learning_rate=float(learning_rate(at - 1)),
                     grad_norm=progress.norm_sum / progress.steps,
                     chars_per_second=progress.steps * chars_per_step / progress.seconds,
@@ -228,11 +246,12 @@ def _fit(
                 progress.loss_sum = progress.norm_sum = progress.seconds = 0.0
                 progress.steps = 0
             improved = False
-            if (_due(config.train.eval_every, at) or at == num_steps) and len(corpus.val) > 1:
-                value = score(state.params, corpus.val, config.eval).nats_per_char
+            if (_due(config.train.eval_every, at) or last) and len(corpus.val) >= shortest:
+                found = score(state.params, corpus.val, config.eval)
+                value = found.nats_per_char
                 if not math.isfinite(value):
                     raise diverged("the validation loss is")
-                record("val", value)
+                record("val", value, found.nats_per_symbol)
                 improved = progress.best_val is None or value < progress.best_val
                 if improved:
                     progress.best_step, progress.best_val, progress.bad_evals = at, value, 0
@@ -240,10 +259,10 @@ def _fit(
                     progress.bad_evals += 1
                 tracker.draw()
             stopping = bool(signals)
-            ending = at == num_steps or _patience_is_over(config, progress)
+            ending = last or _stops_early(config, progress)
             if _due(config.train.sample_every, at) or (ending and config.train.sample_every):
                 seed = (config.seed + at) % (LARGEST_SEED + 1)
-                texts = sample.sample_text(sampler, model, state.params, corpus.vocab, config.sample, seed, prompt_ids)
+                texts = sample.sample_text(sampler, state.params, corpus.vocab, config.sample, seed, prompt_ids)
                 tracker.sample(at, texts)
                 bar.say(f"step {at}  a sample:\n{texts[0]}")
             if improved or _due(config.train.checkpoint_every, at) or ending or stopping:
@@ -260,8 +279,9 @@ def _fit(
         tracker.draw(force=True)
         status = "stopped_early" if at < num_steps else "completed"
         summary = _result(status, at, config, progress, size)
+        summary["stopped_by"] = _stops_early(config, progress) if at < num_steps else None
         summary["params_sha256"] = checkpoint.sha256(checkpoint.flatten_state(state.params))
-        if len(corpus.test) > 1:
+        if len(corpus.test) >= shortest:
             try:
                 params = state.params
                 if progress.best_step not in (None, at):
@@ -277,8 +297,20 @@ def _chars_per_step(config: config_dict.ConfigDict) -> int:
     return config.batching.batch_size * config.batching.seq_len
 
 
-def _patience_is_over(config: config_dict.ConfigDict, progress: Progress) -> bool:
-    return config.train.patience is not None and progress.bad_evals >= config.train.patience
+def _make_gather(config: config_dict.ConfigDict, corpus: Corpus, layout: Layout, at: int, num_steps: int) -> Gather:
+    """The text on the device if it may be there (at most 2^31 - 1 bytes, so that offsets fit an int32), else read ahead."""
+    if corpus.train.nbytes <= config.data.device_bytes:
+        return device_gather(corpus.train, layout, step.MAX_STEPS_PER_DISPATCH)
+    return host_gather(corpus.train, layout, step.MAX_STEPS_PER_DISPATCH, at, num_steps)
+
+
+def _stops_early(config: config_dict.ConfigDict, progress: Progress) -> str | None:
+    """The key whose limit is reached, if one is."""
+    if config.train.patience is not None and progress.bad_evals >= config.train.patience:
+        return "train.patience"
+    if config.train.seconds is not None and progress.train_seconds >= config.train.seconds:
+        return "train.seconds"
+    return None
 
 
 def _result(status: str, steps: int, config: config_dict.ConfigDict, progress: Progress, size: int | None = None) -> dict:
@@ -289,6 +321,7 @@ def _result(status: str, steps: int, config: config_dict.ConfigDict, progress: P
         "steps": steps,
         "chars": chars,
         "num_params": size,
+        "stopped_by": None,
         "best_step": progress.best_step,
         "val_nats_per_char": value,
         "val_bits_per_char": None if value is None else value / math.log(2),

@@ -66,7 +66,7 @@ def check_same_run(run: Run, config: config_dict.ConfigDict, corpus: Corpus, ext
     if extend:
         configs.check_extension(run.config, config, str(run.path))
     elif keys := configs.differing_keys(run.config, config):
-        longer = set(keys) <= {"train.steps", "train.epochs"}
+        longer = set(keys) <= set(configs.LENGTH_KEYS)
         hint = "--extend goes on with the run, or choose another --workdir" if longer else "choose another --workdir"
         raise ConfigError(
             f"{run.path} holds a run of another config: {configs.describe_differences(run.config, config, keys)}; {hint}"
@@ -193,7 +193,7 @@ def read_result(path: Path) -> dict | None:
     """result.json of a run that ended, else None."""
     with contextlib.suppress(OSError, ValueError):
         result = json.loads((path / "result.json").read_text(encoding="utf-8"))
-        if isinstance(result, dict) and {"status", "steps", "val_nats_per_char", "best_step"} <= result.keys():
+        if isinstance(result, dict) and {"status", "steps", "val_nats_per_char", "best_step", "train_seconds"} <= result.keys():
             return result
     return None
 
