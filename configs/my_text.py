@@ -1,15 +1,17 @@
-"""Your own text: any UTF-8 file, by default a model for one or two megabytes of it.
+"""Your own text: any UTF-8 file, directory or pattern, by default a model for one or two megabytes of it.
 
     python -m charlm.train --config configs/my_text.py --config.data.path=FILE --workdir runs/mine
     python -m charlm.sample --workdir runs/mine --prompt "The "
 
-The last tenth of the file is held out for validation; the best checkpoint is kept, and training stops when six
+The last tenth of the text is held out for validation; the best checkpoint is kept, and training stops when six
 evaluations in a row brought no better one. What to change, here or with --config.KEY=VALUE (rules of thumb, not
 measured):
 
 - Less than 500 kB: model.dropout 0.3 to 0.5, model.hidden_size 128.
 - More than 5 MB: model.dropout 0, model.hidden_size 512 or more, train.epochs 2 to 5.
-- Many scripts, emoji, or a text that goes on to be scored elsewhere: data.vocab "bytes", which knows every symbol.
+- More than 50 MB: data.split (0.998, 0.001, 0.001), as every validation scores all that is held out for it.
+- Many scripts or emoji: data.vocab "bytes", which knows every symbol; or data.max_symbols.
+- Other texts to be scored later: data.unknown True, or "bytes"; otherwise a new symbol is an error.
 - Case does not matter: data.lowercase True.
 
 Expect, for tiny Shakespeare (Karpathy 2015; 1,115,394 characters, the last tenth held out): 1.481 nats per character

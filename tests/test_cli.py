@@ -88,7 +88,8 @@ def test_a_config_file_that_does_not_work(refused, tmp_path, body, expected):
         ("--config.data.device_bytes=-1", "data.device_bytes is -1; it must not be negative"),
         ("--config.data.url=ftp://host/text", "data.url is 'ftp://host/text'; it must begin with https:// or http://"),
         ("--config.data.url=https://host/text", "data.url is 'https://host/text'; it needs data.sha256"),
-        ("--config.data.sha256=../../etc", "data.sha256 is '../../etc'; it must be 64 hexadecimal digits"),
+        ("--config.data.sha256=0", "data.sha256 is '0'; it is that of data.url, which is not set"),
+        ("--config.data.path=", "data.path '' does not exist"),
         ("--config.data.max_symbols=0", "data.max_symbols is 0; it must be at least 1"),
         ("--config.batching.layout=slidding", "batching.layout is 'slidding'; did you mean 'sliding'?"),
         ("--config.batching.loss_on=last", "batching.loss_on is 'last'; it needs windows that start from a zero state"),
@@ -119,9 +120,12 @@ def test_texts(refused, small_config, tmp_path, content, expected):
     assert expected in refused("train", "--config", str(small_config), *flags)
 
 
-def test_keys_that_exclude_each_other(refused, small_config):
+def test_keys_that_go_together(refused, small_config, tmp_path):
     url = "--config.data.url=https://host/text", f"--config.data.sha256={'0' * 64}"
     assert "words.txt'; set one of them" in refused("train", "--config", str(small_config), *url)
+    url = "--config.data.url=https://host/text", "--config.data.sha256=../../etc"
+    nothing = config_file(tmp_path, "    return config\n")
+    assert "data.sha256 is '../../etc'; it must be 64 hexadecimal digits" in refused("train", "--config", nothing, *url)
     for flag in ("--config.data.unknown", "--config.data.max_symbols=9"):
         message = refused("train", "--config", str(small_config), "--config.data.vocab=bytes", flag)
         assert "data.vocab is 'bytes'; it knows all 256 bytes" in message

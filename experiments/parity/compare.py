@@ -1,0 +1,138 @@
+"""charlm against PyTorch: the same weights in both, outputs and all gradients compared.
+
+    pip install -c constraints.txt -e '.[parity]'
+    python experiments/parity/compare.py
+
+A model of 65 symbols, embedding 32, one to three layers of 64 units and a head reads 8 sequences of 50 characters from a
+random initial state; the loss is the cross-entropy summed over time, mean over the batch. Compared are the outputs
+(logits, loss, last states) and the gradients (of every weight and bias, and of the initial states). A difference is the
+largest of a tensor, divided by the largest absolute value in it; the table shows the worst tensor. Exits with 1 if one
+is above its bound.
+"""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from charlm.cells import CELLS
+from charlm.config import default_config
+from charlm.model import CharLM
+from charlm.step import nats
+
+V, E, H, T, B = 65, 32, 64, 50, 8
+TORCH_LAYERS = {"rnn": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}
+NUM_LAYERS = (1, 2, 3)
+BOUNDS = {"float32": 1e-5, "float64": 1e-10}
+
+
+class TorchModel(torch.nn.Module):
+    """The model as users of PyTorch write it."""
+
+    def __init__(self, cell: str, num_layers: int):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(V, E)
+        self.layers = TORCH_LAYERS[cell](E, H, num_layers)
+        self.head = torch.nn.Linear(H, V)
+
+    def forward(self, ids_TB, state):
+        h_TBH, state = self.layers(self.embedding(ids_TB), state)
+        return self.head(h_TBH), state
+
+
+def to_charlm(cell: str, num_layers: int, tensors: dict[str, np.ndarray]) -> dict:
+    """Our parameter tree from PyTorch's weights by name, or from their gradients.
+
+    PyTorch keeps two biases where one is enough, so ours is their sum and has the gradient of each. Only the candidate
+    of the GRU needs the second.
+    """
+    params = {"embedding": tensors["embedding.weight"], "head_W": tensors["head.weight"].T, "head_b": tensors["head.bias"]}
+    for layer in range(num_layers):
+        b, b_h = tensors[f"layers.bias_ih_l{layer}"], tensors[f"layers.bias_hh_l{layer}"]
+        own = {}
+        if cell == "gru":
+            own, b_h = {"b_h": b_h[2 * H :]}, np.concatenate([b_h[: 2 * H], np.zeros(H, b_h.dtype)])
+        params[f"layer_{layer}"] = {
+            "W_x": tensors[f"layers.weight_ih_l{layer}"].T,
+            "W_h": tensors[f"layers.weight_hh_l{layer}"].T,
+            "b": b + b_h,
+            **own,
+        }
+    return params
+
+
+def of_torch(cell: str, num_layers: int, dtype: str, ids: np.ndarray, targets: np.ndarray, first: list[np.ndarray]):
+    """(weights, outputs, gradients) in PyTorch, in our form."""
+    torch.manual_seed(0)
+    model = TorchModel(cell, num_layers).to(getattr(torch, dtype))
+    state = [torch.from_numpy(s).requires_grad_() for s in first]
+    logits, last = model(torch.from_numpy(ids), tuple(state) if cell == "lstm" else state[0])
+    loss = torch.nn.functional.cross_entropy(logits.reshape(-1, V), torch.from_numpy(targets).reshape(-1)) * T
+    loss.backward()
+    weights = {name: p.detach().numpy() for name, p in model.named_parameters()}
+    grads = {name: p.grad.numpy() for name, p in model.named_parameters()}
+    for name in grads:  # The gradient of a sum of two biases is that of either.
+        if "bias_hh" in name:
+            grads[name] = np.concatenate([np.zeros_like(grads[name][: 2 * H]), grads[name][2 * H :]]) * (cell == "gru")
+    last = [s.detach().numpy() for s in (last if cell == "lstm" else (last,))]
+    outputs = {"logits": logits.detach().numpy(), "loss": loss.detach().numpy(), "last": last}
+    params = to_charlm(cell, num_layers, grads)
+    return to_charlm(cell, num_layers, weights), outputs, {"params": params, "first": [s.grad.numpy() for s in state]}
+
+
+def of_charlm(cell: str, num_layers: int, dtype: str, weights, ids: np.ndarray, targets: np.ndarray, first: list[np.ndarray]):
+    """(outputs, gradients) in charlm."""
+    config = default_config().model
+    config.update(cell=cell, hidden_size=H, num_layers=num_layers, embedding_size=E)
+    model = CharLM.from_config(config, V).clone(dtype=dtype)
+
+    def objective(params, first):
+        carry = tuple(tuple(state[layer] for state in first) for layer in range(num_layers))
+        logits, last = model.apply({"params": params}, ids, carry)
+        loss = nats(logits, targets).mean() * T
+        last = [jnp.stack(states) for states in zip(*last)]
+        return loss, {"logits": logits, "loss": loss, "last": last}
+
+    (params, first), outputs = jax.jit(jax.grad(objective, (0, 1), has_aux=True))(weights, first)
+    return outputs, {"params": params, "first": first}
+
+
+def worst(ours, theirs) -> float:
+    """The largest difference of two trees, each tensor's relative to its largest absolute value."""
+
+    def difference(a, b) -> float:
+        assert a.shape == b.shape and a.dtype == b.dtype, (a.shape, b.shape, a.dtype, b.dtype)
+        return float(np.abs(np.asarray(a) - b).max() / np.abs(b).max())
+
+    return max(jax.tree.leaves(jax.tree.map(difference, ours, theirs)))
+
+
+def differences(cell: str, num_layers: int, dtype: str) -> tuple[float, float]:
+    """The worst relative differences of outputs and of gradients."""
+    draw = np.random.default_rng(0)
+    ids, targets = draw.integers(0, V, (2, T, B))
+    first = [draw.normal(size=(num_layers, B, H)).astype(dtype) / 2 for _ in range(CELLS[cell].carries)]
+    with jax.enable_x64(dtype == "float64"):
+        weights, outputs, grads = of_torch(cell, num_layers, dtype, ids, targets, first)
+        our_outputs, our_grads = of_charlm(cell, num_layers, dtype, weights, ids, targets, first)
+        return worst(our_outputs, outputs), worst(our_grads, grads)
+
+
+def main() -> int:
+    print(f"PyTorch {torch.__version__}, JAX {jax.__version__}\n")
+    print("| cell | layers | outputs, float32 | gradients, float32 | outputs, float64 | gradients, float64 |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    failed = False
+    for cell in TORCH_LAYERS:
+        for num_layers in NUM_LAYERS:
+            found = {dtype: differences(cell, num_layers, dtype) for dtype in BOUNDS}
+            failed |= any(max(found[dtype]) > bound for dtype, bound in BOUNDS.items())
+            cells = [f"{value:.1e}" for pair in found.values() for value in pair]
+            print(f"| {cell.upper()} | {num_layers} | {' | '.join(cells)} |")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
