@@ -90,6 +90,7 @@ def test_a_config_file_that_does_not_work(refused, tmp_path, body, expected):
         ("--config.data.url=https://host/text", "data.url is 'https://host/text'; it needs data.sha256"),
         ("--config.data.sha256=0", "data.sha256 is '0'; it is that of data.url, which is not set"),
         ("--config.data.path=", "data.path '' does not exist"),
+        ("--config.data.separator=\udcff", "data.separator is '\\udcff'; it must be UTF-8"),
         ("--config.data.max_symbols=0", "data.max_symbols is 0; it must be at least 1"),
         ("--config.batching.layout=slidding", "batching.layout is 'slidding'; did you mean 'sliding'?"),
         ("--config.batching.loss_on=last", "batching.loss_on is 'last'; it needs windows that start from a zero state"),
@@ -134,7 +135,7 @@ def test_keys_that_go_together(refused, small_config, tmp_path):
 def test_a_corpus_that_cannot_be_downloaded(refused, tmp_path):
     lines = ["config.data.url = 'http://no.such.host.invalid/text'", "config.data.sha256 = '0' * 64", "return config"]
     message = refused("train", "--config", config_file(tmp_path, "".join(f"    {line}\n" for line in lines)))
-    assert "cannot download http://no.such.host.invalid/text: " in message and "set data.path to a copy" in message
+    assert "cannot download http://no.such.host.invalid/text: " in message and "or set data.path to a copy" in message
 
 
 def test_the_built_in_corpus_without_its_package(refused, tmp_path, monkeypatch):

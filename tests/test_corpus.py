@@ -1,4 +1,6 @@
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -62,7 +64,7 @@ def test_wide_vocabularies(write):
 
 
 def entries():
-    return sorted((corpus.cache_dir() / "corpora").iterdir())
+    return sorted(path for path in (corpus.cache_dir() / "corpora").iterdir() if path.is_dir())
 
 
 def test_a_text_is_encoded_once_and_again_if_it_or_an_option_changes(write, monkeypatch, tmp_path):
@@ -127,7 +129,9 @@ def test_a_text_scored_later_uses_the_same_vocabulary(write):
     loaded = corpus.load_corpus(data(path=write("abc " * 10)))
     ids = corpus.encode_file(write("cab\r\n".replace("\r\n", " "), "other.txt"), loaded.vocab, False)
     assert loaded.vocab.decode(ids) == "cab "
-    with pytest.raises(CorpusError, match=r"symbol 'd' at position 2 is not in the vocabulary of 4 symbols: ' abc'"):
+    with pytest.raises(
+        CorpusError, match=r"other.txt: symbol 'd' at position 2 is not in the vocabulary of 4 symbols: ' abc'; a model"
+    ):
         corpus.encode_file(write("abd", "other.txt"), loaded.vocab, False)
 
 
@@ -151,23 +155,33 @@ def test_a_text_that_changes_while_it_is_read_is_not_cached(write, monkeypatch, 
     assert decoded(corpus.load_corpus(data(path=path))) == ["before " * 18, "before " * 2, ""]
 
 
-def test_two_processes_that_encode_the_same_text_get_along(write, monkeypatch, tmp_path):
+def test_two_who_encode_the_same_text_do_it_once(write, monkeypatch, tmp_path):
     monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
     options = data(path=write("some text " * 20))
-    publish, seen = corpus._publish, []
+    write_entry, calls = corpus._write_entry, []
 
-    def slow(folder, entry):
-        if not seen:
-            seen.append(entry)
-            other = corpus.load_corpus(options)  # Finishes between our writing and our naming.
-            publish(folder, entry)
-            assert other.train[3] == corpus.load_corpus(options).train[3]
-        else:
-            publish(folder, entry)
+    def slow(*args):
+        calls.append(args)
+        time.sleep(0.3)
+        write_entry(*args)
 
-    monkeypatch.setattr(corpus, "_publish", slow)
+    monkeypatch.setattr(corpus, "_write_entry", slow)
+    with ThreadPoolExecutor(3) as pool:
+        loaded = list(pool.map(lambda _: corpus.load_corpus(options), range(3)))
+    assert len(calls) == 1 and len(entries()) == 1
+    assert [decoded(each) for each in loaded] == [decoded(loaded[0])] * 3
+
+
+def test_what_a_killed_process_left_is_cleared_away(write, monkeypatch, tmp_path):
+    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
+    options = data(path=write("some text " * 20))
     corpus.load_corpus(options)
-    assert len(entries()) == 1 and seen
+    (entry,) = entries()
+    partial = entry.with_name(entry.name + ".partial")
+    entry.rename(partial)
+    (partial / "meta.json").unlink()
+    corpus.load_corpus(options)
+    assert entries() == [entry]
 
 
 def texts_of(loaded):
@@ -190,6 +204,20 @@ def test_a_directory_is_read_in_the_order_of_its_paths(write, tmp_path):
     assert texts_of(loaded) == "first,fourth,second,fifth"
 
 
+def test_a_file_counts_once_however_it_is_reached(write, tmp_path):
+    write("one", "books/a/1.txt"), write("two", "books/2.txt")
+    (tmp_path / "books" / "a" / "self").symlink_to(tmp_path / "books")
+    (tmp_path / "books" / "z.txt").symlink_to(tmp_path / "books" / "2.txt")
+    for path in ("books", "books/**/*.txt", "books/**/**/*.txt"):
+        assert texts_of(corpus.load_corpus(data(path=str(tmp_path / path), separator="|"))) == "two|one"
+
+
+def test_separators_are_text(write, tmp_path):
+    write("A", "books/1.txt"), write("B", "books/2.txt")
+    loaded = corpus.load_corpus(data(path=str(tmp_path / "books"), separator="<END>\r\n", lowercase=True))
+    assert texts_of(loaded) == "a<end>\nb"
+
+
 def test_every_file_of_several_counts(write, tmp_path):
     for i in range(3):
         write(f"text {i} " * 20, f"books/{i}.txt")
@@ -210,6 +238,8 @@ def test_places_without_text(write, tmp_path):
             corpus.load_corpus(data(path=str(path)))
     with pytest.raises(CorpusError, match="none.txt does not exist"):
         corpus.load_corpus(data(path=str(tmp_path / "none.txt")))
+    with pytest.raises(CorpusError, match=r"cannot read data.path a{100}\.\.\.: File name too long"):
+        corpus.load_corpus(data(path="a" * 300))
     write(b"\xff", "mixed/b.txt"), write("a", "mixed/a.txt")
     with pytest.raises(CorpusError, match=r"mixed/b.txt is not UTF-8: byte 0xff at byte offset 0"):
         corpus.load_corpus(data(path=str(tmp_path / "mixed")))

@@ -185,7 +185,33 @@ def test_patience(run, small_config, tmp_path):
     best = min(range(len(val)), key=lambda i: val[i][1])
     assert len(val) == best + 1 + 3 and summary["best_step"] == val[best][0]
     code, _, err = run("train", *flags)
-    assert code == 0 and "is finished: stopped_early" in err
+    assert code == 0 and f"is finished: stopped early by train.patience after {summary['steps']} steps" in err
+
+
+def test_patience_over_an_extension_is_that_of_a_whole_run(run, small_config, tmp_path):
+    """The evaluation at the end of the first part, off the cadence, does not count."""
+    flags = (
+        "--config", str(small_config), "--config.optimizer.learning_rate=0.5", "--config.train.patience=2",
+        "--config.train.eval_every=5",
+    )  # fmt: skip
+    code, _, err = run("train", *flags, "--workdir", str(tmp_path / "whole"), "--config.train.steps=200")
+    assert code == 0, err
+    whole = result(tmp_path / "whole")
+    assert whole["stopped_by"] == "train.patience" and whole["steps"] > 12
+    for steps in (7, 12, 200):
+        more = "--workdir", str(tmp_path / "parts"), f"--config.train.steps={steps}", "--extend"
+        code, _, err = run("train", *flags, *more)
+        assert code == 0, err
+    parts = result(tmp_path / "parts")
+    assert (parts["steps"], parts["params_sha256"]) == (whole["steps"], whole["params_sha256"])
+
+
+def test_validation_that_cannot_be_is_said(run, small_config, tmp_path):
+    flags = "--config", str(small_config), "--workdir", str(tmp_path / "run"), "--config.data.split=(1.0,0.0,0.0)"
+    code, _, err = run("train", *flags)
+    assert code == 0 and "no validation: data.split leaves 0 characters for it, fewer than 2" in err
+    code, _, err = run("train", *flags[:3], str(tmp_path / "other"), *flags[4:], "--config.train.patience=1")
+    assert code == 2 and "train.patience needs 2 characters to validate on; data.split leaves 0" in err
 
 
 def test_a_run_that_diverges(run, small_config, tmp_path):
@@ -237,6 +263,19 @@ def test_scoring_a_run(whole, run, text_file, tmp_path):
     )
     code, plain, _ = run("evaluate", "--workdir", str(whole()), "--split=train")
     assert code == 0 and "nats per character" in plain and "perplexity" in plain
+
+
+def test_a_run_goes_on_where_less_fits_the_device(whole, run, small_config, tmp_path):
+    """The second part reads its text from the memory map; a finished run without a result only writes it."""
+    path, device = tmp_path / "run", "--config.data.device_bytes=0"
+    flags = "--config", str(small_config), "--workdir", str(path), "--config.train.steps=60"
+    shutil.copytree(whole(), path)
+    code, _, err = run("train", *flags, device, "--extend")
+    assert code == 0, err
+    assert result(path)["params_sha256"] == result(whole("--config.train.steps=60"))["params_sha256"]
+    (path / "result.json").unlink()
+    code, _, err = run("train", *flags, device)
+    assert code == 0 and result(path)["params_sha256"] == result(whole("--config.train.steps=60"))["params_sha256"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -325,7 +364,9 @@ def test_a_many_to_one_model_from_training_to_text(run, small_config, tmp_path):
 
 def test_time_is_a_limit_that_is_recorded_and_can_be_raised(run, small_config, tmp_path):
     path = tmp_path / "run"
-    flags = "--config", str(small_config), "--workdir", str(path), "--config.train.steps=100000"
+    # The schedule spans the steps, which stay as they are.
+    schedule = "--config.optimizer.schedule=warmup_cosine", "--config.optimizer.schedule_steps=100000"
+    flags = "--config", str(small_config), "--workdir", str(path), *schedule[:1], "--config.train.steps=100000"
     often = "--config.train.eval_every=0", "--config.train.checkpoint_every=0", "--config.train.sample_every=0"
     code, _, err = run("train", *flags, *often, "--config.train.seconds=1.5")
     assert code == 0, err
@@ -334,14 +375,16 @@ def test_time_is_a_limit_that_is_recorded_and_can_be_raised(run, small_config, t
     assert 0 < first["steps"] < 100_000 and 1.5 <= first["train_seconds"] < 5
     assert lines(path, "val")[-1][0] == lines(path, "train")[-1][0] == first["steps"] == first["best_step"]
     code, _, err = run("train", *flags, *often, "--config.train.seconds=1.5")
-    assert code == 0 and "is finished: stopped_early" in err
+    assert code == 0 and "is finished: stopped early by train.seconds" in err
+    code, _, err = run("train", *flags, *often, "--config.train.seconds=1.0", "--extend")
+    assert code == 2 and "run of train.seconds 1.5; 1.0 are fewer, and --extend only lengthens" in err
     code, _, err = run("train", *flags, *often, "--config.train.seconds=3.0", "--extend")
     assert code == 0, err
     second = result(path)
     assert second["stopped_by"] == "train.seconds" and second["steps"] > first["steps"] and second["train_seconds"] >= 3
     # What was trained does not depend on where the time ran out.
     steps = f"--config.train.steps={second['steps']}"
-    code, _, err = run("train", *flags[:2], "--workdir", str(tmp_path / "other"), *often, steps)
+    code, _, err = run("train", *flags[:2], "--workdir", str(tmp_path / "other"), *often, *schedule, steps)
     assert code == 0, err
     assert result(tmp_path / "other")["params_sha256"] == second["params_sha256"]
 

@@ -108,7 +108,7 @@ def windows_batch(seed: int, step: int, num_chars: int, batch_size: int, seq_len
 
     With a stride of T they are adjacent, with one of 1 they are all that there are (`sliding`). The windows of all
     epochs form one endless sequence and a step takes the next B of it, so that every window comes exactly once an epoch
-    whatever B is.
+    whatever B is. (Grain's permutation of exactly 2^32 + 1 indices is none: two of them collide.)
     """
     windows = num_windows(num_chars, seq_len, stride)
     nth = np.arange(batch_size, dtype=np.int64) + step * batch_size
@@ -220,8 +220,12 @@ def host_gather(ids_N: np.ndarray, layout: Layout, capacity: int, first_step: in
     batches = iter(grain.MapDataset.source(Windows())[first_step:].to_iter_dataset(options))
     starts_KB = np.arange(capacity * batch_size, dtype=np.int32).reshape(capacity, batch_size) * width
 
+    expected = first_step
+
     def take(step: int, n: int) -> Chunk:
-        del step
+        nonlocal expected
+        assert step == expected, f"step {step} was taken, and {expected} comes next"
+        expected += n
         ids = np.zeros((capacity, batch_size, width), ids_N.dtype)
         reset_KB = np.zeros((capacity, batch_size), bool)
         for k in range(n):

@@ -26,8 +26,9 @@ from charlm.optim import LOSS_REDUCTIONS, OPTIMIZERS, SCHEDULES, schedule_spans_
 from charlm.step import MAX_STEPS_PER_DISPATCH
 from charlm.vocab import KINDS
 
-# Keys that say when the host looks, not what is computed: they may change between starts of a run.
+# Keys that say when the host looks or where the text lies, not what is computed: they may change between starts of a run.
 CADENCE_KEYS = (
+    "data.device_bytes",
     "train.log_every",
     "train.eval_every",
     "train.checkpoint_every",
@@ -102,7 +103,8 @@ def default_config() -> config_dict.ConfigDict:
     optimizer.clip_value = unset(float)  # each element of the gradient to [-x, x]
     optimizer.clip_norm = unset(float)  # the gradient's global norm to at most x
     optimizer.loss_reduction = "mean"  # over time; or sum_over_time: the sum over a window, mean over the batch
-    # So many parts of a batch, one after another, their gradients averaged: less memory, the same step but for rounding.
+    # So many parts of a batch, one after another, their gradients averaged: less memory for the same step (but for
+    # rounding, and for dropout, which each part draws anew).
     optimizer.accumulation_steps = 1
 
     config.train = train = config_dict.ConfigDict()
@@ -121,7 +123,7 @@ def default_config() -> config_dict.ConfigDict:
     evaluation.num_streams = 64  # the text is scored in so many streams
     evaluation.context = 64  # characters that each stream reads before the first that it scores
     evaluation.batch_size = 64  # streams on the device at a time; changes no result
-    evaluation.max_chars = 10_000  # loss_on last: so many characters are scored, evenly spaced, each after seq_len others
+    evaluation.max_chars = 10_000  # loss_on last: so many symbols are scored, evenly spaced, each after seq_len others
 
     config.sample = sample = config_dict.ConfigDict()
     sample.prompt = unset(str)  # what the sample goes on from; unset: a line end
@@ -172,7 +174,10 @@ def check_keys(config: Mapping[str, Any], where: str) -> None:
             raise ConfigError(f"{where}: {unknown_key(key)}")
     for key in known:
         if key not in found:
-            raise ConfigError(f"{where}: the key {key} is missing; charlm.config.default_config() has them all")
+            raise ConfigError(
+                f"{where}: the key {key} is missing; default_config() of this version of charlm has it, so a run without "
+                "it was made by another version"
+            )
 
 
 def set_key(config: config_dict.ConfigDict, key: str, value: Any, where: str) -> None:
@@ -279,6 +284,8 @@ def check(config: config_dict.ConfigDict, where: str) -> None:
         refuse("data.sha256", "it is that of data.url, which is not set")
     if values["data.sha256"] is not None and not re.fullmatch("[0-9a-f]{64}", values["data.sha256"]):
         refuse("data.sha256", "it must be 64 hexadecimal digits, in lower case")
+    if any("\ud800" <= c <= "\udfff" for c in values["data.separator"]):
+        refuse("data.separator", "it must be UTF-8")
     if values["data.vocab"] == "bytes" and (values["data.unknown"] or values["data.max_symbols"] is not None):
         refuse("data.vocab", "it knows all 256 bytes, so data.unknown and data.max_symbols must be left as they are")
     if not 0 <= values["batching.reset_prob"] <= 1:
@@ -313,7 +320,7 @@ def check_extension(old: config_dict.ConfigDict, new: config_dict.ConfigDict, wh
             f"{where} holds a run of another config: {describe_differences(old, new, other)}; --extend changes only "
             f"{', '.join(LENGTH_KEYS)}: choose another --workdir"
         )
-    if keys and schedule_spans_run(new.optimizer):
+    if set(keys) - {"train.seconds"} and schedule_spans_run(new.optimizer):
         raise ConfigError(
             f"{where}: the schedule {new.optimizer.schedule} spans the run, so a longer run is another run; with "
             "optimizer.schedule_steps set from the start a run can be extended"

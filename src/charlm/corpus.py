@@ -10,7 +10,6 @@ import itertools
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ import numpy as np
 from charlm import text as texts
 from charlm.download import fetch
 from charlm.errors import CorpusError
+from charlm.locks import waited_for
 from charlm.progress import ByteProgress
 from charlm.vocab import NUM_CODE_POINTS, Vocab, count_code_points
 
@@ -91,7 +91,7 @@ class _Source(NamedTuple):
     read: Callable[[], _Text]
 
     def num_bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.paths)
+        return sum(path.stat().st_size for path in self.paths if path.exists())
 
     def fingerprint(self) -> str:
         """sha256 of all that the text is made from."""
@@ -103,7 +103,8 @@ def load_corpus(data) -> Corpus:
     """The corpus that `config.data` names, from the cache if it was encoded before.
 
     Raises:
-        CorpusError: missing, empty, not UTF-8, not to be downloaded, or the built-in corpus without its package.
+        CorpusError: missing, empty, not UTF-8, not to be downloaded, or the built-in corpus without its package; or it
+            changes while it is read, or the cache cannot be written.
     """
     source = _source(data)
     fingerprint = source.fingerprint()
@@ -186,7 +187,29 @@ def _lengths(total: int, split: tuple[float, float, float]) -> tuple[int, int, i
 
 
 def _encode(source: _Source, fingerprint: str, data, entry: Path) -> None:
-    """Two passes in constant memory: which symbols and how many, then their ids. The entry appears whole or not at all."""
+    """Make a cache entry, which appears whole or not at all. Another process that does so already is waited for."""
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        partial = entry.with_name(entry.name + ".partial")
+        with waited_for(entry.with_name(entry.name + ".lock"), f"encoding {source.name}"):
+            if _read_meta(entry) is not None:
+                return
+            for left_over in (partial, entry):
+                shutil.rmtree(left_over, ignore_errors=True)
+            partial.mkdir()
+            try:
+                _write_entry(source, fingerprint, data, partial)
+                partial.rename(entry)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise CorpusError(
+            f"cannot write the encoded corpus to {entry.parent}: {error.strerror}; CHARLM_CACHE names another folder"
+        ) from None
+
+
+def _write_entry(source: _Source, fingerprint: str, data, folder: Path) -> None:
+    """Two passes in constant memory: which symbols and how many, then their ids."""
     text = source.read()
     with ByteProgress(f"encoding {source.name}", source.num_bytes()) as progress:
 
@@ -204,40 +227,18 @@ def _encode(source: _Source, fingerprint: str, data, entry: Path) -> None:
             raise CorpusError(f"the corpus {source.name} is empty; it needs text to train on")
         vocab = Vocab.of_bytes() if data.vocab == "bytes" else Vocab.of_counts(counts, data.max_symbols, data.unknown)
         lengths = text.lengths or _lengths(total, source.split)
-        try:
-            entry.parent.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=entry.name + ".", dir=entry.parent))
-            try:
-                written = [0, 0, 0]
-                encode = vocab.encoder()
-                with open(folder / "ids.bin", "wb") as file:
-                    for part, piece in _by_part(text.pieces(advance), lengths, source.name):
-                        ids = encode(piece)
-                        written[part] += len(ids)
-                        file.write(ids)
-                meta = {"vocab": vocab.to_json(), "lengths": written, "sha256": text.sha256 or fingerprint}
-                meta["symbols_per_char"] = written[0] / max(lengths[0], 1)
-                (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-                if source.fingerprint() != fingerprint:
-                    raise _changed(source.name)
-                _publish(folder, entry)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-        except OSError as error:
-            raise CorpusError(
-                f"cannot write the encoded corpus to {entry.parent}: {error.strerror}; CHARLM_CACHE names another folder"
-            ) from None
-
-
-def _publish(folder: Path, entry: Path) -> None:
-    """Give a finished folder its name, unless another process was quicker: its ids are the same."""
-    if _read_meta(entry) is None:
-        shutil.rmtree(entry, ignore_errors=True)
-        try:
-            folder.rename(entry)
-        except OSError:
-            if _read_meta(entry) is None:
-                raise
+        written = [0, 0, 0]
+        encode = vocab.encoder()
+        with open(folder / "ids.bin", "wb") as file:
+            for part, piece in _by_part(text.pieces(advance), lengths, source.name):
+                ids = encode(piece)
+                written[part] += len(ids)
+                file.write(ids)
+    if source.fingerprint() != fingerprint:
+        raise _changed(source.name)
+    meta = {"vocab": vocab.to_json(), "lengths": written, "sha256": text.sha256 or fingerprint}
+    meta["symbols_per_char"] = written[0] / max(lengths[0], 1)
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
 
 def _changed(name: str) -> CorpusError:
@@ -276,5 +277,11 @@ def encode_file(path: Path, vocab: Vocab, lowercase: bool) -> np.ndarray:
     Raises:
         CorpusError: unreadable, not UTF-8, or a symbol outside the vocabulary (named, with its position).
     """
-    encode = vocab.encoder()
-    return np.concatenate([np.zeros(0, vocab.dtype), *map(encode, texts.read_pieces(path, lowercase))])
+    parts, encode = [np.zeros(0, vocab.dtype)], vocab.encoder()
+    for piece in texts.read_pieces(path, lowercase):
+        try:
+            parts.append(encode(piece))
+        except CorpusError as error:
+            hint = "a model trained with data.unknown or data.vocab=bytes can score any text"
+            raise CorpusError(f"{path}: {error}; {hint}") from None
+    return np.concatenate(parts)

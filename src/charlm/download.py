@@ -1,16 +1,16 @@
 """Fetch a file whose sha256 is known: resumable, checked, and in place whole or not at all."""
 
-import contextlib
-import fcntl
 import http.client
 import os
 import re
+import string
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 from charlm.errors import CorpusError
+from charlm.locks import waited_for
 from charlm.progress import ByteProgress, say
 from charlm.text import file_sha256
 
@@ -35,14 +35,15 @@ def fetch(url: str, sha256: str, folder: Path) -> Path:
     path, part = folder / sha256, folder / f"{sha256}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / f"{sha256}.lock"):
+        with waited_for(folder / f"{sha256}.lock", f"downloading {url}"):
             if path.exists():
                 if file_sha256(path) == sha256:
                     return path
                 say(f"the download {path} was altered since; fetching it again")
                 path.unlink()
             resumed = part.exists()
-            _complete(url, part)
+            if not resumed or file_sha256(part) != sha256:
+                _complete(url, part)
             found = file_sha256(part)
             if found != sha256 and resumed:
                 # What lay there may have been of another version of the file.
@@ -63,14 +64,6 @@ def fetch(url: str, sha256: str, folder: Path) -> Path:
         ) from None
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock against other processes that fetch the same; they wait."""
-    with open(path, "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _complete(url: str, part: Path) -> None:
     """Download what is missing of `part`, in as many attempts as each bring something new."""
     most = part.stat().st_size if part.exists() else -1
@@ -78,16 +71,15 @@ def _complete(url: str, part: Path) -> None:
         try:
             _attempt(url, part)
             return
-        except urllib.error.HTTPError as error:
-            raise CorpusError(f"cannot download {url}: the server answered {error.code} {error.reason}") from None
-        except (urllib.error.URLError, http.client.HTTPException, _Broken) as error:
+        except (urllib.error.URLError, http.client.HTTPException, ValueError, _Broken) as error:
+            # ValueError: a URL that cannot be one, in all the ways that the library finds out.
             size = part.stat().st_size if part.exists() else 0
-            if size <= most or not size:
+            if size <= most or not size or isinstance(error, urllib.error.HTTPError):
                 reason = " ".join(str(getattr(error, "reason", None) or error).split()) or type(error).__name__
-                kept = f"; {size:,} bytes are kept, and the same command goes on from there" if size else ""
-                raise CorpusError(
-                    f"cannot download {url}: {reason}{kept}; without a network, set data.path to a copy of the file"
-                ) from None
+                if isinstance(error, urllib.error.HTTPError):
+                    reason = f"the server answered {error.code} {reason}"
+                kept = f"; {size:,} bytes are kept, and the same command goes on from there if the server can" if size else ""
+                raise CorpusError(f"cannot download {url}: {reason}{kept}; or set data.path to a copy of the file") from None
             most = size
 
 
@@ -98,7 +90,10 @@ class _Broken(Exception):
 def _attempt(url: str, part: Path) -> None:
     """One connection: append the rest of the file to `part`, or begin anew where the server cannot go on."""
     done = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "charlm", "Accept-Encoding": "identity"})
+    # What is not ASCII is quoted; what is quoted already stays.
+    request = urllib.request.Request(
+        urllib.parse.quote(url, safe=string.punctuation), headers={"User-Agent": "charlm", "Accept-Encoding": "identity"}
+    )
     if done:
         request.add_header("Range", f"bytes={done}-")
     try:
@@ -130,6 +125,6 @@ def _attempt(url: str, part: Path) -> None:
 
 def _read(response: http.client.HTTPResponse) -> bytes:
     try:
-        return response.read(_READ)
+        return response.read1(_READ)
     except OSError as error:  # Whatever the transport makes of it; an error of the disk is another matter.
         raise _Broken(error) from None

@@ -38,7 +38,7 @@ _LABELS = {
     "nats_per_byte": "nats per byte",
     "bits_per_byte": "bits per byte",
     "bytes": "bytes scored",
-    "unknown": "unknown symbols",
+    "unknown": "unknown in the text",
 }
 
 
@@ -206,7 +206,7 @@ def main(argv: Sequence[str]) -> None:
         "nats_per_char": score.nats_per_char,
         "bits_per_char": score.bits_per_char,
         "perplexity": score.perplexity,
-        "count": round(score.chars),
+        "count": math.ceil(score.chars),
     }
     if run.vocab.kind == "bytes":
         found |= {"nats_per_byte": score.nats_per_symbol, "bits_per_byte": score.nats_per_symbol / math.log(2)}

@@ -127,6 +127,10 @@ class ByteProgress:
         elif now - self._shown > _LINE_SECONDS:
             self._shown = now
             rate = (self._done - self._first) / (now - self._began)
-            of = f" of {self._total / 1e6:,.0f}" if self._total else ""
+            of = f" of {_megabytes(self._total)}" if self._total else ""
             left = f", {(self._total - self._done) / rate:.0f} s left" if self._total and rate else ""
-            say(f"{self._what}: {self._done / 1e6:,.0f}{of} MB at {rate / 1e6:,.0f} MB/s{left}")
+            say(f"{self._what}: {_megabytes(self._done)}{of} MB at {_megabytes(rate)} MB/s{left}")
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:,.0f}" if size >= 1e7 else f"{size / 1e6:.3g}"

@@ -77,7 +77,8 @@ def make_train_step(
     over the batch. The gradient norm is that of the minimised quantity, before clipping. The gradient stops where the
     window begins (truncated backpropagation through time, Williams and Peng 1990).
 
-    The batch is worked on in `num_parts` equal parts, one after another; only one part's activations are in memory.
+    The batch is worked on in `num_parts` equal parts, one after another, so that only one part's activations are in
+    memory. Each draws its own dropout masks; without dropout the step is the same but for rounding.
     """
     only_last = loss_on == "last"
 

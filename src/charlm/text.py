@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,33 +24,52 @@ _PATH_HELP = "name a UTF-8 text file, a directory of them, or a pattern"
 def find_files(path: str) -> list[Path]:
     """The files that `data.path` names, in the order in which they are read.
 
-    A file; a directory, for all files in and below it whose path has no part that begins with a dot; or a pattern with
-    `*`, `?`, `[...]` and, for folders at any depth, `**`. Several files are sorted by path, part by part, by code point.
+    A file; a directory, for all files in and below it whose path has no part that begins with a dot (links to
+    directories are not followed); or a pattern with `*`, `?`, `[...]` and, for folders at any depth, `**`. Several files
+    are sorted by path, part by part, by code point; a file that is there under several names counts once.
 
     Raises:
-        CorpusError: there is nothing of that name, or it holds no file.
+        CorpusError: there is nothing of that name, it holds no file, or a directory in it cannot be read.
     """
-    root = Path(path)
-    if path and root.is_dir():
-        files = [file for file in root.rglob("*") if file.is_file()]
-        files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(root).parts)]
-    elif path and root.exists():
-        if not root.is_file():
-            raise CorpusError(f"data.path {path} is neither a regular file nor a directory; name UTF-8 text")
-        return [root]
-    elif glob.has_magic(path):
-        files = [Path(name) for name in glob.glob(path, recursive=True) if Path(name).is_file()]
-    else:
-        raise CorpusError(
-            f"data.path {path or repr(path)} does not exist; name a UTF-8 text file, a directory of them, or a pattern"
-        )
+    root = Path(path).expanduser()
+    try:
+        if path and root.is_dir():
+            files = list(_files_below(root))
+        elif path and root.exists():
+            if not root.is_file():
+                raise CorpusError(f"data.path {path} is neither a regular file nor a directory; name UTF-8 text")
+            return [root]
+        elif glob.has_magic(path):
+            files = [Path(name) for name in glob.glob(str(root), recursive=True) if Path(name).is_file()]
+        else:
+            raise CorpusError(f"data.path {path or repr(path)} does not exist; {_PATH_HELP}")
+    except OSError as error:
+        raise CorpusError(f"cannot read data.path {_shortened(path)}: {error.strerror}; {_PATH_HELP}") from None
     if not files:
-        raise CorpusError(f"data.path {path} holds no file; name a UTF-8 text file, a directory of them, or a pattern")
-    return sorted(files, key=lambda file: file.parts)
+        raise CorpusError(f"data.path {path} holds no file; {_PATH_HELP}")
+    once: dict[Path, Path] = {}
+    for file in sorted(files, key=lambda file: file.parts):
+        once.setdefault(file.resolve(), file)
+    return list(once.values())
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    def refuse(error: OSError):
+        raise error
+
+    for folder, folders, names in os.walk(root, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files = (Path(folder, name) for name in names if not name.startswith("."))
+        yield from (file for file in files if file.is_file())
+
+
+def _shortened(path: str) -> str:
+    return path if len(path) <= 100 else f"{path[:100]}..."
 
 
 def read_files(paths: Sequence[Path], separator: str, lowercase: bool, advance: Callable[[int], None]) -> Iterator[str]:
     """Some files as one text, with a separator between each and the next; otherwise as `read_pieces`."""
+    separator = normalise(separator, lowercase)
     for i, path in enumerate(paths):
         if i and separator:
             yield separator

@@ -41,7 +41,8 @@ class Progress:
 
     Attributes:
         best_step, best_val: the evaluation with the lowest validation loss so far.
-        bad_evals: evaluations since.
+        patience_val, bad_evals: the lowest validation loss at the cadence of evaluations, and how many have passed
+            since. That at the end of a run does not count, so that a run that is extended stops where a whole one does.
         loss_sum, norm_sum, steps, seconds: over the training steps since the last line of metrics.
         train_seconds: of training steps, without compilation, evaluation, saving and sampling.
         elapsed: of everything.
@@ -49,6 +50,7 @@ class Progress:
 
     best_step: int | None = None
     best_val: float | None = None
+    patience_val: float | None = None
     bad_evals: int = 0
     loss_sum: float = 0.0
     norm_sum: float = 0.0
@@ -83,7 +85,7 @@ def train(config: config_dict.ConfigDict, path: Path, extend: bool = False) -> N
     layout = make_layout(config.batching, config.seed, len(corpus.train))
     num_steps = _num_steps(config, layout)
     if len(corpus.val) < (shortest := shortest_text(config.batching)) and config.train.patience is not None:
-        raise ConfigError(f"train.patience needs at least {shortest} characters to validate on; data.split leaves fewer")
+        raise ConfigError(f"train.patience needs {shortest} characters to validate on; data.split leaves {len(corpus.val)}")
     _, prompt_ids = sample.prompt_of(config, corpus.vocab)
     with workdir.locked(path):
         if (path / "config.json").is_file():
@@ -91,6 +93,11 @@ def train(config: config_dict.ConfigDict, path: Path, extend: bool = False) -> N
             workdir.check_same_run(run, config, corpus, extend)
             if num_steps < (before := _num_steps(run.config, layout)):
                 raise ConfigError(f"{path} holds a run of {before} steps; {num_steps} are fewer, and --extend only lengthens")
+            if extend and not _no_shorter(run.config.train.seconds, config.train.seconds):
+                raise ConfigError(
+                    f"{path} holds a run of train.seconds {run.config.train.seconds}; {config.train.seconds} are fewer, and "
+                    "--extend only lengthens"
+                )
             if result := workdir.read_result(path):
                 if _is_over(path, result, config, num_steps):
                     return
@@ -119,6 +126,11 @@ def _num_steps(config: config_dict.ConfigDict, layout: Layout) -> int:
     return math.ceil(num_steps)
 
 
+def _no_shorter(before: float | None, now: float | None) -> bool:
+    """Whether one limit in time leaves at least as much as another; None is no limit."""
+    return now is None or (before is not None and now >= before)
+
+
 def _is_over(path: Path, result: dict, config: config_dict.ConfigDict, num_steps: int) -> bool:
     """Whether there is nothing left to do; says so. Raises RunFailed if the run diverged, as it would again."""
     steps, status = result["steps"], result["status"]
@@ -127,12 +139,13 @@ def _is_over(path: Path, result: dict, config: config_dict.ConfigDict, num_steps
     if status == "stopped_early":
         more_time = config.train.seconds is None or config.train.seconds > result["train_seconds"]
         over = not (result.get("stopped_by") == "train.seconds" and more_time)
+        status += f" by {result.get('stopped_by')}"
     else:
         over = status == "completed" and steps == num_steps
     if over:
         value = result["val_nats_per_char"]
         scored = "" if value is None else f", validation loss {value:.4f} nats per character at step {result['best_step']}"
-        say(f"the run in {path} is finished: {status} after {steps} steps{scored}")
+        say(f"the run in {path} is finished: {status.replace('_', ' ')} after {steps} steps{scored}")
     return over
 
 
@@ -179,10 +192,15 @@ def _fit(
         stack.callback(bar.close)
         signals = stack.enter_context(_caught_signals())
         where = f"{jax.devices()[0].device_kind}, {len(jax.devices())} device(s)"
+        text = f"{len(corpus.train):,} bytes"
+        if corpus.vocab.kind == "chars":
+            text = f"{len(corpus.train):,} characters of {corpus.vocab.size} symbols"
         bar.say(
-            f"{path}: {_model_name(config)}, {size:,} parameters; {corpus.name}, {len(corpus.train):,} "
-            f"characters of {corpus.vocab.size} symbols; {num_steps} steps on {where}" + (f"; from step {at}" if at else "")
+            f"{path}: {_model_name(config)}, {size:,} parameters; {corpus.name}, {text}; {num_steps} steps on {where}"
+            + (f"; from step {at}" if at else "")
         )
+        if len(corpus.val) < shortest:
+            bar.say(f"no validation: data.split leaves {len(corpus.val)} characters for it, fewer than {shortest}")
 
         def diverged(what: str) -> RunFailed:
             checkpoints.wait()
@@ -254,9 +272,12 @@ def _fit(
                 record("val", value, found.nats_per_symbol)
                 improved = progress.best_val is None or value < progress.best_val
                 if improved:
-                    progress.best_step, progress.best_val, progress.bad_evals = at, value, 0
-                else:
-                    progress.bad_evals += 1
+                    progress.best_step, progress.best_val = at, value
+                if _due(config.train.eval_every, at):
+                    if progress.patience_val is None or value < progress.patience_val:
+                        progress.patience_val, progress.bad_evals = value, 0
+                    else:
+                        progress.bad_evals += 1
                 tracker.draw()
             stopping = bool(signals)
             ending = last or _stops_early(config, progress)
