@@ -5,6 +5,7 @@ import pytest
 import reference
 
 from charlm.cells import CELLS
+from charlm.checkpoint import flatten_state
 from charlm.config import default_config
 from charlm.model import ENCODINGS, CharLM, num_params
 
@@ -64,6 +65,15 @@ def test_initial_values():
         np.testing.assert_allclose(block.T @ block, np.eye(6), atol=1e-5)
     blocks = np.split(np.asarray(layer["W_h"]), 4, axis=1)
     assert not np.allclose(blocks[0], blocks[1])
+
+
+def test_all_weights_of_one_distribution():
+    _, params = build(init_std=0.01, forget_bias=0.0, hidden_size=40, embedding_size=40)
+    for name, value in flatten_state(params).items():
+        if value.ndim == 1:
+            assert not value.any(), name
+        else:
+            assert abs(value.std() / 0.01 - 1) < 0.1 and abs(value.mean()) < 0.001, name
 
 
 def test_dropout_acts_in_training_alone_and_follows_its_key():

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charlm.config import default_config
+from charlm.errors import ConfigError
 from charlm.model import CharLM
-from charlm.sample import Settings, generate, keep_probable, make_sampler, sample_keys, write_samples
+from charlm.sample import Settings, generate, keep_probable, make_sampler, prompt_of, sample_keys, write_samples
 from charlm.vocab import Vocab
 
 V = 10
@@ -164,3 +165,51 @@ def test_bytes_are_drawn_as_probable_as_they_are_among_those_that_can_come(byte_
     allowed = [byte for byte in range(256) if byte < 0x80 or 0xC2 <= byte <= 0xF4]
     counts = np.bincount(draws, minlength=256)
     assert counts[allowed].sum() == 20000 and (counts[allowed] > 0).all()
+
+
+def test_a_sliding_window_agrees_with_the_carried_state_on_the_first_symbol_alone(sampling):
+    """A prompt of W symbols leaves the same state either way; then the window forgets its first symbol, the state not."""
+    model, params, carried, _ = sampling
+    vocab, window = Vocab.of_chars("abcdefghij"), 12
+    sliding = make_sampler(model, vocab, window)
+    greedy = PLAIN._replace(greedy=True)
+    prompts = np.random.default_rng(0).integers(0, V, (20, window))
+    apply = jax.jit(lambda ids: model.apply({"params": params}, ids[:, None], model.initial_carry(1))[0][-1, 0])
+    differ = 0
+    for prompt in prompts:
+        ids = list(prompt)
+        for _ in range(30):  # By the definition: read the last W anew.
+            ids.append(int(jnp.argmax(apply(jnp.asarray(ids[-window:])))))
+        slid, kept = (
+            np.concatenate(list(generate(sampler, params, vocab, prompt, sample_keys(0, 1), 30, greedy)), axis=1)[0].tolist()
+            for sampler in (sliding, carried)
+        )
+        assert slid == ids[window:]
+        assert slid[0] == kept[0]
+        differ += slid != kept
+    assert differ
+
+
+def options_of(**sample):
+    config = default_config().unlock()
+    config.sample.update(sample)
+    return config
+
+
+@given(st.integers(1, 30), st.integers(0, 50), st.booleans())
+def test_a_random_prompt_is_a_piece_of_the_text(length, seed, as_bytes):
+    text = "aé漢🙂b\nc" * 20
+    vocab = Vocab.of_bytes() if as_bytes else Vocab.of_chars(text)
+    prompt, ids = prompt_of(options_of(random_prompt=length), vocab, vocab.encode(text), seed)
+    assert len(ids) == length and prompt in text
+    # Of bytes, from the beginning of a character; the last may be cut short.
+    assert vocab.decode(ids) == prompt and len(vocab.encode(prompt)) >= length - 3
+    assert (ids == prompt_of(options_of(random_prompt=length), vocab, vocab.encode(text), seed)[1]).all()
+
+
+def test_prompts_that_are_too_short_or_too_long():
+    vocab = Vocab.of_chars("abc")
+    with pytest.raises(ConfigError, match="sample.window is 5, but the prompt has 3 symbols; give it as many, or set"):
+        prompt_of(options_of(window=5, prompt="abc"), vocab, None, 0)
+    with pytest.raises(ConfigError, match="sample.random_prompt is 9, but the training text has 8 symbols"):
+        prompt_of(options_of(random_prompt=9), vocab, vocab.encode("abcabcab"), 0)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import shutil
 import signal
 import time
@@ -293,6 +294,18 @@ def test_a_text_too_large_for_the_device_trains_to_the_same_bits(whole, layout):
 SCRIPTS = "Être où? Cafe\u0301 ñ ß\nἄνδρα μοι ἔννεπε Σς\n漢字かな交じり文 한국어\nשָׁלוֹם עולם مرحبا\n👩‍👩‍👧 🏳️‍🌈 🇵🇪 👍🏽\n" * 40
 
 
+def test_static_and_dynamic_scores_stand_apart(whole, run):
+    flags = "--workdir", str(whole())
+    static = json.loads(run("evaluate", *flags, "--json")[1])
+    code, out, _ = run("evaluate", *flags, "--json", "--dynamic")
+    both = json.loads(out)
+    assert code == 0 and {key: both[key] for key in static} == static
+    assert both["dynamic_nats_per_char"] < both["nats_per_char"]
+    assert math.isclose(both["dynamic_bits_per_char"] * math.log(2), both["dynamic_nats_per_char"])
+    code, plain, _ = run("evaluate", *flags, "--dynamic")
+    assert f"dynamic: nats per character   {both['dynamic_nats_per_char']:.4f}" in plain
+
+
 @pytest.mark.parametrize("vocab", ["chars", "bytes"])
 def test_many_scripts_train_and_their_samples_decode(run, small_config, tmp_path, vocab):
     text, path = tmp_path / "t.txt", tmp_path / "run"
@@ -349,7 +362,7 @@ def test_lower_case_and_one_hot(run, small_config, tmp_path):
     assert code == 0 and out.startswith("ein öl")
 
 
-def test_a_many_to_one_model_from_training_to_text(run, small_config, tmp_path):
+def test_a_many_to_one_model_from_training_to_text(run, small_config, text_file, tmp_path):
     path = tmp_path / "run"
     flags = "--config.batching.layout=sliding", "--config.batching.loss_on=last", "--config.eval.max_chars=50"
     code, _, err = run("train", "--config", str(small_config), "--workdir", str(path), *flags, "--config.train.steps=200")
@@ -360,6 +373,35 @@ def test_a_many_to_one_model_from_training_to_text(run, small_config, tmp_path):
     assert json.loads(out)["count"] == 50
     assert math.isclose(json.loads(out)["nats_per_char"], result(path)["val_nats_per_char"], rel_tol=1e-6)
     assert len(run("sample", "--workdir", str(path), "--length=40")[1]) == 41
+    slid = "--random_prompt=8", "--window=8", "--greedy", "--length=30"
+    code, out, _ = run("sample", "--workdir", str(path), *slid)
+    assert code == 0 and len(out) == 8 + 30 + 1 and out[:8] in text_file.read_text()
+    assert run("sample", "--workdir", str(path), *slid, "--window=0")[1][:9] == out[:9]
+    code, _, err = run("sample", "--workdir", str(path), "--window=8", "--prompt=abc")
+    assert code == 2 and "sample.window is 8, but the prompt has 3 symbols" in err
+    code, _, err = run("evaluate", "--workdir", str(path), "--dynamic")
+    assert code == 2 and "--dynamic scores all characters; the run's batching.loss_on is 'last'" in err
+
+
+def test_the_best_by_its_training_loss(run, small_config, tmp_path):
+    """Training on noise: the training loss falls to the end, the validation loss rises."""
+    draw = random.Random(1)
+    (tmp_path / "noise.txt").write_text("".join(draw.choices("abcdefghijklmnop", k=400)))
+    flags = (
+        "--config", str(small_config), f"--config.data.path={tmp_path / 'noise.txt'}", "--config.optimizer.learning_rate=0.01",
+        "--config.train.steps=600", "--config.train.eval_every=100", "--config.train.log_every=100",
+        "--config.train.sample_every=0", "--config.model.hidden_size=32",
+    )  # fmt: skip
+    found = {}
+    for by in ("val", "train"):
+        code, _, err = run("train", *flags, "--workdir", str(tmp_path / by), f"--config.train.best_by={by}")
+        assert code == 0, err
+        found[by] = result(tmp_path / by)
+        val, train = dict(lines(tmp_path / by, "val")), dict(lines(tmp_path / by, "train"))
+        assert found[by]["best_step"] == min(val, key=(val if by == "val" else train).get)
+        assert found[by]["val_nats_per_char"] == val[found[by]["best_step"]]
+    assert found["train"]["best_step"] == 600 > found["val"]["best_step"]
+    assert found["train"]["params_sha256"] == found["val"]["params_sha256"]
 
 
 def test_time_is_a_limit_that_is_recorded_and_can_be_raised(run, small_config, tmp_path):

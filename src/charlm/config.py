@@ -82,6 +82,7 @@ def default_config() -> config_dict.ConfigDict:
     model.dropout = 0.0  # between layers and before the head
     model.variational_dropout = False  # one dropout mask for all steps of a window
     model.recurrent_init = "orthogonal"  # of each gate's recurrent kernel; or lecun_normal
+    model.init_std = unset(float)  # when set, all weights are normal with this standard deviation, recurrent ones too
     model.forget_bias = 1.0  # the LSTM's forget gate starts open
     model.dtype = "float32"  # of the operands of the products; bfloat16 is meant for GPU and TPU
 
@@ -117,6 +118,7 @@ def default_config() -> config_dict.ConfigDict:
     train.checkpoint_every = 500  # and after every evaluation that is the best so far, and at the end
     train.sample_every = 500  # and at the end, unless 0
     train.steps_per_dispatch = 64  # the most steps between two looks of the host; fewer where they are slow
+    train.best_by = "val"  # which loss says what the best checkpoint is: val; train: the mean since the last evaluation
     train.patience = unset(int)  # stop after so many evaluations without a new best
 
     config.eval = evaluation = config_dict.ConfigDict()
@@ -124,9 +126,15 @@ def default_config() -> config_dict.ConfigDict:
     evaluation.context = 64  # characters that each stream reads before the first that it scores
     evaluation.batch_size = 64  # streams on the device at a time; changes no result
     evaluation.max_chars = 10_000  # loss_on last: so many symbols are scored, evenly spaced, each after seq_len others
+    # evaluate --dynamic (the values were chosen on validation text of tiny Shakespeare)
+    evaluation.dynamic_segment = 20  # symbols that are scored and then learnt from
+    evaluation.dynamic_rate = 7e-4  # of learning
+    evaluation.dynamic_decay = 2e-3  # back to the trained parameters
 
     config.sample = sample = config_dict.ConfigDict()
     sample.prompt = unset(str)  # what the sample goes on from; unset: a line end
+    sample.random_prompt = unset(int)  # without a prompt: so many symbols from a random place of the training text
+    sample.window = 0  # read so many symbols anew, from a zero state, for each that is drawn; 0: carry the state
     sample.length = 500  # characters (bytes for the byte vocabulary)
     sample.num_samples = 1
     sample.temperature = 1.0
@@ -237,6 +245,7 @@ def check(config: config_dict.ConfigDict, where: str) -> None:
         "optimizer.name": OPTIMIZERS,
         "optimizer.schedule": SCHEDULES,
         "optimizer.loss_reduction": LOSS_REDUCTIONS,
+        "train.best_by": ("val", "train"),
     }.items():
         if values[key] not in choices:
             near = difflib.get_close_matches(str(values[key]), choices, 1, 0.5)
@@ -245,20 +254,22 @@ def check(config: config_dict.ConfigDict, where: str) -> None:
     for key in (
         "batching.batch_size batching.seq_len model.hidden_size model.num_layers model.embedding_size "
         "train.steps train.steps_per_dispatch train.patience eval.num_streams eval.batch_size eval.max_chars "
-        "optimizer.schedule_steps optimizer.decay_every optimizer.accumulation_steps "
-        "sample.length sample.num_samples sample.top_k data.max_symbols"
+        "eval.dynamic_segment optimizer.schedule_steps optimizer.decay_every optimizer.accumulation_steps "
+        "sample.length sample.num_samples sample.top_k sample.random_prompt "
+        "data.max_symbols"
     ).split():
         if values[key] is not None and not 1 <= values[key] <= _LARGEST:
             refuse(key, f"it must be at least 1 and at most {_LARGEST}")
     for key in (
         "optimizer.learning_rate optimizer.clip_value optimizer.clip_norm optimizer.eps train.epochs train.seconds "
-        "sample.temperature"
+        "sample.temperature model.init_std eval.dynamic_rate"
     ).split():
         if values[key] is not None and not 0 < values[key] < float("inf"):
             refuse(key, "it must be greater than 0")
     for key in (
         "train.log_every train.eval_every train.checkpoint_every train.sample_every eval.context "
-        "optimizer.warmup_steps optimizer.weight_decay optimizer.final_learning_rate data.device_bytes"
+        "optimizer.warmup_steps optimizer.weight_decay optimizer.final_learning_rate data.device_bytes "
+        "sample.window eval.dynamic_decay"
     ).split():
         if not 0 <= values[key] <= _LARGEST:
             refuse(key, f"it must not be negative, and at most {_LARGEST}")

@@ -1,6 +1,7 @@
 """Score a text: nats and bits per character, perplexity.
 
-    python -m charlm.evaluate --workdir DIR [--split train|val|test | --text FILE] [--checkpoint best|latest|STEP] [--json]
+    python -m charlm.evaluate --workdir DIR [--split train|val|test | --text FILE] [--checkpoint best|latest|STEP]
+        [--dynamic] [--json]
 
 Letters: B streams at a time, T time, S streams in all.
 """
@@ -21,6 +22,7 @@ from absl import flags
 from charlm import cli
 from charlm.checkpoint import Checkpoints, params_of
 from charlm.corpus import encode_file, load_corpus
+from charlm.dynamic import dynamic_nats
 from charlm.errors import ConfigError, CorpusError
 from charlm.model import CharLM
 from charlm.progress import say
@@ -31,14 +33,19 @@ from charlm.workdir import check_corpus, load_run
 # Characters of each stream in one dispatch. It cuts nothing that the score depends on.
 _WINDOW = 128
 _LABELS = {
+    "count": "characters scored",
+    "bytes": "bytes scored",
+    "unknown": "unknown in the text",
     "nats_per_char": "nats per character",
     "bits_per_char": "bits per character",
     "perplexity": "perplexity",
-    "count": "characters scored",
     "nats_per_byte": "nats per byte",
     "bits_per_byte": "bits per byte",
-    "bytes": "bytes scored",
-    "unknown": "unknown in the text",
+    "dynamic_nats_per_char": "dynamic: nats per character",
+    "dynamic_bits_per_char": "dynamic: bits per character",
+    "dynamic_perplexity": "dynamic: perplexity",
+    "dynamic_nats_per_byte": "dynamic: nats per byte",
+    "dynamic_bits_per_byte": "dynamic: bits per byte",
 }
 
 
@@ -176,6 +183,14 @@ def _pad(values: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([values, np.zeros(size - len(values), np.int64)])
 
 
+def _losses(score: Score, vocab: Vocab) -> dict[str, float]:
+    """A score in every unit."""
+    losses = {"nats_per_char": score.nats_per_char, "bits_per_char": score.bits_per_char, "perplexity": score.perplexity}
+    if vocab.kind == "bytes":
+        losses |= {"nats_per_byte": score.nats_per_symbol, "bits_per_byte": score.nats_per_symbol / math.log(2)}
+    return losses
+
+
 def main(argv: Sequence[str]) -> None:
     """The command."""
     values = flags.FlagValues()
@@ -183,44 +198,57 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_enum("split", "val", ["train", "val", "test"], "the part of the run's corpus to score", flag_values=values)
     flags.DEFINE_string("text", None, "a UTF-8 text file to score instead", flag_values=values)
     flags.DEFINE_string("checkpoint", "best", "best, latest or a step", flag_values=values)
+    flags.DEFINE_bool("dynamic", False, "also let the model learn from the text once it is scored", flag_values=values)
     flags.DEFINE_bool("json", False, "print one JSON object", flag_values=values)
     cli.parse(values, argv, __doc__)
     run = load_run(Path(cli.required(values, "workdir")))
-    checkpoints = Checkpoints(run.path)
-    flat, meta = checkpoints.find(values.checkpoint, say)
-    if values.text is not None:
-        if values["split"].present:
-            raise ConfigError("--split and --text exclude each other; give one")
-        name, ids = values.text, encode_file(Path(values.text), run.vocab, run.config.data.lowercase)
-    else:
+    flat, meta = Checkpoints(run.path).find(values.checkpoint, say)
+    if values.text is not None and values["split"].present:
+        raise ConfigError("--split and --text exclude each other; give one")
+    if values.text is None or values.dynamic:
         corpus = load_corpus(run.config.data)
         check_corpus(run, corpus)
+    if values.text is None:
         name, ids = f"{corpus.name} {values.split}", corpus.split(values.split)
+    else:
+        name, ids = values.text, encode_file(Path(values.text), run.vocab, run.config.data.lowercase)
     if len(ids) < (shortest := shortest_text(run.config.batching)):
         raise CorpusError(f"{name} has {len(ids)} characters; at least {shortest} are needed for a score")
+    if values.dynamic:
+        _check_dynamic(run.config, corpus.train)
     model = CharLM.from_config(run.config.model, run.vocab.size)
-    score = make_scorer(model, run.vocab, run.config.batching)(params_of(flat, model), ids, run.config.eval)
-    found = {
-        "text": name,
-        "checkpoint": meta["step"],
-        "nats_per_char": score.nats_per_char,
-        "bits_per_char": score.bits_per_char,
-        "perplexity": score.perplexity,
-        "count": math.ceil(score.chars),
-    }
+    params = params_of(flat, model)
+    score = make_scorer(model, run.vocab, run.config.batching)(params, ids, run.config.eval)
+    found = {"text": name, "checkpoint": meta["step"], **_losses(score, run.vocab), "count": math.ceil(score.chars)}
     if run.vocab.kind == "bytes":
-        found |= {"nats_per_byte": score.nats_per_symbol, "bits_per_byte": score.nats_per_symbol / math.log(2)}
         found["bytes"] = score.count
     if run.vocab.unknown:
         found["unknown"] = int(np.count_nonzero(ids == run.vocab.symbols.index(UNKNOWN)))
-    if values.json:
-        print(json.dumps(found))
-        return
-    print(f"{name}, checkpoint of step {meta['step']}")
+    if values.dynamic:
+        adapted = score._replace(nats=dynamic_nats(model, params, corpus.train, ids, run.config.eval))
+        found |= {f"dynamic_{key}": value for key, value in _losses(adapted, run.vocab).items()}
+    print(json.dumps(found) if values.json else _as_lines(found))
+
+
+def _check_dynamic(config, train_ids: np.ndarray) -> None:
+    """Raises ConfigError where dynamic evaluation has no meaning."""
+    if config.batching.loss_on == "last":
+        raise ConfigError("--dynamic scores all characters; the run's batching.loss_on is 'last'")
+    if len(train_ids) <= (needed := 2 * config.eval.dynamic_segment):
+        raise ConfigError(
+            f"--dynamic needs more than {needed} symbols of training text, twice eval.dynamic_segment; there are "
+            f"{len(train_ids)}"
+        )
+
+
+def _as_lines(found: dict) -> str:
+    """What was found, for people."""
+    lines = [f"{found['text']}, checkpoint of step {found['checkpoint']}"]
     for key, label in _LABELS.items():
         if key in found:
             value = found[key]
-            print(f"  {label:18}  {format(value, ',') if isinstance(value, int) else format(value, '.4f')}")
+            lines.append(f"  {label:28}  {format(value, ',') if isinstance(value, int) else format(value, '.4f')}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

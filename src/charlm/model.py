@@ -30,6 +30,7 @@ class RecurrentLayer(nn.Module):
     cell: str
     hidden_size: int
     recurrent_init: str
+    init_std: float | None
     forget_bias: float
     dtype: str
 
@@ -40,8 +41,10 @@ class RecurrentLayer(nn.Module):
         """h_TBH and the last state; `project` maps (W_x, b) to x_proj_TBG."""
         cell = CELLS[self.cell]
         hidden, gates = self.hidden_size, len(cell.gates)
-        W_x = self.param("W_x", nn.initializers.lecun_normal(), (input_size, gates * hidden), jnp.float32)
-        W_h = self.param("W_h", _per_gate(_RECURRENT_INITS[self.recurrent_init], gates), (hidden, gates * hidden), jnp.float32)
+        init_x = _weight_init(self.init_std, nn.initializers.lecun_normal())
+        init_h = _weight_init(self.init_std, _per_gate(_RECURRENT_INITS[self.recurrent_init], gates))
+        W_x = self.param("W_x", init_x, (input_size, gates * hidden), jnp.float32)
+        W_h = self.param("W_h", init_h, (hidden, gates * hidden), jnp.float32)
         b = self.param("b", _bias_init(cell.gates, hidden, self.forget_bias), (gates * hidden,), jnp.float32)
         own = {name: self.param(name, nn.initializers.zeros, (hidden,), jnp.float32) for name in cell.biases}
         return recurrence.unroll(cell, own, W_h, project(W_x, b), carry, self.dtype)
@@ -51,6 +54,11 @@ _RECURRENT_INITS = {
     "orthogonal": nn.initializers.orthogonal(),  # Saxe et al. 2014
     "lecun_normal": nn.initializers.lecun_normal(),
 }
+
+
+def _weight_init(std: float | None, otherwise):
+    """A normal distribution of a given standard deviation, or another initialiser where none is given."""
+    return otherwise if std is None else nn.initializers.normal(std)
 
 
 def _per_gate(init, gates: int):
@@ -89,6 +97,7 @@ class CharLM(nn.Module):
     dropout: float
     variational_dropout: bool
     recurrent_init: str
+    init_std: float | None
     forget_bias: float
     dtype: str
 
@@ -115,7 +124,8 @@ class CharLM(nn.Module):
         embedding_VE, input_size = None, self.vocab_size
         if self.encoding == "embedding":
             input_size = self.embedding_size
-            embedding_VE = self.param("embedding", nn.initializers.normal(1.0), (self.vocab_size, input_size), jnp.float32)
+            init = _weight_init(self.init_std, nn.initializers.normal(1.0))
+            embedding_VE = self.param("embedding", init, (self.vocab_size, input_size), jnp.float32)
         elif self.encoding == "scalar":
             # A fixed table, so that this is a lookup like the others: id i is the number i / V.
             input_size = 1
@@ -125,14 +135,21 @@ class CharLM(nn.Module):
         last = []
         for layer in range(self.num_layers):
             h_TBH, layer_carry = RecurrentLayer(
-                self.cell, self.hidden_size, self.recurrent_init, self.forget_bias, self.dtype, name=f"layer_{layer}"
+                self.cell,
+                self.hidden_size,
+                self.recurrent_init,
+                self.init_std,
+                self.forget_bias,
+                self.dtype,
+                name=f"layer_{layer}",
             )(functools.partial(project, dtype=self.dtype), input_size, carry[layer])
             last.append(layer_carry)
             if only_last and layer == self.num_layers - 1:
                 h_TBH = h_TBH[-1:]
             h_TBH = dropout(h_TBH)
             project, input_size = functools.partial(recurrence.project, h_TBH), self.hidden_size
-        W_HV = self.param("head_W", nn.initializers.lecun_normal(), (self.hidden_size, self.vocab_size), jnp.float32)
+        init = _weight_init(self.init_std, nn.initializers.lecun_normal())
+        W_HV = self.param("head_W", init, (self.hidden_size, self.vocab_size), jnp.float32)
         b_V = self.param("head_b", nn.initializers.zeros, (self.vocab_size,), jnp.float32)
         return recurrence.matmul(h_TBH, W_HV, self.dtype) + b_V, tuple(last)
 

@@ -21,14 +21,16 @@ from absl import flags
 from ml_collections import config_dict
 
 from charlm import cli
+from charlm.batching import uniform
 from charlm.checkpoint import Checkpoints, params_of
 from charlm.config import LARGEST_SEED, check
+from charlm.corpus import load_corpus
 from charlm.errors import ConfigError, CorpusError
 from charlm.model import CharLM
 from charlm.progress import say
 from charlm.text import normalise
 from charlm.vocab import Vocab, utf8_transitions
-from charlm.workdir import load_run
+from charlm.workdir import check_corpus, load_run
 
 # Characters in one dispatch.
 _BLOCK = 64
@@ -83,13 +85,26 @@ class Sampler(NamedTuple):
     block: Callable
 
 
-def make_sampler(model: CharLM, vocab: Vocab) -> Sampler:
-    """The sampler of a model. What it draws over bytes is UTF-8: among those that can come next, by their probability."""
+def make_sampler(model: CharLM, vocab: Vocab, window: int = 0) -> Sampler:
+    """The sampler of a model. What it draws over bytes is UTF-8: among those that can come next, by their probability.
+
+    With a `window` W every symbol is drawn after its last W predecessors, read anew from a zero state, as a model that was
+    trained on windows of W knows its text; it takes W times as long. The prompt must have W symbols or more.
+    """
     next_SV = jnp.asarray(utf8_transitions()) if vocab.kind == "bytes" else None
 
     def start(num_samples: int):
         utf8_N = None if next_SV is None else jnp.zeros(num_samples, jnp.int32)
-        return model.initial_carry(num_samples), utf8_N
+        read = jnp.zeros((window, num_samples), jnp.int32) if window else model.initial_carry(num_samples)
+        return read, utf8_N
+
+    def read_on(params, read, ids_N):
+        """(logits_1NV, what was read) after one more symbol: a recurrent state, or the window."""
+        if not window:
+            return model.apply({"params": params}, ids_N[None], read)
+        window_WN = jnp.concatenate([read[1:], ids_N[None]])
+        logits_1NV, _ = model.apply({"params": params}, window_WN, model.initial_carry(len(ids_N)), only_last=True)
+        return logits_1NV, window_WN
 
     @functools.partial(jax.jit, static_argnames="truncate")
     def block(params, state, ids_N, keys_N, position, prompt_K, forced, settings, truncate):
@@ -101,15 +116,15 @@ def make_sampler(model: CharLM, vocab: Vocab) -> Sampler:
             return jnp.where(settings.greedy, jnp.argmax(logits_V), drawn)
 
         def one(state, k):
-            (carry, utf8_N), ids_N = state
-            logits_1NV, carry = model.apply({"params": params}, ids_N[None], carry)
+            (read, utf8_N), ids_N = state
+            logits_1NV, read = read_on(params, read, ids_N)
             logits_NV = logits_1NV[0]
             if utf8_N is not None:
                 utf8_N = next_SV[utf8_N, ids_N]
                 logits_NV = jnp.where(next_SV[utf8_N] >= 0, logits_NV, -jnp.inf)
             drawn_N = jax.vmap(draw, (0, 0, None))(keys_N, logits_NV, position + 1 + k)
             ids_N = jnp.where(k < forced, prompt_K[k], drawn_N)
-            return ((carry, utf8_N), ids_N), ids_N
+            return ((read, utf8_N), ids_N), ids_N
 
         (state, ids_N), drawn_KN = jax.lax.scan(one, (state, ids_N), jnp.arange(_BLOCK))
         return state, ids_N, drawn_KN
@@ -149,21 +164,48 @@ def generate(
             yield drawn.T
 
 
-def prompt_of(config, vocab: Vocab) -> tuple[str, np.ndarray]:
+def prompt_of(config, vocab: Vocab, train_ids: np.ndarray | None, seed: int) -> tuple[str, np.ndarray]:
     """The prompt as the corpus would have it, and the ids to start from.
 
-    Without a prompt a text starts after a line end, or after the first symbol where the corpus has no line ends.
+    Without `sample.prompt` a text starts after `sample.random_prompt` symbols of the training text, from a place that
+    the seed decides; without that either, after a line end, or after the first symbol where the corpus has no line ends.
+
+    Args:
+        config: the run's, with what is asked of the sample.
+        vocab: the run's.
+        train_ids: the training text, shape (N,); needed for a random prompt alone.
+        seed: the sample's.
 
     Raises:
-        ConfigError: a symbol is not in the vocabulary.
+        ConfigError: a symbol is not in the vocabulary, or the prompt is shorter than `sample.window`.
     """
     prompt = normalise(config.sample.prompt or "", config.data.lowercase)
     if any("\ud800" <= c <= "\udfff" for c in prompt):
         raise ConfigError(f"sample.prompt is {prompt!r}; it must be UTF-8")
-    try:
-        return prompt, vocab.encode(prompt or ("\n" if "\n" in vocab.symbols else vocab.symbols[0]))
-    except CorpusError as error:
-        raise ConfigError(f"sample.prompt: {error}") from None
+    if not prompt and config.sample.random_prompt is not None:
+        ids = _random_prompt(train_ids, vocab, config.sample.random_prompt, seed)
+        prompt = vocab.decode(ids)
+    else:
+        try:
+            ids = vocab.encode(prompt or ("\n" if "\n" in vocab.symbols else vocab.symbols[0]))
+        except CorpusError as error:
+            raise ConfigError(f"sample.prompt: {error}") from None
+    if len(ids) < config.sample.window:
+        raise ConfigError(
+            f"sample.window is {config.sample.window}, but the prompt has {len(ids)} symbols; give it as many, or set "
+            "sample.random_prompt"
+        )
+    return prompt, ids
+
+
+def _random_prompt(train_ids: np.ndarray, vocab: Vocab, length: int, seed: int) -> np.ndarray:
+    """Symbols from a random place of a text; of bytes, from the beginning of a character."""
+    if len(train_ids) < length:
+        raise ConfigError(f"sample.random_prompt is {length}, but the training text has {len(train_ids)} symbols")
+    start = int(uniform(seed, 0, 1)[0] * (len(train_ids) - length + 1))
+    while start and vocab.num_chars(train_ids[start : start + 1]) == 0:
+        start -= 1
+    return np.asarray(train_ids[start : start + length])
 
 
 def sample_text(sampler: Sampler, params, vocab: Vocab, sample, seed: int, prompt_ids: np.ndarray) -> list[str]:
@@ -196,6 +238,10 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
     flags.DEFINE_string("prompt", None, "what the text goes on from", flag_values=values)
+    flags.DEFINE_integer("random_prompt", None, "without --prompt: so many symbols of the training text", flag_values=values)
+    flags.DEFINE_integer(
+        "window", None, "read so many symbols anew for each that is drawn; 0: carry the state", flag_values=values
+    )
     flags.DEFINE_integer("length", None, "characters to draw (bytes for the byte vocabulary)", flag_values=values)
     flags.DEFINE_integer("num_samples", None, "samples to draw, all at once", flag_values=values)
     flags.DEFINE_float("temperature", None, "below 1 more probable, above 1 more varied text", flag_values=values)
@@ -213,14 +259,19 @@ def main(argv: Sequence[str]) -> None:
     check(config, "the flags")
     if not 0 <= values.seed <= LARGEST_SEED:
         raise ConfigError(f"--seed is {values.seed}; it must lie between 0 and {LARGEST_SEED}")
-    prompt, prompt_ids = prompt_of(config, run.vocab)
+    train_ids = None
+    if config.sample.random_prompt is not None and not config.sample.prompt:
+        corpus = load_corpus(config.data)
+        check_corpus(run, corpus)
+        train_ids = corpus.train
+    prompt, prompt_ids = prompt_of(config, run.vocab, train_ids, values.seed)
     flat, meta = Checkpoints(run.path).find(values.checkpoint, say)
     model = CharLM.from_config(run.config.model, run.vocab.size)
     params = params_of(flat, model)
     print(f"charlm: {run.path}, checkpoint of step {meta['step']}, seed {values.seed}", file=sys.stderr)
     settings = Settings.from_config(config.sample, run.vocab.size)
     keys_N = sample_keys(values.seed, config.sample.num_samples)
-    sampler = make_sampler(model, run.vocab)
+    sampler = make_sampler(model, run.vocab, config.sample.window)
     pieces = generate(sampler, params, run.vocab, prompt_ids, keys_N, config.sample.length, settings)
 
     sys.stdout.reconfigure(encoding="utf-8")

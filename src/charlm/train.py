@@ -40,24 +40,41 @@ class Progress:
     """What the host has to remember besides the device's state; saved with every checkpoint.
 
     Attributes:
-        best_step, best_val: the evaluation with the lowest validation loss so far.
-        patience_val, bad_evals: the lowest validation loss at the cadence of evaluations, and how many have passed
-            since. That at the end of a run does not count, so that a run that is extended stops where a whole one does.
+        best_step, best_loss: the evaluation with the lowest loss so far, as `train.best_by` says.
+        best_val: the validation loss there.
+        patience_loss, bad_evals: the lowest loss at the cadence of evaluations, and how many have passed since. That at
+            the end of a run does not count, so that a run that is extended stops where a whole one does.
+        eval_sum, eval_steps: the training loss over the steps since the last evaluation.
         loss_sum, norm_sum, steps, seconds: over the training steps since the last line of metrics.
         train_seconds: of training steps, without compilation, evaluation, saving and sampling.
         elapsed: of everything.
     """
 
     best_step: int | None = None
+    best_loss: float | None = None
     best_val: float | None = None
-    patience_val: float | None = None
+    patience_loss: float | None = None
     bad_evals: int = 0
     loss_sum: float = 0.0
     norm_sum: float = 0.0
     steps: int = 0
+    eval_sum: float = 0.0
+    eval_steps: int = 0
     seconds: float = 0.0
     train_seconds: float = 0.0
     elapsed: float = 0.0
+
+    def evaluated(self, step: int, loss: float, val: float | None, at_cadence: bool) -> bool:
+        """Take note of an evaluation; whether it is the best so far."""
+        self.eval_sum, self.eval_steps = 0.0, 0
+        improved = self.best_loss is None or loss < self.best_loss
+        if improved:
+            self.best_step, self.best_loss, self.best_val = step, loss, val
+        if at_cadence:
+            better = self.patience_loss is None or loss < self.patience_loss
+            self.patience_loss = loss if better else self.patience_loss
+            self.bad_evals = 0 if better else self.bad_evals + 1
+        return improved
 
 
 def main(argv: Sequence[str]) -> None:
@@ -84,9 +101,10 @@ def train(config: config_dict.ConfigDict, path: Path, extend: bool = False) -> N
     corpus = load_corpus(config.data)
     layout = make_layout(config.batching, config.seed, len(corpus.train))
     num_steps = _num_steps(config, layout)
-    if len(corpus.val) < (shortest := shortest_text(config.batching)) and config.train.patience is not None:
+    shortest = shortest_text(config.batching)
+    if len(corpus.val) < shortest and config.train.patience is not None and config.train.best_by == "val":
         raise ConfigError(f"train.patience needs {shortest} characters to validate on; data.split leaves {len(corpus.val)}")
-    _, prompt_ids = sample.prompt_of(config, corpus.vocab)
+    sample.prompt_of(config, corpus.vocab, corpus.train, config.seed)
     with workdir.locked(path):
         if (path / "config.json").is_file():
             run = workdir.load_run(path)
@@ -108,7 +126,7 @@ def train(config: config_dict.ConfigDict, path: Path, extend: bool = False) -> N
         else:
             workdir.create_run(path, config, corpus)
         try:
-            _fit(config, path, corpus, layout, num_steps, prompt_ids)
+            _fit(config, path, corpus, layout, num_steps)
         except (UserError, RunFailed, cli.Exit):
             raise
         except Exception:
@@ -149,9 +167,7 @@ def _is_over(path: Path, result: dict, config: config_dict.ConfigDict, num_steps
     return over
 
 
-def _fit(
-    config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Layout, num_steps: int, prompt_ids: np.ndarray
-) -> None:
+def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Layout, num_steps: int) -> None:
     """The training loop: dispatch a chunk of steps; then log, evaluate, sample and save what is due."""
     began = time.monotonic()
     chars_per_step = _chars_per_step(config)
@@ -182,7 +198,7 @@ def _fit(
     train_chunk = step.make_train_chunk(train_step, config.batching.seq_len)
     score = make_scorer(model, corpus.vocab, config.batching)
     shortest = shortest_text(config.batching)
-    sampler = sample.make_sampler(model, corpus.vocab)
+    sampler = sample.make_sampler(model, corpus.vocab, config.sample.window)
 
     tracker = tracking.Tracker(path, at)
     bar = ProgressLine(num_steps, at)
@@ -242,7 +258,9 @@ def _fit(
             for loss, norm in zip(losses, norms):
                 progress.loss_sum += loss
                 progress.norm_sum += norm
+                progress.eval_sum += loss
             progress.steps += n
+            progress.eval_steps += n
             progress.seconds += seconds
             progress.train_seconds += seconds
             seconds_left = (config.train.seconds or math.inf) - progress.train_seconds
@@ -264,25 +282,23 @@ def _fit(
                 progress.loss_sum = progress.norm_sum = progress.seconds = 0.0
                 progress.steps = 0
             improved = False
-            if (_due(config.train.eval_every, at) or last) and len(corpus.val) >= shortest:
-                found = score(state.params, corpus.val, config.eval)
-                value = found.nats_per_char
-                if not math.isfinite(value):
-                    raise diverged("the validation loss is")
-                record("val", value, found.nats_per_symbol)
-                improved = progress.best_val is None or value < progress.best_val
-                if improved:
-                    progress.best_step, progress.best_val = at, value
-                if _due(config.train.eval_every, at):
-                    if progress.patience_val is None or value < progress.patience_val:
-                        progress.patience_val, progress.bad_evals = value, 0
-                    else:
-                        progress.bad_evals += 1
+            if _due(config.train.eval_every, at) or last:
+                value = None
+                if len(corpus.val) >= shortest:
+                    found = score(state.params, corpus.val, config.eval)
+                    value = found.nats_per_char
+                    if not math.isfinite(value):
+                        raise diverged("the validation loss is")
+                    record("val", value, found.nats_per_symbol)
+                loss = value if config.train.best_by == "val" else progress.eval_sum / progress.eval_steps
+                if loss is not None:
+                    improved = progress.evaluated(at, loss, value, _due(config.train.eval_every, at))
                 tracker.draw()
             stopping = bool(signals)
             ending = last or _stops_early(config, progress)
             if _due(config.train.sample_every, at) or (ending and config.train.sample_every):
                 seed = (config.seed + at) % (LARGEST_SEED + 1)
+                _, prompt_ids = sample.prompt_of(config, corpus.vocab, corpus.train, seed)
                 texts = sample.sample_text(sampler, state.params, corpus.vocab, config.sample, seed, prompt_ids)
                 tracker.sample(at, texts)
                 bar.say(f"step {at}  a sample:\n{texts[0]}")
