@@ -1,0 +1,37 @@
+"""An LSTM by hand: 100 units, one window at a time, plain SGD (a notebook on HIPS autograd's char-RNN).
+
+    python -m charlm.train --config configs/autograd_lstm_100.py
+
+As autograd_rnn_100.py, with an LSTM. Departures: the source's cell does not run as printed (misnamed variables, a
+candidate without a bias); this one is the LSTM by its equations, with a bias for each gate, all zero at the start.
+
+The source prints 2.884 nats per character on window 700.
+"""
+
+from charlm.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.data.corpus = "tinyshakespeare"
+    config.batching.layout = "windows"
+    config.batching.shuffle = False
+    config.batching.batch_size = 1
+    config.batching.seq_len = 50
+    config.model.cell = "lstm"
+    config.model.hidden_size = 100
+    config.model.encoding = "one_hot"
+    config.model.init_std = 0.01
+    config.model.forget_bias = 0.0
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 0.01
+    config.optimizer.loss_reduction = "sum_over_time"
+    config.optimizer.clip_value = 5.0
+    config.train.epochs = 1.0
+    config.train.log_every = 100
+    config.train.eval_every = 2000
+    config.train.checkpoint_every = 2000
+    config.train.sample_every = 2000
+    config.sample.prompt = "a"
+    config.sample.length = 100
+    return config
