@@ -1,3 +1,7 @@
+import ast
+import runpy
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,3 +112,12 @@ def test_cadences_do_not_make_another_run():
     assert configs.differing_keys(old, new) == []
     new.seed = 4
     assert configs.differing_keys(old, new) == ["seed"]
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_every_config_of_the_project_can_be_run_and_says_how(path):
+    config = runpy.run_path(str(path))["get_config"]()
+    configs.check_keys(config, str(path))
+    configs.check(config, str(path))
+    head = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert f"python -m charlm.train --config configs/{path.name}" in head

@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_dict
 
-from charlm import checkpoint, cli, optim, sample, step, tracking, workdir
+from charlm import checkpoint, cli, optim, outcome, sample, step, tracking, workdir
 from charlm.batching import Gather, Layout, device_gather, host_gather, make_layout
 from charlm.config import LARGEST_SEED, to_json
 from charlm.corpus import Corpus, load_corpus
@@ -33,48 +33,6 @@ from charlm.progress import ProgressLine, say
 _DISPATCH_SECONDS = 1.0
 # The step counter is an int32.
 _MOST_STEPS = (1 << 31) - 1
-
-
-@dataclasses.dataclass
-class Progress:
-    """What the host has to remember besides the device's state; saved with every checkpoint.
-
-    Attributes:
-        best_step, best_loss: the evaluation with the lowest loss so far, as `train.best_by` says.
-        best_val: the validation loss there.
-        patience_loss, bad_evals: the lowest loss at the cadence of evaluations, and how many have passed since. That at
-            the end of a run does not count, so that a run that is extended stops where a whole one does.
-        eval_sum, eval_steps: the training loss over the steps since the last evaluation.
-        loss_sum, norm_sum, steps, seconds: over the training steps since the last line of metrics.
-        train_seconds: of training steps, without compilation, evaluation, saving and sampling.
-        elapsed: of everything.
-    """
-
-    best_step: int | None = None
-    best_loss: float | None = None
-    best_val: float | None = None
-    patience_loss: float | None = None
-    bad_evals: int = 0
-    loss_sum: float = 0.0
-    norm_sum: float = 0.0
-    steps: int = 0
-    eval_sum: float = 0.0
-    eval_steps: int = 0
-    seconds: float = 0.0
-    train_seconds: float = 0.0
-    elapsed: float = 0.0
-
-    def evaluated(self, step: int, loss: float, val: float | None, at_cadence: bool) -> bool:
-        """Take note of an evaluation; whether it is the best so far."""
-        self.eval_sum, self.eval_steps = 0.0, 0
-        improved = self.best_loss is None or loss < self.best_loss
-        if improved:
-            self.best_step, self.best_loss, self.best_val = step, loss, val
-        if at_cadence:
-            better = self.patience_loss is None or loss < self.patience_loss
-            self.patience_loss = loss if better else self.patience_loss
-            self.bad_evals = 0 if better else self.bad_evals + 1
-        return improved
 
 
 def main(argv: Sequence[str]) -> None:
@@ -117,7 +75,7 @@ def train(config: config_dict.ConfigDict, path: Path, extend: bool = False) -> N
                     "--extend only lengthens"
                 )
             if result := workdir.read_result(path):
-                if _is_over(path, result, config, num_steps):
+                if outcome.is_over(path, result, config, num_steps):
                     return
                 (path / "result.json").unlink()
             workdir.write_text(path / "config.json", to_json(config))
@@ -132,7 +90,7 @@ def train(config: config_dict.ConfigDict, path: Path, extend: bool = False) -> N
         except Exception:
             if workdir.read_result(path) is None:
                 kept = checkpoint.Checkpoints(path).steps()
-                workdir.write_result(path, _result("failed", kept[-1] if kept else 0, config, Progress()))
+                workdir.write_result(path, outcome.result_of("failed", kept[-1] if kept else 0, config, outcome.Progress()))
             raise
 
 
@@ -149,40 +107,22 @@ def _no_shorter(before: float | None, now: float | None) -> bool:
     return now is None or (before is not None and now >= before)
 
 
-def _is_over(path: Path, result: dict, config: config_dict.ConfigDict, num_steps: int) -> bool:
-    """Whether there is nothing left to do; says so. Raises RunFailed if the run diverged, as it would again."""
-    steps, status = result["steps"], result["status"]
-    if status == "diverged":
-        raise RunFailed(f"the run in {path} diverged after step {steps}; change the config and choose another --workdir")
-    if status == "stopped_early":
-        more_time = config.train.seconds is None or config.train.seconds > result["train_seconds"]
-        over = not (result.get("stopped_by") == "train.seconds" and more_time)
-        status += f" by {result.get('stopped_by')}"
-    else:
-        over = status == "completed" and steps == num_steps
-    if over:
-        value = result["val_nats_per_char"]
-        scored = "" if value is None else f", validation loss {value:.4f} nats per character at step {result['best_step']}"
-        say(f"the run in {path} is finished: {status.replace('_', ' ')} after {steps} steps{scored}")
-    return over
-
-
 def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Layout, num_steps: int) -> None:
     """The training loop: dispatch a chunk of steps; then log, evaluate, sample and save what is due."""
     began = time.monotonic()
-    chars_per_step = _chars_per_step(config)
+    chars_per_step = outcome.chars_per_step(config)
     model = CharLM.from_config(config.model, corpus.vocab.size)
     optimizer = optim.make_optimizer(config.optimizer, num_steps)
     learning_rate = optim.make_schedule(config.optimizer, num_steps)
     _, step_key = step.run_keys(config.seed)
     state = step.init_state(model, optimizer, config.seed, config.batching.batch_size, layout.carries_state)
-    progress = Progress()
+    progress = outcome.Progress()
 
     checkpoints = checkpoint.Checkpoints(path, writable=True)
     if found := checkpoints.restore_latest(say):
         flat, meta = found
         state = jax.tree.map(jnp.array, checkpoint.unflatten_state(state, flat))
-        progress = Progress(**meta["progress"])
+        progress = outcome.Progress(**meta["progress"])
     at = saved = int(state.step)
     size = num_params(state.params)
     earlier = progress.elapsed
@@ -220,7 +160,7 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
 
         def diverged(what: str) -> RunFailed:
             checkpoints.wait()
-            workdir.write_result(path, _result("diverged", at, config, progress, size))
+            workdir.write_result(path, outcome.result_of("diverged", at, config, progress, size))
             tracker.draw(force=True)
             kept = f"the last checkpoint is that of step {saved}" if saved else "there is no checkpoint yet"
             hint = "try a lower optimizer.learning_rate, or optimizer.clip_norm, in another --workdir"
@@ -242,7 +182,7 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
             train_chunk, state, gather.num_ids, corpus.train.dtype, config.batching.batch_size
         )
         chunk = 1
-        while at < num_steps and not _stops_early(config, progress):
+        while at < num_steps and not outcome.limit_reached(config, progress):
             n = min(chunk, _steps_until_due(config.train, at), num_steps - at)
             start = time.monotonic()
             state, losses_K, norms_K, finite = train_chunk(state, *gather.take(at, n), np.int32(n))
@@ -295,7 +235,7 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
                     improved = progress.evaluated(at, loss, value, _due(config.train.eval_every, at))
                 tracker.draw()
             stopping = bool(signals)
-            ending = last or _stops_early(config, progress)
+            ending = last or outcome.limit_reached(config, progress)
             if _due(config.train.sample_every, at) or (ending and config.train.sample_every):
                 seed = (config.seed + at) % (LARGEST_SEED + 1)
                 _, prompt_ids = sample.prompt_of(config, corpus.vocab, corpus.train, seed)
@@ -315,8 +255,8 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
         checkpoints.wait()
         tracker.draw(force=True)
         status = "stopped_early" if at < num_steps else "completed"
-        summary = _result(status, at, config, progress, size)
-        summary["stopped_by"] = _stops_early(config, progress) if at < num_steps else None
+        summary = outcome.result_of(status, at, config, progress, size)
+        summary["stopped_by"] = outcome.limit_reached(config, progress) if at < num_steps else None
         summary["params_sha256"] = checkpoint.sha256(checkpoint.flatten_state(state.params))
         if len(corpus.test) >= shortest:
             try:
@@ -327,11 +267,7 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
             except WorkdirError as error:
                 bar.say(f"no test loss: {error}")
         workdir.write_result(path, summary)
-        bar.say(_summary_line(summary, path))
-
-
-def _chars_per_step(config: config_dict.ConfigDict) -> int:
-    return config.batching.batch_size * config.batching.seq_len
+        bar.say(outcome.summary_line(summary, path))
 
 
 def _make_gather(config: config_dict.ConfigDict, corpus: Corpus, layout: Layout, at: int, num_steps: int) -> Gather:
@@ -339,34 +275,6 @@ def _make_gather(config: config_dict.ConfigDict, corpus: Corpus, layout: Layout,
     if corpus.train.nbytes <= config.data.device_bytes:
         return device_gather(corpus.train, layout, step.MAX_STEPS_PER_DISPATCH)
     return host_gather(corpus.train, layout, step.MAX_STEPS_PER_DISPATCH, at, num_steps)
-
-
-def _stops_early(config: config_dict.ConfigDict, progress: Progress) -> str | None:
-    """The key whose limit is reached, if one is."""
-    if config.train.patience is not None and progress.bad_evals >= config.train.patience:
-        return "train.patience"
-    if config.train.seconds is not None and progress.train_seconds >= config.train.seconds:
-        return "train.seconds"
-    return None
-
-
-def _result(status: str, steps: int, config: config_dict.ConfigDict, progress: Progress, size: int | None = None) -> dict:
-    """What result.json says of a run that ended after so many steps, but for what only a finished one has."""
-    chars, value = steps * _chars_per_step(config), progress.best_val
-    return {
-        "status": status,
-        "steps": steps,
-        "chars": chars,
-        "num_params": size,
-        "stopped_by": None,
-        "best_step": progress.best_step,
-        "val_nats_per_char": value,
-        "val_bits_per_char": None if value is None else value / math.log(2),
-        "test_nats_per_char": None,
-        "train_seconds": progress.train_seconds,
-        "chars_per_second": chars / progress.train_seconds if progress.train_seconds else None,
-        "params_sha256": None,
-    }
 
 
 def _steps_until_due(train: config_dict.ConfigDict, at: int) -> int:
@@ -382,17 +290,6 @@ def _due(every: int, at: int) -> bool:
 def _model_name(config: config_dict.ConfigDict) -> str:
     layers = f"{config.model.num_layers} x " if config.model.num_layers > 1 else ""
     return f"{layers}{config.model.cell.upper()} {config.model.hidden_size}"
-
-
-def _summary_line(result: dict, path: Path) -> str:
-    parts = [f"{result['status'].replace('_', ' ')} after {result['steps']} steps"]
-    if result["val_nats_per_char"] is not None:
-        parts.append(f"validation loss {result['val_nats_per_char']:.4f} nats per character (step {result['best_step']})")
-    if result["test_nats_per_char"] is not None:
-        parts.append(f"test {result['test_nats_per_char']:.4f}")
-    if result["chars_per_second"]:
-        parts.append(f"{result['chars_per_second']:,.0f} chars/s")
-    return f"{'; '.join(parts)}. Text from it: python -m charlm.sample --workdir {path}"
 
 
 @contextlib.contextmanager
