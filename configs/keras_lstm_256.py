@@ -7,13 +7,13 @@ The id of a character, divided by the number of symbols, is the one input of an 
 softmax on the last step alone. Every window of 100 characters, one from each character on, in a new order every epoch,
 predicts the character after it; Adam with a rate of 0.001, batches of 128, 20 epochs; a checkpoint whenever the training
 loss is the lowest so far. A sample goes on from a random window of the training text, takes the most probable character,
-and reads the last 100 characters anew for each (`--window=0` carries the state instead, a hundred times faster).
+and reads the last 100 characters anew for each (`--window=0` carries the state instead, a hundredth of the work).
 
 Departures: the text is tiny Shakespeare, lower-cased, of which the last tenth is held out; checkpoints are looked for
 every 1,000 steps.
 
 An id is no quantity: 'a' is not a little less than 'b'. And a window of 100 characters is read for a single target. What
-a practitioner would choose at the same budget is keras_lstm_256_all.py. Both are in experiments/recipes; the source prints
+a practitioner would choose is keras_lstm_256_all.py. experiments/recipes runs both; the source prints
 no loss.
 """
 
