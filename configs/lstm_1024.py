@@ -15,8 +15,8 @@ The forget gate starts at 1 and the recurrent kernels orthogonal, charlm's defau
     python -m charlm.train --config configs/lstm_1024.py
     python -m charlm.sample --workdir runs/lstm_1024
 
-Expect: 2.35 nats per character on validation text after 20 steps, 2.08 after 40, and 1.371 after one epoch (673 steps;
-1.377 on test text), where the source printed 2.356; 5,200 characters a second on 2 cores of an Intel Xeon with AVX-512
+Expect: 2.35 nats per character on validation text after 20 steps, 2.08 after 40, and 1.369 after one epoch (673 steps;
+1.376 on test text), where the source printed 2.356; 5,200 characters a second on 2 cores of an Intel Xeon with AVX-512
 (a virtual machine): 14 minutes an epoch, 2026-11-21. The 20 epochs, about 5 hours there, were not run: use a GPU.
 """
 

@@ -3,7 +3,7 @@
 The text is read in segments. Each is scored first, with the parameters as they are, and learnt from only then; so no
 character ever changes the parameters that it is scored with. This is their RMS variant:
 
-    params <- params - rate * grad / (rms + eps) + min(decay * rms / mean(rms), 1) * (first - params)
+    params <- params - rate * grad / (rms + eps * mean(rms)) + min(decay * rms / mean(rms), 1) * (first - params)
 
 with `first` the trained parameters, `rms` the root of the mean square of gradients on the training text, and its mean
 that over all parameters.

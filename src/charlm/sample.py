@@ -89,7 +89,7 @@ def make_sampler(model: CharLM, vocab: Vocab, window: int = 0) -> Sampler:
     """The sampler of a model. What it draws over bytes is UTF-8: among those that can come next, by their probability.
 
     With a `window` W every symbol is drawn after its last W predecessors, read anew from a zero state, as a model that was
-    trained on windows of W knows its text; it takes W times as long. The prompt must have W symbols or more.
+    trained on windows of W knows its text, which is W times the work. The prompt must have W symbols or more.
     """
     next_SV = jnp.asarray(utf8_transitions()) if vocab.kind == "bytes" else None
 
@@ -199,13 +199,20 @@ def prompt_of(config, vocab: Vocab, train_ids: np.ndarray | None, seed: int) -> 
 
 
 def _random_prompt(train_ids: np.ndarray, vocab: Vocab, length: int, seed: int) -> np.ndarray:
-    """Symbols from a random place of a text; of bytes, from the beginning of a character."""
+    """Symbols from a random place of a text; of bytes, whole characters, and so up to three more."""
     if len(train_ids) < length:
         raise ConfigError(f"sample.random_prompt is {length}, but the training text has {len(train_ids)} symbols")
+
+    def inside_a_char(place: int) -> bool:
+        return 0 < place < len(train_ids) and vocab.num_chars(train_ids[place : place + 1]) == 0
+
     start = int(uniform(seed, 0, 1)[0] * (len(train_ids) - length + 1))
-    while start and vocab.num_chars(train_ids[start : start + 1]) == 0:
+    while inside_a_char(start):
         start -= 1
-    return np.asarray(train_ids[start : start + length])
+    end = start + length
+    while inside_a_char(end):
+        end += 1
+    return np.asarray(train_ids[start:end])
 
 
 def sample_text(sampler: Sampler, params, vocab: Vocab, sample, seed: int, prompt_ids: np.ndarray) -> list[str]:
