@@ -24,7 +24,28 @@ def gru(params, x_proj, h_proj, carry):
     return ((1 - z) * n + z * carry[0],)
 
 
-CELLS = {"rnn": rnn, "lstm": lstm, "gru": gru}
+def normalise(x):
+    return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
+def ln_lstm(params, x_proj, h_proj, carry):
+    i, f, g, o = jnp.split(x_proj + params["scale_h"] * normalise(h_proj), 4, axis=-1)
+    c = sigmoid(f) * carry[1] + sigmoid(i) * jnp.tanh(g)
+    return sigmoid(o) * jnp.tanh(params["scale_c"] * normalise(c) + params["shift_c"]), c
+
+
+def ln_gru(params, x_proj, h_proj, carry):
+    return gru(params, x_proj, params["scale_h"] * normalise_gru(h_proj), carry)
+
+
+def normalise_gru(x):
+    hidden = x.shape[-1] // 3
+    return jnp.concatenate([normalise(x[..., : 2 * hidden]), normalise(x[..., 2 * hidden :])], axis=-1)
+
+
+CELLS = {"rnn": rnn, "lstm": lstm, "gru": gru, "ln_lstm": ln_lstm, "ln_gru": ln_gru}
+# What is done to x @ W_x before the bias.
+NORMALISE_X = {"ln_lstm": normalise, "ln_gru": normalise_gru}
 
 
 def unroll(update, params, W_h, x_proj_TBG, carry):

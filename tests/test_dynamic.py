@@ -27,7 +27,7 @@ def scoring():
 
 
 def static(model, params, ids):
-    logits, _ = model.apply({"params": params}, jnp.asarray(ids[:-1, None], jnp.int32), model.initial_carry(1))
+    logits, _ = model.apply({"params": params}, jnp.asarray(ids[:-1, None], jnp.int32), model.initial_carry(params, 1))
     return np.asarray(nats(logits, jnp.asarray(ids[1:, None], jnp.int32)))[:, 0]
 
 
@@ -70,7 +70,7 @@ def test_one_update_is_the_rule(scoring):
         return nats(logits, jnp.asarray(ids[1:, None], jnp.int32)).sum(), last
 
     mean = np.mean(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(rms)]))
-    moved, carry, expected = params, model.initial_carry(1), []
+    moved, carry, expected = params, model.initial_carry(params, 1), []
     for at in range(0, 4 * T, T):
         ids = TEXT[at : at + T + 1]
         (total, last), grads = jax.value_and_grad(loss, has_aux=True)(moved, ids, carry)
@@ -92,7 +92,7 @@ def test_the_rms_is_that_of_the_gradients(scoring):
     squares = []
     for start in range(3):
         before, ids = short[start : start + T], short[start + T : start + 2 * T + 1]
-        _, carry = model.apply({"params": params}, jnp.asarray(before[:, None], jnp.int32), model.initial_carry(1))
+        _, carry = model.apply({"params": params}, jnp.asarray(before[:, None], jnp.int32), model.initial_carry(params, 1))
 
         def loss(params, ids=ids, carry=carry):
             logits, _ = model.apply({"params": params}, jnp.asarray(ids[:-1, None], jnp.int32), carry)

@@ -41,7 +41,7 @@ def test_streams_score_every_character_but_the_first_once_with_all_the_context_t
 
 def test_one_stream_is_the_whole_text_read_from_a_zero_state():
     model, params = model_and_params()
-    logits, _ = model.apply({"params": params}, jnp.asarray(IDS[:-1, None].astype(np.int32)), model.initial_carry(1))
+    logits, _ = model.apply({"params": params}, jnp.asarray(IDS[:-1, None].astype(np.int32)), model.initial_carry(params, 1))
     log_probs = np.asarray(jax.nn.log_softmax(logits[:, 0]), np.float64)
     expected = -log_probs[np.arange(len(IDS) - 1), IDS[1:]].mean()
     score = make_scorer(model, VOCAB, BATCHING)(params, IDS, options(num_streams=1))
@@ -54,7 +54,7 @@ def test_each_stream_is_warmed_on_its_context():
     expected = 0.0
     for start, first, end in zip(*cut_streams(len(IDS), 3, 20)):
         inputs = jnp.asarray(IDS[start : end - 1, None].astype(np.int32))
-        logits, _ = model.apply({"params": params}, inputs, model.initial_carry(1))
+        logits, _ = model.apply({"params": params}, inputs, model.initial_carry(params, 1))
         log_probs = np.asarray(jax.nn.log_softmax(logits[:, 0]), np.float64)
         expected -= log_probs[np.arange(first - 1 - start, end - 1 - start), IDS[first:end]].sum()
     score = make_scorer(model, VOCAB, BATCHING)(params, IDS, options(num_streams=3, context=20))
@@ -99,7 +99,9 @@ def test_a_many_to_one_model_is_scored_on_evenly_spaced_windows(batch_size):
     model, params = model_and_params()
     batching = last_only(20)
     assert shortest_text(batching) == 21
-    apply = jax.jit(lambda windows: model.apply({"params": params}, windows.T, model.initial_carry(len(windows)))[0][-1])
+    apply = jax.jit(
+        lambda windows: model.apply({"params": params}, windows.T, model.initial_carry(params, len(windows)))[0][-1]
+    )
     for max_chars, length in ((10_000, 150), (37, 1503), (5, 21)):
         score = make_scorer(model, VOCAB, batching)(params, IDS[:length], options(batch_size=batch_size, max_chars=max_chars))
         windows = length - 20

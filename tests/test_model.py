@@ -32,21 +32,80 @@ def ids(time, batch, seed=0):
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_model_is_its_equations(x64, cell, encoding):
     model, params = build(cell=cell, encoding=encoding)
-    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), params)
+    draw = np.random.default_rng(5)
+    # Drawn anew, so that no scale is 1 and no bias 0.
+    params = jax.tree.map(lambda p: p + jnp.asarray(draw.normal(size=p.shape)) / 5, params)
     model = model.clone(dtype="float64")
     ids_TB = ids(9, 3)
-    carry = model.initial_carry(3, jnp.float64)
+    carry = model.initial_carry(params, 3)
     x = jax.nn.one_hot(ids_TB, V, dtype=jnp.float64)
     if encoding == "embedding":
         x = x @ params["embedding"]
     elif encoding == "scalar":
         x = ids_TB[:, :, None] / V
     for layer in range(2):
-        p = params[f"layer_{layer}"]
-        x, _ = reference.unroll(reference.CELLS[cell], p, p["W_h"], x @ p["W_x"] + p["b"], carry[layer])
+        x, _ = layer_of(cell, params[f"layer_{layer}"], x, carry[layer])
     expected = x @ params["head_W"] + params["head_b"]
     logits, _ = jax.jit(model.apply)({"params": params}, ids_TB, carry)
     np.testing.assert_allclose(logits, expected, rtol=1e-12, atol=1e-12)
+
+
+def layer_of(cell, p, x, carry):
+    """A layer by its equations."""
+    x_proj = x @ p["W_x"]
+    if cell in reference.NORMALISE_X:
+        x_proj = p["scale_x"] * reference.NORMALISE_X[cell](x_proj)
+    return reference.unroll(reference.CELLS[cell], p, p["W_h"], x_proj + p["b"], carry)
+
+
+def test_residual_connections_and_tied_weights_are_their_equations(x64):
+    model, params = build(num_layers=3, residual=True, tie_weights=True, embedding_size=6)
+    assert "head_W" not in params
+    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), params)
+    model = model.clone(dtype="float64")
+    ids_TB = ids(9, 3)
+    carry = model.initial_carry(params, 3)
+    x, _ = layer_of("lstm", params["layer_0"], params["embedding"][ids_TB] * 6**0.5, carry[0])
+    for layer in (1, 2):
+        x = x + layer_of("lstm", params[f"layer_{layer}"], x, carry[layer])[0]
+    expected = x @ params["embedding"].T + params["head_b"]
+    logits, _ = jax.jit(model.apply)({"params": params}, ids_TB, carry)
+    np.testing.assert_allclose(logits, expected, rtol=1e-12, atol=1e-12)
+    last, _ = jax.jit(model.apply, static_argnames="only_last")({"params": params}, ids_TB, carry, only_last=True)
+    np.testing.assert_allclose(last, expected[-1:], rtol=1e-12, atol=1e-12)
+
+
+def test_the_first_state_is_zero_or_learned():
+    for cell in CELLS:
+        for learned in (False, True):
+            model, params = build(cell=cell, learn_initial_state=learned)
+            carry = model.initial_carry(params, 3)
+            assert [c.shape for c in carry[1]] == [(3, 6)] * CELLS[cell].carries
+            assert not any(c.any() for layer in carry for c in layer)
+            if learned:
+                params["layer_1"]["first_0"] = jnp.arange(6.0)
+                carry = model.initial_carry(params, 3)
+                assert carry[1][0].tolist() == [list(range(6))] * 3 and not carry[0][0].any()
+
+
+def test_recurrent_dropout_drops_weights_for_a_whole_window():
+    model, params = build(num_layers=1, recurrent_dropout=0.5, cell="rnn", hidden_size=V)
+    # The head is the identity, and the outputs are small enough for tanh to be all but linear.
+    params = {**params, "head_W": jnp.eye(V), "layer_0": {**params["layer_0"], "W_h": jnp.eye(V), "b": jnp.zeros(V)}}
+    params["layer_0"]["W_x"] = jnp.zeros_like(params["layer_0"]["W_x"])
+    carry = ((jnp.full((4, V), 1e-3),),)
+    apply = jax.jit(model.apply, static_argnames="train")
+
+    def logits(train):
+        rngs = {"dropout": jax.random.key(3)}
+        return np.asarray(apply({"params": params}, ids(4, 4), carry, train=train, rngs=rngs)[0])
+
+    # A unit's own recurrent weight of 1 is 2 or 0, the same at every step and in every sequence.
+    kept_V = logits(True)[0, 0] > 0
+    assert 0 < kept_V.sum() < V
+    doubled_T = 1e-3 * 2.0 ** np.arange(1, 5)
+    np.testing.assert_allclose(logits(True), kept_V * doubled_T[:, None, None] * np.ones((4, 4, 1)), rtol=1e-3)
+    np.testing.assert_allclose(logits(False), 1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("cell, blocks", [("rnn", 1), ("lstm", 4), ("gru", 3)])
@@ -78,7 +137,7 @@ def test_all_weights_of_one_distribution():
 
 def test_dropout_acts_in_training_alone_and_follows_its_key():
     model, params = build(dropout=0.5)
-    ids_TB, carry = ids(5, 2), model.initial_carry(2)
+    ids_TB, carry = ids(5, 2), model.initial_carry(params, 2)
 
     apply = jax.jit(model.apply, static_argnames="train")
 
@@ -99,7 +158,7 @@ def test_variational_dropout_drops_the_same_units_at_every_step():
         model, params = build(num_layers=1, dropout=0.5, variational_dropout=variational, cell="rnn", hidden_size=V)
         params = {**params, "head_W": jnp.eye(V), "layer_0": {**params["layer_0"], "b": jnp.full(V, 9.0)}}
         logits, _ = model.apply(
-            {"params": params}, ids(50, 4), model.initial_carry(4), train=True, rngs={"dropout": jax.random.key(1)}
+            {"params": params}, ids(50, 4), model.initial_carry(params, 4), train=True, rngs={"dropout": jax.random.key(1)}
         )
         masks[variational] = np.asarray(logits) == 0
         assert 0.3 < masks[variational].mean() < 0.7
@@ -109,7 +168,7 @@ def test_variational_dropout_drops_the_same_units_at_every_step():
 
 def test_only_the_last_logits_are_the_last_of_all():
     model, params = build()
-    ids_TB, carry = ids(8, 2), model.initial_carry(2)
+    ids_TB, carry = ids(8, 2), model.initial_carry(params, 2)
     apply = jax.jit(model.apply, static_argnames="only_last")
     logits, end = apply({"params": params}, ids_TB, carry)
     last, same_end = apply({"params": params}, ids_TB, carry, only_last=True)
@@ -120,7 +179,7 @@ def test_only_the_last_logits_are_the_last_of_all():
 
 def test_the_state_is_all_that_is_carried():
     model, params = build()
-    ids_TB, carry = ids(8, 2), model.initial_carry(2)
+    ids_TB, carry = ids(8, 2), model.initial_carry(params, 2)
     apply = jax.jit(model.apply)
     whole, last = apply({"params": params}, ids_TB, carry)
     first, middle = apply({"params": params}, ids_TB[:4], carry)

@@ -9,7 +9,7 @@ import reference
 from jax.test_util import check_grads
 
 from charlm import recurrence
-from charlm.cells import CELLS, Cell, zero_carry
+from charlm.cells import CELLS, Cell, Own
 
 T, B, H, V, E = 7, 3, 5, 11, 4
 
@@ -21,7 +21,7 @@ def draw(seed, *shape):
 def inputs(name):
     cell = CELLS[name]
     gates = len(cell.gates) * H
-    params = {key: draw(9 + i, H) for i, key in enumerate(cell.biases)}
+    params = {own.name: draw(9 + i, own.blocks * H) for i, own in enumerate(cell.own)}
     carry = tuple(draw(20 + i, B, H) for i in range(cell.carries))
     return params, draw(1, H, gates), draw(2, T, B, gates), carry
 
@@ -65,7 +65,7 @@ def test_a_cell_of_ones_own_inherits_the_gradient(x64):
         f = jax.nn.sigmoid(x_f + h_f + params["peephole"] * h)
         return ((1 - f) * h + f * jnp.tanh(x_n + f * h_n),)
 
-    cell = Cell(update, gates=("f", "n"), carries=1, additive=False, biases=("peephole",))
+    cell = Cell(update, gates=("f", "n"), carries=1, additive=False, own=(Own("peephole"),))
     args = {"peephole": draw(9, H)}, draw(1, H, 2 * H), draw(2, T, B, 2 * H), (draw(20, B, H),)
 
     def fast(*args):
@@ -123,7 +123,7 @@ def test_outputs_and_gradients_equal_those_of_flax(x64, name, flax_cell):
     x_TBE, W_x, b = draw(5, T, B, E), draw(6, E, W_h.shape[1]), draw(7, W_h.shape[1])
 
     def ours(params, W_x, W_h, b, x):
-        x_proj = recurrence.project(x, W_x, b, jnp.float64)
+        x_proj = recurrence.project(x, W_x, lambda rows: rows + b, jnp.float64)
         return recurrence.unroll(CELLS[name], params, W_h, x_proj, carry, jnp.float64)[0]
 
     def theirs(params, W_x, W_h, b, x):
@@ -147,17 +147,21 @@ def test_outputs_and_gradients_equal_those_of_flax(x64, name, flax_cell):
 
 @pytest.mark.parametrize("vocab", [V, T * B + 1, 600])
 @pytest.mark.parametrize("embedded", [True, False])
-def test_projected_ids_equal_the_projection_of_their_embeddings(x64, vocab, embedded):
+@pytest.mark.parametrize("normalised", [True, False])
+def test_projected_ids_equal_the_projection_of_their_embeddings(x64, vocab, embedded, normalised):
     ids_TB = jnp.asarray(np.random.default_rng(0).integers(0, vocab, (T, B)))
     table, W_x, b = draw(1, vocab, E), draw(2, E if embedded else vocab, 4 * H), draw(3, 4 * H)
 
+    def finish(rows, b):
+        return reference.normalise(rows) + b if normalised else rows + b
+
     def fast(table, W_x, b):
-        x = recurrence.project_ids(ids_TB, table if embedded else None, W_x, b, jnp.float64)
+        x = recurrence.project_ids(ids_TB, table if embedded else None, W_x, lambda rows: finish(rows, b), jnp.float64)
         return jnp.sum(jnp.sin(x) * draw(4, T, B, 4 * H))
 
     def plain(table, W_x, b):
         encoded = table[ids_TB] if embedded else jax.nn.one_hot(ids_TB, vocab, dtype=jnp.float64)
-        return jnp.sum(jnp.sin(encoded @ W_x + b) * draw(4, T, B, 4 * H))
+        return jnp.sum(jnp.sin(finish(encoded @ W_x, b)) * draw(4, T, B, 4 * H))
 
     gradients = [jax.jit(jax.value_and_grad(f, (0, 1, 2)))(table, W_x, b) for f in (fast, plain)]
     close(*gradients)
@@ -188,9 +192,3 @@ def test_bfloat16_lowers_the_products_and_nothing_else(name):
     exact = jax.grad(lambda W: jnp.sum(recurrence.unroll(CELLS[name], params, W, x_proj, carry)[0]))(W_h)
     assert grads.dtype == jnp.float32
     np.testing.assert_allclose(grads, exact, rtol=0.05, atol=0.05)
-
-
-def test_the_zero_state():
-    for cell in CELLS.values():
-        carry = zero_carry(cell, B, H)
-        assert [c.shape for c in carry] == [(B, H)] * cell.carries and not any(c.any() for c in carry)

@@ -68,7 +68,7 @@ def test_a_prompt_primes_the_state(sampling, prompt_length):
     model, params, _, draw = sampling
     prompt = np.random.default_rng(prompt_length).integers(0, V, prompt_length)
     greedy = draw(5, prompt=prompt, settings=PLAIN._replace(greedy=True))[0]
-    logits, carry = model.apply({"params": params}, jnp.asarray(prompt[:, None]), model.initial_carry(1))
+    logits, carry = model.apply({"params": params}, jnp.asarray(prompt[:, None]), model.initial_carry(params, 1))
     expected = [int(jnp.argmax(logits[-1, 0]))]
     apply = jax.jit(model.apply)
     while len(expected) < 5:
@@ -80,7 +80,7 @@ def test_a_prompt_primes_the_state(sampling, prompt_length):
 def test_draws_follow_the_model(sampling):
     model, params, _, draw = sampling
     first = draw(1, num_samples=20000, settings=PLAIN._replace(temperature=0.7))[:, 0]
-    logits, _ = model.apply({"params": params}, jnp.array([[3]]), model.initial_carry(1))
+    logits, _ = model.apply({"params": params}, jnp.array([[3]]), model.initial_carry(params, 1))
     expected = 20000 * np.asarray(jax.nn.softmax(logits[0, 0] / 0.7), np.float64)
     chi_squared = ((np.bincount(first, minlength=V) - expected) ** 2 / expected).sum()
     assert chi_squared < 27.9  # The 99.9th percentile for 9 degrees of freedom.
@@ -174,7 +174,7 @@ def test_a_sliding_window_agrees_with_the_carried_state_on_the_first_symbol_alon
     sliding = make_sampler(model, vocab, window)
     greedy = PLAIN._replace(greedy=True)
     prompts = np.random.default_rng(0).integers(0, V, (20, window))
-    apply = jax.jit(lambda ids: model.apply({"params": params}, ids[:, None], model.initial_carry(1))[0][-1, 0])
+    apply = jax.jit(lambda ids: model.apply({"params": params}, ids[:, None], model.initial_carry(params, 1))[0][-1, 0])
     differ = 0
     for prompt in prompts:
         ids = list(prompt)

@@ -52,13 +52,14 @@ def unflatten_state(like: Any, flat: Flat) -> Any:
 
 
 def params_of(flat: Flat, model: CharLM) -> Any:
-    """The parameters in a flat state, on the device.
+    """The parameters in a flat state to score and to sample with (`TrainState.eval_params`), on the device.
 
     Raises:
         WorkdirError: they are not those of the model.
     """
-    like = {"params": jax.eval_shape(model.initial_params, jax.random.key(0))}
-    return jax.device_put(unflatten_state(like, flat)["params"])
+    name = "ema" if any(path.startswith("ema.") for path in flat) else "params"
+    like = {name: jax.eval_shape(model.initial_params, jax.random.key(0))}
+    return jax.device_put(unflatten_state(like, flat)[name])
 
 
 def sha256(flat: Flat, meta: Mapping[str, Any] | None = None) -> str:

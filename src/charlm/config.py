@@ -74,13 +74,17 @@ def default_config() -> config_dict.ConfigDict:
     batching.shuffle = True  # windows, sliding: in a new order every epoch, or in that of the text
 
     config.model = model = config_dict.ConfigDict()
-    model.cell = "lstm"  # rnn, lstm, gru
+    model.cell = "lstm"  # rnn, lstm, gru; ln_lstm, ln_gru: layer-normalised (Ba et al. 2016), about half as fast
     model.hidden_size = 256
     model.num_layers = 1
     model.encoding = "embedding"  # embedding; one_hot; scalar: the id, divided by the number of symbols
     model.embedding_size = 64
     model.dropout = 0.0  # between layers and before the head
-    model.variational_dropout = False  # one dropout mask for all steps of a window
+    model.variational_dropout = False  # one dropout mask for all steps of a window (Gal and Ghahramani 2016)
+    model.recurrent_dropout = 0.0  # of recurrent weights, the same for all steps of a window (Merity et al. 2018)
+    model.residual = False  # add the input of each layer but the first to its output (Prakash et al. 2016)
+    model.tie_weights = False  # the embedding is the head's kernel (Press and Wolf 2017): embedding_size = hidden_size
+    model.learn_initial_state = False  # learn the state that a text starts from; False: zero
     model.recurrent_init = "orthogonal"  # of each gate's recurrent kernel; or lecun_normal
     model.init_std = unset(float)  # when set, all weights are normal with this standard deviation, recurrent ones too
     model.forget_bias = 1.0  # the LSTM's forget gate starts open
@@ -104,6 +108,9 @@ def default_config() -> config_dict.ConfigDict:
     optimizer.clip_value = unset(float)  # each element of the gradient to [-x, x]
     optimizer.clip_norm = unset(float)  # the gradient's global norm to at most x
     optimizer.loss_reduction = "mean"  # over time; or sum_over_time: the sum over a window, mean over the batch
+    # Penalties (Merity et al. 2018), times the mean square of the last layer's outputs, and of their differences in time.
+    optimizer.activation_reg = 0.0
+    optimizer.temporal_reg = 0.0
     # So many parts of a batch, one after another, their gradients averaged: less memory for the same step (but for
     # rounding, and for dropout, which each part draws anew).
     optimizer.accumulation_steps = 1
@@ -118,6 +125,7 @@ def default_config() -> config_dict.ConfigDict:
     train.checkpoint_every = 500  # and after every evaluation that is the best so far, and at the end
     train.sample_every = 500  # and at the end, unless 0
     train.steps_per_dispatch = 64  # the most steps between two looks of the host; fewer where they are slow
+    train.ema_decay = 0.0  # score and sample with a moving average of the parameters (Polyak and Juditsky 1992); 0: not
     train.best_by = "val"  # which loss says what the best checkpoint is: val; train: the mean since the last evaluation
     train.patience = unset(int)  # stop after so many evaluations without a new best
 
@@ -269,13 +277,22 @@ def check(config: config_dict.ConfigDict, where: str) -> None:
     for key in (
         "train.log_every train.eval_every train.checkpoint_every train.sample_every eval.context "
         "optimizer.warmup_steps optimizer.weight_decay optimizer.final_learning_rate data.device_bytes "
-        "sample.window eval.dynamic_decay"
+        "sample.window eval.dynamic_decay optimizer.activation_reg optimizer.temporal_reg"
     ).split():
         if not 0 <= values[key] <= _LARGEST:
             refuse(key, f"it must not be negative, and at most {_LARGEST}")
-    for key in "model.dropout optimizer.momentum optimizer.mean_square_decay optimizer.b1 optimizer.b2".split():
+    for key in (
+        "model.dropout model.recurrent_dropout optimizer.momentum optimizer.mean_square_decay optimizer.b1 optimizer.b2 "
+        "train.ema_decay"
+    ).split():
         if not 0 <= values[key] < 1:
             refuse(key, "it must be at least 0 and below 1")
+    if values["model.tie_weights"]:
+        if values["model.encoding"] != "embedding":
+            refuse("model.tie_weights", f"it needs model.encoding embedding, not {values['model.encoding']}")
+        if values["model.embedding_size"] != values["model.hidden_size"]:
+            sizes = f"{values['model.embedding_size']} and {values['model.hidden_size']}"
+            refuse("model.tie_weights", f"it needs model.embedding_size equal to model.hidden_size; they are {sizes}")
     if not 0 < values["optimizer.decay_factor"] < 1:
         refuse("optimizer.decay_factor", "it must be greater than 0 and below 1")
     if values["optimizer.schedule"] == "step_decay" and values["optimizer.decay_every"] is None:

@@ -49,7 +49,7 @@ def gradient_rms(model: CharLM, params: Any, ids: np.ndarray, segment: int, num_
     @jax.jit
     def root_mean_square(params, windows_SW):
         def add(total, window):
-            _, carry = model.apply({"params": params}, window[:segment, None], model.initial_carry(1))
+            _, carry = model.apply({"params": params}, window[:segment, None], model.initial_carry(params, 1))
             grads, _ = gradient(params, carry, window[segment:], jnp.ones(segment))
             return jax.tree.map(lambda t, g: t + g * g, total, grads), None
 
@@ -90,7 +90,7 @@ def make_dynamic_scorer(model: CharLM, segment: int) -> Callable:
         # No parameter is pulled back by more than all the way.
         pull = jax.tree.map(lambda r: jnp.minimum(decay * r / mean, 1.0), rms)
         first, params = params, jax.tree.map(jnp.copy, params)
-        carry, losses = model.initial_carry(1), []
+        carry, losses = model.initial_carry(params, 1), []
         for at in range(0, len(ids) - 1, _SEGMENTS * segment):
             positions_SW = at + np.arange(_SEGMENTS)[:, None] * segment + np.arange(segment + 1)
             weights_ST = (positions_SW[:, 1:] < len(ids)).astype(np.float32)

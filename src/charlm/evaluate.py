@@ -138,7 +138,7 @@ def _make_stream_scorer(model: CharLM) -> Callable:
         total = 0.0
         for group in range(0, len(streams.start), batch):
             start, first, end = (_pad(each[group : group + batch], batch) for each in streams)
-            carry, sums = model.initial_carry(batch), []
+            carry, sums = model.initial_carry(params, batch), []
             for offset in range(0, int((end - start).max()) - 1, _WINDOW):
                 at_BT = start[:, None] + offset + np.arange(_WINDOW + 1)
                 targets_BT = at_BT[:, 1:]
@@ -158,7 +158,7 @@ def _make_window_scorer(model: CharLM, seq_len: int) -> Callable:
     @jax.jit
     def score_windows(params, windows):
         windows = windows.astype(jnp.int32)
-        carry = model.initial_carry(windows.shape[0])
+        carry = model.initial_carry(params, windows.shape[0])
         logits_1BV, _ = model.apply({"params": params}, windows.T[:-1], carry, only_last=True)
         return nats(logits_1BV, windows.T[-1:])[0]
 

@@ -1,6 +1,6 @@
 """CharLM: character ids in, logits of the next character out. A Flax Linen module: pure `init` and `apply`.
 
-    ids --encoding--> recurrent layers, dropout between them --> dropout --> head --> logits
+    ids --encoding--> recurrent layers, dropout after each --> head --> logits
 
 Letters: B batch, T time, H hidden, V vocabulary, E embedding, I input features, G gates times hidden, L layers.
 Sequences are time-major, as the scan reads them.
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from charlm import recurrence
-from charlm.cells import CELLS, Carry, zero_carry
+from charlm.cells import CELLS, Carry, normalise
 
 ENCODINGS = ("embedding", "one_hot", "scalar")
 DTYPES = ("float32", "bfloat16")
@@ -24,21 +24,25 @@ RECURRENT_INITS = ("orthogonal", "lecun_normal")
 class RecurrentLayer(nn.Module):
     """One layer of a cell.
 
-    Parameters: W_x (I, G), b (G,), W_h (H, G), and the cell's own biases (H,); gate blocks in the order of `Cell.gates`.
+    Parameters: W_x (I, G), b (G,), W_h (H, G), and the cell's own (`Cell.own`); gate blocks in the order of `Cell.gates`.
+    For a cell that normalises also scale_x (G,), and with `learn_initial_state` first_0, first_1, ... (H,), the state that
+    a text starts from.
     """
 
     cell: str
     hidden_size: int
+    recurrent_dropout: float
     recurrent_init: str
     init_std: float | None
     forget_bias: float
+    learn_initial_state: bool
     dtype: str
 
     @nn.compact
     def __call__(
-        self, project: Callable[[jax.Array, jax.Array], jax.Array], input_size: int, carry: Carry
+        self, project: Callable[[jax.Array, Callable], jax.Array], input_size: int, carry: Carry, train: bool
     ) -> tuple[jax.Array, Carry]:
-        """h_TBH and the last state; `project` maps (W_x, b) to x_proj_TBG."""
+        """h_TBH and the last state; `project` maps (W_x, finish) to x_proj_TBG."""
         cell = CELLS[self.cell]
         hidden, gates = self.hidden_size, len(cell.gates)
         init_x = _weight_init(self.init_std, nn.initializers.lecun_normal())
@@ -46,8 +50,22 @@ class RecurrentLayer(nn.Module):
         W_x = self.param("W_x", init_x, (input_size, gates * hidden), jnp.float32)
         W_h = self.param("W_h", init_h, (hidden, gates * hidden), jnp.float32)
         b = self.param("b", _bias_init(cell.gates, hidden, self.forget_bias), (gates * hidden,), jnp.float32)
-        own = {name: self.param(name, nn.initializers.zeros, (hidden,), jnp.float32) for name in cell.biases}
-        return recurrence.unroll(cell, own, W_h, project(W_x, b), carry, self.dtype)
+        own = {each.name: self._blocks(*each) for each in cell.own}
+        scale_x = self._blocks("scale_x", gates, 1.0) if cell.norm_groups else None
+        if self.learn_initial_state:
+            for k in range(cell.carries):
+                self._blocks(f"first_{k}", 1, 0.0)  # `CharLM.initial_carry` reads them.
+
+        def finish(rows):
+            return (rows if scale_x is None else scale_x * normalise(rows, cell.norm_groups)) + b
+
+        # DropConnect (Wan et al. 2013; Merity et al. 2018): some recurrent weights are 0 for all steps of a window.
+        W_h = nn.Dropout(self.recurrent_dropout, deterministic=not train)(W_h)
+        return recurrence.unroll(cell, own, W_h, project(W_x, finish), carry, self.dtype)
+
+    def _blocks(self, name: str, blocks: int, first: float) -> jax.Array:
+        """A vector of so many blocks of H numbers."""
+        return self.param(name, nn.initializers.constant(first), (blocks * self.hidden_size,), jnp.float32)
 
 
 _RECURRENT_INITS = {
@@ -96,6 +114,10 @@ class CharLM(nn.Module):
     embedding_size: int
     dropout: float
     variational_dropout: bool
+    recurrent_dropout: float
+    residual: bool
+    tie_weights: bool
+    learn_initial_state: bool
     recurrent_init: str
     init_std: float | None
     forget_bias: float
@@ -119,48 +141,69 @@ class CharLM(nn.Module):
             only_last: the logits after the last input alone.
 
         Returns:
-            logits_TBV in the parameters' dtype (T = 1 with `only_last`), and the states after the last character.
+            logits_TBV in the parameters' dtype (T = 1 with `only_last`), and the states after the last character. Into
+            the collection `activations`, where it is mutable, go the outputs of the last layer: `output` (T, B, H), and
+            `dropped`, what of it reaches the head.
         """
         embedding_VE, input_size = None, self.vocab_size
         if self.encoding == "embedding":
             input_size = self.embedding_size
-            init = _weight_init(self.init_std, nn.initializers.normal(1.0))
-            embedding_VE = self.param("embedding", init, (self.vocab_size, input_size), jnp.float32)
+            # One that is the head's kernel too begins as such, and is scaled up where it embeds (Vaswani et al. 2017).
+            std = self.hidden_size**-0.5 if self.tie_weights else 1.0
+            init = _weight_init(self.init_std, nn.initializers.normal(std))
+            tied_VE = self.param("embedding", init, (self.vocab_size, input_size), jnp.float32)
+            embedding_VE = tied_VE / std
         elif self.encoding == "scalar":
             # A fixed table, so that this is a lookup like the others: id i is the number i / V.
             input_size = 1
             embedding_VE = jnp.arange(self.vocab_size, dtype=carry[0][0].dtype)[:, None] / self.vocab_size
         dropout = nn.Dropout(self.dropout, broadcast_dims=(0,) if self.variational_dropout else (), deterministic=not train)
         project = functools.partial(recurrence.project_ids, ids_TB, embedding_VE)
-        last = []
+        h_TBH, last = None, []
         for layer in range(self.num_layers):
-            h_TBH, layer_carry = RecurrentLayer(
+            output_TBH, layer_carry = RecurrentLayer(
                 self.cell,
                 self.hidden_size,
+                self.recurrent_dropout,
                 self.recurrent_init,
                 self.init_std,
                 self.forget_bias,
+                self.learn_initial_state,
                 self.dtype,
                 name=f"layer_{layer}",
-            )(functools.partial(project, dtype=self.dtype), input_size, carry[layer])
+            )(functools.partial(project, dtype=self.dtype), input_size, carry[layer], train)
             last.append(layer_carry)
-            if only_last and layer == self.num_layers - 1:
-                h_TBH = h_TBH[-1:]
-            h_TBH = dropout(h_TBH)
+            steps = slice(-1, None) if only_last and layer == self.num_layers - 1 else slice(None)
+            dropped_TBH = dropout(output_TBH[steps])
+            # Around a layer, past its dropout (Prakash et al. 2016); the first has an input of another size.
+            h_TBH = h_TBH[steps] + dropped_TBH if self.residual and layer else dropped_TBH
             project, input_size = functools.partial(recurrence.project, h_TBH), self.hidden_size
-        init = _weight_init(self.init_std, nn.initializers.lecun_normal())
-        W_HV = self.param("head_W", init, (self.hidden_size, self.vocab_size), jnp.float32)
+        self.sow("activations", "output", output_TBH)
+        self.sow("activations", "dropped", dropped_TBH)
+        if self.tie_weights:  # Press and Wolf 2017; Inan et al. 2017
+            W_HV = tied_VE.T
+        else:
+            init = _weight_init(self.init_std, nn.initializers.lecun_normal())
+            W_HV = self.param("head_W", init, (self.hidden_size, self.vocab_size), jnp.float32)
         b_V = self.param("head_b", nn.initializers.zeros, (self.vocab_size,), jnp.float32)
         return recurrence.matmul(h_TBH, W_HV, self.dtype) + b_V, tuple(last)
 
-    def initial_carry(self, batch_size: int, dtype=jnp.float32) -> tuple[Carry, ...]:
-        """Zero states for `batch_size` sequences: what the model starts a text from."""
-        cell = CELLS[self.cell]
-        return tuple(zero_carry(cell, batch_size, self.hidden_size, dtype) for _ in range(self.num_layers))
+    def initial_carry(self, params, batch_size: int) -> tuple[Carry, ...]:
+        """The states that `batch_size` texts start from: zero, or with `learn_initial_state` those in the parameters."""
+        carries, dtype = range(CELLS[self.cell].carries), params["head_b"].dtype
+
+        def first(layer: int, k: int):
+            if self.learn_initial_state:
+                return jnp.broadcast_to(params[f"layer_{layer}"][f"first_{k}"], (batch_size, self.hidden_size))
+            return jnp.zeros((batch_size, self.hidden_size), dtype)
+
+        # One array each: a donated state must not hold the same buffer twice.
+        return tuple(tuple(first(layer, k) for k in carries) for layer in range(self.num_layers))
 
     def initial_params(self, key: jax.Array):
         """Parameters drawn from a key, float32."""
-        return self.init(key, jnp.zeros((1, 1), jnp.int32), self.initial_carry(1))["params"]
+        carry = ((jnp.zeros((1, self.hidden_size), jnp.float32),) * CELLS[self.cell].carries,) * self.num_layers
+        return self.init(key, jnp.zeros((1, 1), jnp.int32), carry)["params"]
 
 
 def num_params(params) -> int:

@@ -11,6 +11,7 @@ Letters: B batch, T time, H hidden, V vocabulary, E embedding, I input features,
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -26,23 +27,30 @@ def matmul(x: jax.Array, w: jax.Array, dtype) -> jax.Array:
     return jnp.matmul(x.astype(dtype), w.astype(dtype), preferred_element_type=w.dtype)
 
 
-def project(x_TBI: jax.Array, W_x_IG: jax.Array, b_G: jax.Array, dtype=jnp.float32) -> jax.Array:
-    """The input projection of all time steps, shape (T, B, G)."""
-    return matmul(x_TBI, W_x_IG, dtype) + b_G
+def project(x_TBI: jax.Array, W_x_IG: jax.Array, finish: Callable[[jax.Array], jax.Array], dtype=jnp.float32) -> jax.Array:
+    """The input projection of all time steps, finish(x @ W_x), shape (T, B, G).
+
+    `finish` is what is done to each row of the product by itself: the bias, for some cells a normalisation before it.
+    """
+    return finish(matmul(x_TBI, W_x_IG, dtype))
 
 
 def project_ids(
-    ids_TB: jax.Array, embedding_VE: jax.Array | None, W_x_IG: jax.Array, b_G: jax.Array, dtype=jnp.float32
+    ids_TB: jax.Array,
+    embedding_VE: jax.Array | None,
+    W_x_IG: jax.Array,
+    finish: Callable[[jax.Array], jax.Array],
+    dtype=jnp.float32,
 ) -> jax.Array:
     """The input projection of character ids, shape (T, B, G): embedded, or one-hot if `embedding_VE` is None.
 
-    Equal to embedding every id and projecting it: rows of (E @ W_x + b) where that table is smaller than the batch.
+    Equal to embedding every id and projecting it: rows of finish(E @ W_x) where that table is smaller than the batch.
     """
     if embedding_VE is None:
-        return lookup(W_x_IG + b_G, ids_TB)
+        return lookup(finish(W_x_IG), ids_TB)
     if embedding_VE.shape[0] < ids_TB.size:
-        return lookup(project(embedding_VE, W_x_IG, b_G, dtype), ids_TB)
-    return project(lookup(embedding_VE, ids_TB), W_x_IG, b_G, dtype)
+        return lookup(project(embedding_VE, W_x_IG, finish, dtype), ids_TB)
+    return project(lookup(embedding_VE, ids_TB), W_x_IG, finish, dtype)
 
 
 @jax.custom_vjp
@@ -105,7 +113,7 @@ def unroll(
 
     Args:
         cell: from `cells.CELLS`.
-        params: the cell's own parameters (`cell.biases`).
+        params: the cell's own parameters (`cell.own`).
         W_h_HG: the recurrent kernel.
         x_proj_TBG: the input projections (`project`, `project_ids`).
         carry: the state before the first step.

@@ -73,7 +73,7 @@ class Sampler(NamedTuple):
     """How a model writes text over a vocabulary (`make_sampler`).
 
     Attributes:
-        start: (N) -> the state before N texts.
+        start: (params, N) -> the state before N texts.
         block: (params, state, ids_N, keys_N, position, prompt_K, forced, settings, truncate) -> (state, ids_N,
             drawn_KN), jitted. Draws K symbols for each of N samples. `ids_N` are the last symbols and `position` their
             place in the text; the symbol at place p is drawn with the key folded with p, so that it depends on nothing
@@ -93,9 +93,9 @@ def make_sampler(model: CharLM, vocab: Vocab, window: int = 0) -> Sampler:
     """
     next_SV = jnp.asarray(utf8_transitions()) if vocab.kind == "bytes" else None
 
-    def start(num_samples: int):
+    def start(params, num_samples: int):
         utf8_N = None if next_SV is None else jnp.zeros(num_samples, jnp.int32)
-        read = jnp.zeros((window, num_samples), jnp.int32) if window else model.initial_carry(num_samples)
+        read = jnp.zeros((window, num_samples), jnp.int32) if window else model.initial_carry(params, num_samples)
         return read, utf8_N
 
     def read_on(params, read, ids_N):
@@ -103,7 +103,7 @@ def make_sampler(model: CharLM, vocab: Vocab, window: int = 0) -> Sampler:
         if not window:
             return model.apply({"params": params}, ids_N[None], read)
         window_WN = jnp.concatenate([read[1:], ids_N[None]])
-        logits_1NV, _ = model.apply({"params": params}, window_WN, model.initial_carry(len(ids_N)), only_last=True)
+        logits_1NV, _ = model.apply({"params": params}, window_WN, model.initial_carry(params, len(ids_N)), only_last=True)
         return logits_1NV, window_WN
 
     @functools.partial(jax.jit, static_argnames="truncate")
@@ -148,7 +148,7 @@ def generate(
         keys_N: from `sample_keys`.
     """
     num_samples = keys_N.shape[0]
-    state = sampler.start(num_samples)
+    state = sampler.start(params, num_samples)
     ids_N = jnp.full(num_samples, int(prompt[0]), jnp.int32)
     truncate = settings.top_k < vocab.size or settings.top_p < 1
     for position in range(0, len(prompt) - 1 + length, _BLOCK):

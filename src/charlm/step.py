@@ -5,7 +5,7 @@ Letters: B batch, T time, V vocabulary, N characters of the text, K steps in a d
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -29,24 +29,60 @@ class TrainState:
         params: parameter tree, float32.
         opt_state: optax's state.
         carry: the recurrent states of the B streams, one a layer; () where a layout carries none.
+        ema: the moving average of `params`; () where none is kept.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
     carry: Any
+    ema: Any
+
+    @property
+    def eval_params(self) -> Any:
+        """The parameters to score and to sample with: the averaged ones, where they are kept."""
+        return self.ema or self.params
+
+
+class Objective(NamedTuple):
+    """What a step minimises.
+
+    Attributes:
+        loss_on: the targets of a window that count: all T, or the last.
+        loss_reduction: their mean; or with `sum_over_time` as many times it as there are: their sum, mean over the batch.
+        activation_reg: times the mean square of the last layer's outputs as they reach the head, added to the mean
+            (Merity et al. 2018: AR).
+        temporal_reg: times the mean square of the differences between its outputs at consecutive steps, before dropout
+            (TAR).
+    """
+
+    loss_on: str = "all"
+    loss_reduction: str = "mean"
+    activation_reg: float = 0.0
+    temporal_reg: float = 0.0
+
+    @classmethod
+    def from_config(cls, config) -> "Objective":
+        optimizer = config.optimizer
+        return cls(config.batching.loss_on, optimizer.loss_reduction, optimizer.activation_reg, optimizer.temporal_reg)
 
 
 def init_state(
-    model: CharLM, optimizer: optax.GradientTransformation, seed: int, batch_size: int, carries_state: bool
+    model: CharLM,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    batch_size: int,
+    carries_state: bool,
+    averages: bool = False,
 ) -> TrainState:
-    """The state before step 0: parameters drawn from the seed, zero recurrent states."""
+    """The state before step 0: parameters drawn from the seed, and the recurrent states that they say."""
 
     @jax.jit  # One compilation in place of one an operation.
     def init(params_key):
         params = model.initial_params(params_key)
-        carry = model.initial_carry(batch_size) if carries_state else ()
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), carry)
+        carry = model.initial_carry(params, batch_size) if carries_state else ()
+        ema = jax.tree.map(jnp.copy, params) if averages else ()
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), carry, ema)
 
     return init(run_keys(seed)[0])
 
@@ -65,68 +101,92 @@ def nats(logits_TBV: jax.Array, targets_TB: jax.Array) -> jax.Array:
 def make_train_step(
     model: CharLM,
     optimizer: optax.GradientTransformation,
-    loss_reduction: str,
+    objective: Objective,
     step_key: jax.Array,
-    loss_on: str = "all",
     num_parts: int = 1,
+    ema_decay: float = 0.0,
 ) -> Callable:
     """(state, windows (B, T + 1), reset_B) -> (state, loss, gradient norm).
 
-    The loss is the mean in nats per character over the targets that `loss_on` says: all T, or the last. What is
-    minimised is that mean, or with `sum_over_time` as many times it as there are targets in a window: their sum, mean
-    over the batch. The gradient norm is that of the minimised quantity, before clipping. The gradient stops where the
-    window begins (truncated backpropagation through time, Williams and Peng 1990).
+    The loss is the mean in nats per character over the targets that the objective counts, without penalties. The gradient
+    norm is that of what is minimised, before clipping. The gradient stops where the window begins (truncated
+    backpropagation through time, Williams and Peng 1990).
 
     The batch is worked on in `num_parts` equal parts, one after another, so that only one part's activations are in
     memory. Each draws its own dropout masks; without dropout the step is the same but for rounding.
-    """
-    only_last = loss_on == "last"
 
-    def gradient(params, windows, carry, key):
+    With `ema_decay` d the state's `ema` becomes d ema + (1 - d) params after each step t, where d is (1 + t) / (10 + t)
+    as long as that is less, so that the first parameters are soon forgotten.
+    """
+    only_last = objective.loss_on == "last"
+    penalised = objective.activation_reg > 0 or objective.temporal_reg > 0
+
+    def gradient(params, windows, carry, reset_B, key):
         """(gradient, (loss, last state)) of some windows."""
         ids_TB, targets_TB = windows.T[:-1], windows.T[1:]
         if only_last:
             targets_TB = targets_TB[-1:]
-        scale = targets_TB.shape[0] if loss_reduction == "sum_over_time" else 1
+        scale = targets_TB.shape[0] if objective.loss_reduction == "sum_over_time" else 1
 
-        def objective(params):
-            logits_TBV, last = model.apply(
-                {"params": params}, ids_TB, carry, train=True, only_last=only_last, rngs={"dropout": key}
+        def minimised(params):
+            first = model.initial_carry(params, windows.shape[0])
+            if carry:
+                first = jax.tree.map(lambda old, new: jnp.where(reset_B[:, None], new, old), carry, first)
+            (logits_TBV, last), sown = model.apply(
+                {"params": params},
+                ids_TB,
+                first,
+                train=True,
+                only_last=only_last,
+                rngs={"dropout": key},
+                mutable=["activations"] if penalised else [],
             )
             loss = nats(logits_TBV, targets_TB).mean()
-            return loss * scale, (loss, last)
+            penalty = _penalty(objective, sown["activations"]) if penalised else 0.0
+            return (loss + penalty) * scale, (loss, last)
 
-        return jax.grad(objective, has_aux=True)(params)
+        return jax.grad(minimised, has_aux=True)(params)
 
-    def gradient_in_parts(params, windows, carry, key):
+    def gradient_in_parts(params, windows, carry, reset_B, key):
         """The same, of equal parts of the windows, averaged."""
 
         def add_part(sums, part):
-            index, windows, carry = part
-            grads, (loss, last) = gradient(params, windows, carry, jax.random.fold_in(key, index))
+            index, windows, carry, reset_B = part
+            grads, (loss, last) = gradient(params, windows, carry, reset_B, jax.random.fold_in(key, index))
             return jax.tree.map(jnp.add, sums, (grads, loss)), last
 
         def split(x):
             return x.reshape(num_parts, x.shape[0] // num_parts, *x.shape[1:])
 
         zeros = jax.tree.map(jnp.zeros_like, params), jnp.zeros(())
-        parts = jnp.arange(num_parts), split(windows), jax.tree.map(split, carry)
+        parts = jnp.arange(num_parts), split(windows), jax.tree.map(split, carry), split(reset_B)
         sums, lasts = jax.lax.scan(add_part, zeros, parts)
         grads, loss = jax.tree.map(lambda total: total / num_parts, sums)
         return grads, (loss, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), lasts))
 
     def train_step(state: TrainState, windows: jax.Array, reset_B: jax.Array):
-        carry = model.initial_carry(windows.shape[0])
-        if state.carry:
-            carry = jax.tree.map(lambda old, zero: jnp.where(reset_B[:, None], zero, old), state.carry, carry)
         key = jax.random.fold_in(step_key, state.step)
-        grads, (loss, last) = (gradient if num_parts == 1 else gradient_in_parts)(state.params, windows, carry, key)
+        differentiate = gradient if num_parts == 1 else gradient_in_parts
+        grads, (loss, last) = differentiate(state.params, windows, state.carry, reset_B, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        state = TrainState(state.step + 1, params, opt_state, last if state.carry else ())
+        ema = state.ema
+        if ema_decay:
+            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+            ema = optax.incremental_update(params, ema, 1 - decay)
+        state = TrainState(state.step + 1, params, opt_state, last if state.carry else (), ema)
         return state, loss, optax.tree.norm(grads)
 
     return train_step
+
+
+def _penalty(objective: Objective, activations) -> jax.Array:
+    """Activation and temporal activation regularisation (Merity et al. 2018, section 4.7), of one window's batch."""
+    (output_TBH,), (dropped_TBH,) = activations["output"], activations["dropped"]
+    differences_TBH = output_TBH[1:] - output_TBH[:-1]
+    # A window of one character has no differences; their mean would be no number.
+    temporal = jnp.sum(jnp.square(differences_TBH)) / max(differences_TBH.size, 1)
+    return objective.activation_reg * jnp.mean(jnp.square(dropped_TBH)) + objective.temporal_reg * temporal
 
 
 def make_train_chunk(train_step: Callable, seq_len: int) -> Callable:

@@ -115,7 +115,9 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
     optimizer = optim.make_optimizer(config.optimizer, num_steps)
     learning_rate = optim.make_schedule(config.optimizer, num_steps)
     _, step_key = step.run_keys(config.seed)
-    state = step.init_state(model, optimizer, config.seed, config.batching.batch_size, layout.carries_state)
+    state = step.init_state(
+        model, optimizer, config.seed, config.batching.batch_size, layout.carries_state, config.train.ema_decay > 0
+    )
     progress = outcome.Progress()
 
     checkpoints = checkpoint.Checkpoints(path, writable=True)
@@ -130,10 +132,10 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
     train_step = step.make_train_step(
         model,
         optimizer,
-        config.optimizer.loss_reduction,
+        step.Objective.from_config(config),
         step_key,
-        loss_on=config.batching.loss_on,
         num_parts=config.optimizer.accumulation_steps,
+        ema_decay=config.train.ema_decay,
     )
     train_chunk = step.make_train_chunk(train_step, config.batching.seq_len)
     score = make_scorer(model, corpus.vocab, config.batching)
@@ -225,7 +227,7 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
             if _due(config.train.eval_every, at) or last:
                 value = None
                 if len(corpus.val) >= shortest:
-                    found = score(state.params, corpus.val, config.eval)
+                    found = score(state.eval_params, corpus.val, config.eval)
                     value = found.nats_per_char
                     if not math.isfinite(value):
                         raise diverged("the validation loss is")
@@ -239,7 +241,7 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
             if _due(config.train.sample_every, at) or (ending and config.train.sample_every):
                 seed = (config.seed + at) % (LARGEST_SEED + 1)
                 _, prompt_ids = sample.prompt_of(config, corpus.vocab, corpus.train, seed)
-                texts = sample.sample_text(sampler, state.params, corpus.vocab, config.sample, seed, prompt_ids)
+                texts = sample.sample_text(sampler, state.eval_params, corpus.vocab, config.sample, seed, prompt_ids)
                 tracker.sample(at, texts)
                 bar.say(f"step {at}  a sample:\n{texts[0]}")
             if improved or _due(config.train.checkpoint_every, at) or ending or stopping:
@@ -260,7 +262,7 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
         summary["params_sha256"] = checkpoint.sha256(checkpoint.flatten_state(state.params))
         if len(corpus.test) >= shortest:
             try:
-                params = state.params
+                params = state.eval_params
                 if progress.best_step not in (None, at):
                     params = checkpoint.params_of(checkpoints.find(str(progress.best_step), bar.say)[0], model)
                 summary["test_nats_per_char"] = score(params, corpus.test, config.eval).nats_per_char

@@ -1,0 +1,182 @@
+"""What each key is worth: one at a time, on much text and on little, three seeds, equal steps.
+
+    pip install -c constraints.txt -e .
+    python experiments/ablation/run.py [--seeds 0,1,2] [--texts whole,tenth] [NAME ...]
+    python experiments/ablation/run.py --report
+
+The base is configs/tinyshakespeare.py with 128 units: 1,300 steps of 32 windows of 64 characters. NAME is a row of the
+table (default: all, about an hour and a half on two cores). `whole` is the text as nanoGPT splits it, read 2.7 times;
+`tenth` the first tenth of its training part, read 26 times, so that there is something to regularise. Both are scored
+on the last tenth of the whole text every 100 steps. Each run is a line of results.jsonl; --report prints the table and
+draws ablation.png.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import runpy
+import statistics
+from pathlib import Path
+
+from absl import logging
+
+from charlm.config import set_key
+from charlm.corpus import load_corpus
+from charlm.tracking import read_metrics
+from charlm.train import train
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+RUNS = ROOT / "runs" / "ablation"
+
+# {a row: (the row that it is compared with, what it changes of the base)}.
+ROWS: dict[str, tuple[str | None, dict]] = {
+    "base": (None, {}),
+    "recurrent kernels not orthogonal": ("base", {"model.recurrent_init": "lecun_normal"}),
+    "forget bias 0": ("base", {"model.forget_bias": 0.0}),
+    "dropout 0.2": ("base", {"model.dropout": 0.2}),
+    "variational dropout 0.2": ("base", {"model.dropout": 0.2, "model.variational_dropout": True}),
+    "recurrent dropout 0.2": ("base", {"model.recurrent_dropout": 0.2}),
+    "activation_reg 2": ("base", {"optimizer.activation_reg": 2.0}),
+    "temporal_reg 1": ("base", {"optimizer.temporal_reg": 1.0}),
+    "embedding 128": ("base", {"model.embedding_size": 128}),
+    "tied weights": ("embedding 128", {"model.embedding_size": 128, "model.tie_weights": True}),
+    "ln_lstm": ("base", {"model.cell": "ln_lstm"}),
+    "GRU": ("base", {"model.cell": "gru"}),
+    "ln_gru": ("GRU", {"model.cell": "ln_gru"}),
+    "2 layers": ("base", {"model.num_layers": 2}),
+    "2 layers, residual": ("2 layers", {"model.num_layers": 2, "model.residual": True}),
+    "learned first state": ("base", {"model.learn_initial_state": True}),
+    "average of parameters": ("base", {"train.ema_decay": 0.98}),
+    "constant rate": ("base", {"optimizer.schedule": "constant"}),
+    "constant rate, average": ("constant rate", {"optimizer.schedule": "constant", "train.ema_decay": 0.98}),
+}
+
+
+def config_of(overrides: dict, text: str, seed: int):
+    """The base, on one of the texts, with some keys changed."""
+    config = runpy.run_path(str(ROOT / "configs" / "tinyshakespeare.py"))["get_config"]()
+    config.model.hidden_size = 128
+    config.seed = seed
+    config.train.eval_every = config.train.checkpoint_every = 100
+    config.train.sample_every = 0
+    if text == "tenth":
+        corpus = load_corpus(config.data)
+        parts = [corpus.vocab.decode(ids) for ids in (corpus.train[: len(corpus.train) // 10], corpus.val)]
+        config.data.path = str(RUNS / "tenth.txt")
+        (RUNS / "tenth.txt").write_text("".join(parts), encoding="utf-8")
+        share = len(parts[0]) / sum(map(len, parts))
+        config.data.split = (share, 1 - share, 0.0)
+    for key, value in overrides.items():
+        set_key(config, key, value, "the ablation")
+    return config
+
+
+def run(name: str, text: str, seed: int) -> dict:
+    """Train a row on a text from a seed; what is recorded of it."""
+    workdir = RUNS / f"{name.replace(' ', '_')}-{text}-{seed}"
+    train(config_of(ROWS[name][1], text, seed), workdir)
+    result, manifest = (json.loads((workdir / f"{file}.json").read_text()) for file in ("result", "manifest"))
+    validation = [line["nats_per_char"] for line in read_metrics(workdir / "metrics.jsonl") if line["split"] == "val"]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{len(os.sched_getaffinity(0))} of {manifest['cpu_cores']} cores, {manifest['cpu_model']}"
+        if manifest["device_kind"] == "cpu"
+        else manifest["device_kind"],
+        "name": name,
+        "text": text,
+        "seed": seed,
+        "num_params": result["num_params"],
+        "steps": result["steps"],
+        "best": round(min(validation), 4),
+        "last": round(validation[-1], 4),
+        "chars_per_second": round(result["chars_per_second"]),
+        "params_sha256": result["params_sha256"],
+    }
+
+
+def read_records() -> dict[tuple[str, str], list[dict]]:
+    """The latest record of each seed, by row and text."""
+    latest = {}
+    for line in (HERE / "results.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        latest[record["name"], record["text"], record["seed"]] = record
+    records = {}
+    for (name, text, _), record in latest.items():
+        records.setdefault((name, text), []).append(record)
+    return records
+
+
+def report() -> None:
+    """The table, in Markdown, and ablation.png."""
+    records = read_records()
+    rates = {name: statistics.median(run["chars_per_second"] for run in runs) for (name, _), runs in records.items()}
+    columns = ("", "compared with", "parameters", "whole text", "difference", "a tenth of it", "difference", "speed")
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
+    for name, (other, _) in ROWS.items():
+        cells = [name, other or "", f"{records[name, 'whole'][0]['num_params']:,}"]
+        for text in ("whole", "tenth"):
+            best = [run["best"] for run in records[name, text]]
+            spread = f" ± {statistics.stdev(best):.3f}" if len(best) > 1 else ""
+            cells.append(f"{statistics.fmean(best):.3f}{spread}")
+            cells.append(f"{statistics.fmean(differences(records, name, other, text)):+.3f}" if other else "")
+        cells.append(f"{rates[name] / rates['base']:.2f}")
+        print(f"| {' | '.join(cells)} |")
+    draw(records)
+
+
+def differences(records, name: str, other: str, text: str) -> list[float]:
+    """A row's losses less those of the row that it is compared with, seed by seed."""
+    theirs = {run["seed"]: run["best"] for run in records[other, text]}
+    return [run["best"] - theirs[run["seed"]] for run in records[name, text]]
+
+
+def draw(records) -> None:
+    """The differences, a line a row, a point a seed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = [name for name, (other, _) in ROWS.items() if other]
+    figure = Figure(figsize=(9, 5.5), dpi=150, layout="constrained")
+    titles = {"whole": "the whole text, read 2.7 times", "tenth": "a tenth of it, read 26 times"}
+    for axes, (text, title) in zip(figure.subplots(1, 2, sharey=True), titles.items()):
+        axes.axvline(0, color="black", linewidth=0.8)
+        for y, name in enumerate(names):
+            found = differences(records, name, ROWS[name][0], text)
+            colour = "tab:blue" if statistics.fmean(found) < 0 else "tab:red"
+            axes.barh(y, statistics.fmean(found), color=colour, alpha=0.35)
+            axes.plot(found, [y] * len(found), "o", color=colour, markersize=3.5)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("held-out nats per character, difference")
+        axes.grid(axis="x", alpha=0.25)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    axes.set_yticks(range(len(names)), [f"{name}\nagainst {ROWS[name][0]}" for name in names], fontsize=7)
+    axes.invert_yaxis()
+    FigureCanvasAgg(figure).print_png(str(HERE / "ablation.png"))
+
+
+def main() -> None:
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is as it should be.
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(map(repr, ROWS))}; default: all")
+    parser.add_argument("--seeds", default="0,1,2", help="such as 0,1,2")
+    parser.add_argument("--texts", default="whole,tenth", help="of whole, tenth")
+    parser.add_argument("--report", action="store_true", help="only print the table and draw the picture")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(ROWS):
+        parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+    if not arguments.report:
+        RUNS.mkdir(parents=True, exist_ok=True)
+        for name in arguments.names or ROWS:
+            for text in arguments.texts.split(","):
+                for seed in map(int, arguments.seeds.split(",")):
+                    record = run(name, text, seed)
+                    with open(HERE / "results.jsonl", "a", encoding="utf-8") as file:
+                        file.write(json.dumps(record) + "\n")
+    report()
+
+
+if __name__ == "__main__":
+    main()
