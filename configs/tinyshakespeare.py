@@ -1,6 +1,7 @@
 """Tiny Shakespeare: 1,115,394 characters of several plays (Karpathy 2015), split as nanoGPT splits it.
 
     python -m charlm.train --config configs/tinyshakespeare.py
+    python -m charlm.train --config configs/tinyshakespeare.py:gpu --workdir runs/tinyshakespeare_gpu
 
 The text is downloaded once (1.1 MB). Its first nine tenths are for training, the last for validation, so that losses
 can be put beside those that others report for this text.
@@ -14,7 +15,8 @@ optimizer.learning_rate 5e-3 and train.steps 3920 (8 epochs) it reached 1.481.
 from charlm.config import default_config
 
 
-def get_config():
+def get_config(setting: str = "cpu"):
+    """The setting for two CPU cores, or the one for `gpu`."""
     config = default_config()
     config.data.corpus = "tinyshakespeare"
     config.batching.batch_size = 32
@@ -32,4 +34,18 @@ def get_config():
     config.train.checkpoint_every = 650
     config.train.sample_every = 650
     config.sample.temperature = 0.8
+    if setting == "gpu":
+        config.batching.batch_size = 64
+        config.batching.seq_len = 128
+        config.model.hidden_size = 512
+        config.model.num_layers = 2
+        config.model.dropout = 0.5
+        config.optimizer.learning_rate = 4e-3
+        config.train.steps = 8000
+        config.train.log_every = 100
+        config.train.eval_every = 500
+        config.train.checkpoint_every = 1000
+        config.train.sample_every = 2000
+    elif setting != "cpu":
+        raise ValueError(f"there are the settings cpu and gpu, not {setting!r}")
     return config

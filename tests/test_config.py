@@ -1,4 +1,5 @@
 import ast
+import inspect
 import runpy
 from pathlib import Path
 
@@ -33,6 +34,11 @@ def test_the_default_config_passes_its_own_checks_and_survives_json():
         ("model.num_layers", 0),
         ("model.dropout", 1.0),
         ("model.dtype", "float16"),
+        ("model.recurrent_dropout", 1.0),
+        ("model.tie_weights", True),
+        ("optimizer.activation_reg", -1.0),
+        ("optimizer.temporal_reg", float("inf")),
+        ("train.ema_decay", 1.0),
         ("optimizer.learning_rate", -1e-3),
         ("optimizer.learning_rate", float("nan")),
         ("optimizer.learning_rate", float("inf")),
@@ -116,8 +122,10 @@ def test_cadences_do_not_make_another_run():
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "configs").glob("*.py")), ids=lambda path: path.stem)
 def test_every_config_of_the_project_can_be_run_and_says_how(path):
-    config = runpy.run_path(str(path))["get_config"]()
-    configs.check_keys(config, str(path))
-    configs.check(config, str(path))
+    get_config = runpy.run_path(str(path))["get_config"]
+    for settings in [()] + [("gpu",)] * bool(inspect.signature(get_config).parameters):
+        config = get_config(*settings)
+        configs.check_keys(config, str(path))
+        configs.check(config, str(path))
     head = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     assert f"python -m charlm.train --config configs/{path.name}" in head

@@ -438,17 +438,41 @@ REGULARISED = (
 )  # fmt: skip
 
 
-def test_all_regularisers_and_optimizers_resume(whole, run, small_config, tmp_path):
+EVERY_PART = (
+    "--config.model.cell=ln_lstm", "--config.model.num_layers=2", "--config.model.residual", "--config.model.tie_weights",
+    "--config.model.embedding_size=16", "--config.model.recurrent_dropout=0.2", "--config.model.learn_initial_state",
+    "--config.optimizer.activation_reg=1.0", "--config.optimizer.temporal_reg=1.0", "--config.train.ema_decay=0.9",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [REGULARISED, EVERY_PART], ids=["regularised", "every part"])
+def test_whatever_a_run_is_made_of_it_resumes(whole, run, small_config, tmp_path, kind):
     """A longer run that goes on from a shorter one is the longer one from the start."""
     path = tmp_path / "run"
-    shutil.copytree(whole(*REGULARISED), path)
-    longer = whole(*REGULARISED, "--config.train.steps=60")
-    flags = "--config", str(small_config), "--workdir", str(path), *REGULARISED, "--config.train.steps=60"
+    shutil.copytree(whole(*kind), path)
+    longer = whole(*kind, "--config.train.steps=60")
+    flags = "--config", str(small_config), "--workdir", str(path), *kind, "--config.train.steps=60"
     code, _, err = run("train", *flags, "--extend")
     assert code == 0, err
     assert result(path)["params_sha256"] == result(longer)["params_sha256"]
+    assert lines(path, "val") == lines(longer, "val")
+
+
+def test_the_schedule_is_followed(whole):
+    path = whole(*REGULARISED, "--config.train.steps=60")
     rates = [m["learning_rate"] for m in read_metrics(path / "metrics.jsonl") if m["split"] == "train"]
     assert [round(rate / 2e-3, 6) for rate in rates] == [1, 0.5, 0.5, 0.25, 0.125, 0.125]
+
+
+def test_an_average_is_what_is_scored_and_sampled_and_not_what_is_trained(whole, run):
+    plain, averaged = whole(), whole("--config.train.ema_decay=0.9")
+    assert result(plain)["params_sha256"] == result(averaged)["params_sha256"]
+    assert lines(plain, "train") == lines(averaged, "train") and lines(plain, "val") != lines(averaged, "val")
+    for path in (plain, averaged):
+        score = json.loads(run("evaluate", "--workdir", str(path), "--checkpoint=40", "--json")[1])
+        assert math.isclose(score["nats_per_char"], lines(path, "val")[-1][1], rel_tol=1e-6)
+    texts = [run("sample", "--workdir", str(path), "--length=200")[1] for path in (plain, averaged)]
+    assert texts[0] != texts[1]
 
 
 def test_a_run_that_fails_says_so_and_goes_on_when_started_again(whole, run, small_config, tmp_path, monkeypatch):
