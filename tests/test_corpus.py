@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charlm import corpus, text
+from charlm.cache import cache_dir
 from charlm.config import default_config
 from charlm.errors import CorpusError
 from charlm.vocab import UNKNOWN
@@ -64,7 +65,7 @@ def test_wide_vocabularies(write):
 
 
 def entries():
-    return sorted(path for path in (corpus.cache_dir() / "corpora").iterdir() if path.is_dir())
+    return sorted(path for path in (cache_dir() / "corpora").iterdir() if path.is_dir())
 
 
 def test_a_text_is_encoded_once_and_again_if_it_or_an_option_changes(write, monkeypatch, tmp_path):

@@ -31,11 +31,11 @@ BOUNDS = {"float32": 1e-5, "float64": 1e-10}
 class TorchModel(torch.nn.Module):
     """The model as users of PyTorch write it."""
 
-    def __init__(self, cell: str, num_layers: int):
+    def __init__(self, cell: str, num_layers: int, vocab: int = V, embedding: int = E, hidden: int = H):
         super().__init__()
-        self.embedding = torch.nn.Embedding(V, E)
-        self.layers = TORCH_LAYERS[cell](E, H, num_layers)
-        self.head = torch.nn.Linear(H, V)
+        self.embedding = torch.nn.Embedding(vocab, embedding)
+        self.layers = TORCH_LAYERS[cell](embedding, hidden, num_layers)
+        self.head = torch.nn.Linear(hidden, vocab)
 
     def forward(self, ids_TB, state):
         h_TBH, state = self.layers(self.embedding(ids_TB), state)
@@ -53,7 +53,8 @@ def to_charlm(cell: str, num_layers: int, tensors: dict[str, np.ndarray]) -> dic
         b, b_h = tensors[f"layers.bias_ih_l{layer}"], tensors[f"layers.bias_hh_l{layer}"]
         own = {}
         if cell == "gru":
-            own, b_h = {"b_h": b_h[2 * H :]}, np.concatenate([b_h[: 2 * H], np.zeros(H, b_h.dtype)])
+            r, z, n = np.split(b_h, 3)
+            own, b_h = {"b_h": n}, np.concatenate([r, z, np.zeros_like(n)])
         params[f"layer_{layer}"] = {
             "W_x": tensors[f"layers.weight_ih_l{layer}"].T,
             "W_h": tensors[f"layers.weight_hh_l{layer}"].T,

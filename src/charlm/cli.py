@@ -15,6 +15,7 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import config_dict, config_flags
 
+from charlm.cache import keep_compiled_programs
 from charlm.config import check, check_keys, default_config, flatten, unknown_key
 from charlm.errors import ConfigError, RunFailed, UserError
 
@@ -30,6 +31,7 @@ class Exit(Exception):
 def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Run a command's main function on its arguments and return the exit code."""
     logging.set_verbosity(logging.ERROR)  # Orbax warns of what is as it should be.
+    keep_compiled_programs()
     try:
         command(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()

@@ -8,7 +8,6 @@ only the time to make it again.
 import hashlib
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from charlm import text as texts
+from charlm.cache import cache_dir
 from charlm.download import fetch
 from charlm.errors import CorpusError
 from charlm.locks import waited_for
@@ -122,13 +122,6 @@ def load_corpus(data) -> Corpus:
     ends = list(itertools.accumulate(meta["lengths"]))
     train, val, test = ids[: ends[0]], ids[ends[0] : ends[1]], ids[ends[1] : ends[2]]
     return Corpus(source.name, meta["sha256"], vocab, train, val, test, meta["symbols_per_char"])
-
-
-def cache_dir() -> Path:
-    """Where encoded corpora are kept."""
-    if chosen := os.environ.get("CHARLM_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "charlm"
 
 
 def _source(data) -> _Source:

