@@ -14,7 +14,6 @@ draws ablation.png.
 import argparse
 import datetime
 import json
-import os
 import runpy
 import statistics
 from pathlib import Path
@@ -23,6 +22,7 @@ from absl import logging
 
 from charlm.config import set_key
 from charlm.corpus import load_corpus
+from charlm.machine import num_cores
 from charlm.tracking import read_metrics
 from charlm.train import train
 
@@ -81,7 +81,7 @@ def run(name: str, text: str, seed: int) -> dict:
     validation = [line["nats_per_char"] for line in read_metrics(workdir / "metrics.jsonl") if line["split"] == "val"]
     return {
         "date": datetime.date.today().isoformat(),
-        "machine": f"{len(os.sched_getaffinity(0))} of {manifest['cpu_cores']} cores, {manifest['cpu_model']}"
+        "machine": f"{num_cores()} of {manifest['cpu_cores']} cores, {manifest['cpu_model']}"
         if manifest["device_kind"] == "cpu"
         else manifest["device_kind"],
         "name": name,

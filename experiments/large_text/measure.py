@@ -22,8 +22,8 @@ import threading
 import time
 from pathlib import Path
 
+from charlm.machine import cpu_model, num_cores
 from charlm.text import play_paths, play_text
-from charlm.workdir import cpu_model
 
 LINES = """\
 Être ou ne pas être, voilà la question; où êtes-vous, mon cœur?
@@ -137,7 +137,7 @@ def main() -> None:
             starts.append({"seconds_to_first_step": round(seconds, 1), "rss_anon_mb": peak})
     line = {
         "date": datetime.date.today().isoformat(),
-        "machine": f"{len(os.sched_getaffinity(0))} cores, {cpu_model()}",
+        "machine": f"{num_cores()} cores, {cpu_model()}",
         "megabytes": megabytes,
         "encoding": measured,
         "training": {"from an empty cache": starts[0], "from a filled cache": starts[1]},
