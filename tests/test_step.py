@@ -1,47 +1,66 @@
 import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from charlm import optim, step
-from charlm.batching import LAYOUTS, device_gather, host_gather, make_layout
+from charlm import step
+from charlm.batching import LAYOUTS, Layout, device_gather, host_gather, make_layout
 from charlm.checkpoint import flatten_state, sha256
-from charlm.config import default_config
+from charlm.config import default_config, flatten, set_key
 from charlm.model import CharLM
 
 V, N = 11, 2000
 IDS = np.random.default_rng(0).integers(0, V, N).astype(np.uint8)
-EXACT = (("dropout", 0.0),)
+EXACT = {"model__dropout": 0.0}
+SGD = {"optimizer__name": "sgd", "optimizer__learning_rate": 1.0}
+
+
+class Setup(NamedTuple):
+    """A small run: `first` makes its first state, `one` is the jitted step (state, windows, reset_B)."""
+
+    program: step.Program
+    model: CharLM
+    layout: Layout
+    numbers: dict
+    first: Callable
+    one: Callable
 
 
 @functools.cache
-def build(layout="stream", loss_on="all", num_parts=1, ema_decay=0.0, model_changes=(), **changes):
-    """(model, layout, a function that makes the first state, train_step, train_chunk), compiled once for all tests."""
-    config = default_config().unlock()
-    config.batching.update(layout=layout, batch_size=4, seq_len=6, reset_prob=0.3, loss_on=loss_on)
-    config.model.update({"hidden_size": 8, "embedding_size": 5, "dropout": 0.2, **dict(model_changes)})
-    config.optimizer.update(changes)
+def build(**changes) -> Setup:
+    """The run that differs from the small one in some keys, dots written as two underscores."""
+    config = default_config()
+    small = {"batching.batch_size": 4, "batching.seq_len": 6, "batching.reset_prob": 0.3}
+    small |= {"model.hidden_size": 8, "model.embedding_size": 5, "model.dropout": 0.2}
+    for key, value in (small | {name.replace("__", "."): value for name, value in changes.items()}).items():
+        set_key(config, key, value, "test")
+    layout = make_layout(config.batching, config.seed, N)
+    program = step.Program(config, V, 100, layout.carries_state)
+    numbers = {"seed": np.uint32(config.seed)}
+    first = jax.jit(functools.partial(step.init_state, program))
+    one = jax.jit(functools.partial(step.train_step, program))
     model = CharLM.from_config(config.model, V)
-    optimizer = optim.make_optimizer(config.optimizer, 100)
-    bound = make_layout(config.batching, config.seed, N)
-    first = step.init_state(model, optimizer, config.seed, 4, bound.carries_state, averages=ema_decay > 0)
-    train_step = step.make_train_step(
-        model, optimizer, step.Objective.from_config(config), step.run_keys(0)[1], num_parts=num_parts, ema_decay=ema_decay
-    )
-    # A copy for each test, as train_chunk donates what it gets.
-    return model, bound, lambda: jax.tree.map(jnp.copy, first), jax.jit(train_step), step.make_train_chunk(train_step, 6)
+    return Setup(program, model, layout, numbers, lambda: first(numbers), functools.partial(one, numbers))
 
 
 def run(sizes, layout, on_device=True):
-    _, bound, init, _, train_chunk = build(layout)
+    setup = build(batching__layout=layout)
     capacity = step.MAX_STEPS_PER_DISPATCH
-    gather = device_gather(IDS, bound, capacity) if on_device else host_gather(IDS, bound, capacity, 0, sum(sizes))
-    state, at, losses = init(), 0, []
-    compiled = step.compile_train_chunk(train_chunk, state, gather.num_ids, IDS.dtype, 4)
+    if on_device:
+        gather = device_gather(IDS, setup.layout, capacity)
+    else:
+        gather = host_gather(IDS, setup.layout, capacity, 0, sum(sizes))
+    state, at, losses = setup.first(), 0, []
+    compiled = step.compile_train_chunk(setup.program, state, setup.numbers, gather.num_ids, IDS.dtype)
     for n in sizes:
-        state, losses_K, _, finite = compiled(state, *gather.take(at, n), np.int32(n))
+        state, losses_K, _, finite = compiled(state, setup.numbers, *gather.take(at, n), np.int32(n))
         losses += np.asarray(losses_K)[:n].tolist()
         assert finite
         at += n
@@ -64,8 +83,8 @@ def test_the_seed_is_all_that_a_run_depends_on():
 
 @pytest.mark.parametrize("layout", ["stream", "windows"])
 def test_a_reset_is_a_fresh_start_and_a_carried_state_is_not(layout):
-    _, _, init, train_step, _ = build(layout)
-    state = init()
+    setup = build(batching__layout=layout)
+    train_step, state = setup.one, setup.first()
     windows = jnp.asarray(np.random.default_rng(1).integers(0, V, (4, 7)))
     carried = jax.tree.map(lambda c: c + 0.7, state.carry)
     other = state.replace(carry=carried)
@@ -82,9 +101,9 @@ def test_the_sum_over_time_is_the_mean_times_the_window():
     windows = jnp.asarray(np.random.default_rng(1).integers(0, V, (4, 7)))
     moved = {}
     for reduction in ("mean", "sum_over_time"):
-        _, _, init, train_step, _ = build(name="sgd", learning_rate=0.1, loss_reduction=reduction)
-        state = init()
-        after, loss, norm = train_step(state, windows, jnp.ones(4, bool))
+        setup = build(optimizer__name="sgd", optimizer__learning_rate=0.1, optimizer__loss_reduction=reduction)
+        state = setup.first()
+        after, loss, norm = setup.one(state, windows, jnp.ones(4, bool))
         moved[reduction] = jax.tree.map(lambda a, b: a - b, after.params, state.params), loss, norm
     (mean, mean_loss, mean_norm), (total, sum_loss, sum_norm) = moved["mean"], moved["sum_over_time"]
     assert mean_loss == sum_loss
@@ -93,27 +112,25 @@ def test_the_sum_over_time_is_the_mean_times_the_window():
 
 
 def test_the_loss_is_the_mean_cross_entropy_of_the_next_characters():
-    model = build(model_changes=EXACT)[0]
-    optimizer = optim.make_optimizer(default_config().optimizer, 9)
-    state = step.init_state(model, optimizer, 0, 4, False)
+    setup = build(batching__layout="random", **EXACT)
+    model, state = setup.model, setup.first()
     windows = jnp.asarray(np.random.default_rng(1).integers(0, V, (4, 7)))
     logits, _ = model.apply({"params": state.params}, windows[:, :-1].T, model.initial_carry(state.params, 4))
     log_probs = np.asarray(jax.nn.log_softmax(logits))
     expected = -np.mean([log_probs[t, b, windows[b, t + 1]] for t in range(6) for b in range(4)])
-    train_step = jax.jit(step.make_train_step(model, optimizer, step.Objective(), jax.random.key(0)))
-    np.testing.assert_allclose(train_step(state, windows, jnp.ones(4, bool))[1], expected, rtol=1e-6)
+    np.testing.assert_allclose(setup.one(state, windows, jnp.ones(4, bool))[1], expected, rtol=1e-6)
 
 
 def test_the_loss_on_the_last_is_that_of_the_last_target_alone():
-    model, _, init, train_step, _ = build("sliding", "last", model_changes=EXACT, name="sgd", learning_rate=1.0)
+    setup = build(batching__layout="sliding", batching__loss_on="last", **EXACT, **SGD)
+    model, state = setup.model, setup.first()
     windows = jnp.asarray(np.random.default_rng(1).integers(0, V, (4, 7)))
-    state = init()
 
     def expected(params):
         logits, _ = model.apply({"params": params}, windows[:, :-1].T, model.initial_carry(params, 4))
         return -jnp.mean(jax.nn.log_softmax(logits[-1])[jnp.arange(4), windows[:, -1]])
 
-    after, loss, _ = train_step(state, windows, jnp.ones(4, bool))
+    after, loss, _ = setup.one(state, windows, jnp.ones(4, bool))
     np.testing.assert_allclose(loss, expected(state.params), rtol=1e-6)
     grads = jax.jit(jax.grad(expected))(state.params)
     jax.tree.map(
@@ -126,15 +143,15 @@ def test_the_loss_on_the_last_is_that_of_the_last_target_alone():
 
 @pytest.mark.parametrize("layout, loss_on", [("stream", "all"), ("sliding", "last")])
 def test_a_batch_in_parts_is_the_same_step(layout, loss_on):
-    options = {"layout": layout, "loss_on": loss_on, "model_changes": EXACT, "name": "sgd", "learning_rate": 1.0}
+    options = {"batching__layout": layout, "batching__loss_on": loss_on, **EXACT, **SGD}
     windows = jnp.asarray(np.random.default_rng(1).integers(0, V, (3, 4, 7)))
     reset_B = jnp.array([True, False, False, True])
     states = []
     for num_parts in (1, 2, 4):
-        _, _, init, train_step, _ = build(num_parts=num_parts, **options)
-        state, losses = init(), []
+        setup = build(optimizer__accumulation_steps=num_parts, **options)
+        state, losses = setup.first(), []
         for k in range(3):
-            state, loss, norm = train_step(state, windows[k], reset_B)
+            state, loss, norm = setup.one(state, windows[k], reset_B)
             losses += [loss, norm]
         states.append((state, losses))
     for other in states[1:]:
@@ -143,11 +160,11 @@ def test_a_batch_in_parts_is_the_same_step(layout, loss_on):
 
 @pytest.mark.parametrize("loss_on", ["all", "last"])
 def test_penalties_are_those_of_their_equations_and_no_part_of_the_loss(loss_on):
-    options = {"layout": "random", "loss_on": loss_on, "model_changes": EXACT, "name": "sgd", "learning_rate": 1.0}
-    model, _, init, plain_step, _ = build(**options)
-    _, _, _, penalised_step, _ = build(activation_reg=2.0, temporal_reg=3.0, **options)
+    options = {"batching__layout": "random", "batching__loss_on": loss_on, **EXACT, **SGD}
+    without = build(**options)
+    with_both = build(optimizer__activation_reg=2.0, optimizer__temporal_reg=3.0, **options)
     windows = jnp.asarray(np.random.default_rng(1).integers(0, V, (4, 7)))
-    state = init()
+    model, state = without.model, without.first()
 
     def penalty(params):
         _, sown = model.apply({"params": params}, windows.T[:-1], model.initial_carry(params, 4), mutable=["activations"])
@@ -155,8 +172,8 @@ def test_penalties_are_those_of_their_equations_and_no_part_of_the_loss(loss_on)
         read = h_TBH[-1:] if loss_on == "last" else h_TBH
         return 2 * jnp.mean(read**2) + 3 * jnp.mean((h_TBH[1:] - h_TBH[:-1]) ** 2)
 
-    plain, loss, _ = plain_step(state, windows, jnp.ones(4, bool))
-    penalised, same_loss, _ = penalised_step(state, windows, jnp.ones(4, bool))
+    plain, loss, _ = without.one(state, windows, jnp.ones(4, bool))
+    penalised, same_loss, _ = with_both.one(state, windows, jnp.ones(4, bool))
     assert loss == same_loss
     grads = jax.jit(jax.grad(penalty))(state.params)
     jax.tree.map(
@@ -169,31 +186,85 @@ def test_penalties_are_those_of_their_equations_and_no_part_of_the_loss(loss_on)
 
 
 def test_the_average_of_the_parameters():
-    _, _, init, train_step, _ = build(ema_decay=0.5, learning_rate=0.1)
+    setup = build(train__ema_decay=0.5, optimizer__learning_rate=0.1)
     draw = np.random.default_rng(1)
-    state = init()
+    state = setup.first()
     expected = jax.tree.map(np.asarray, state.params)
     for t in range(9):
-        state, _, _ = train_step(state, jnp.asarray(draw.integers(0, V, (4, 7))), jnp.zeros(4, bool))
+        state, _, _ = setup.one(state, jnp.asarray(draw.integers(0, V, (4, 7))), jnp.zeros(4, bool))
         decay = min(0.5, (1 + t) / (10 + t))
         expected = jax.tree.map(lambda a, b, d=decay: d * a + (1 - d) * b, expected, state.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.ema, expected)
     assert state.eval_params is state.ema
     assert not np.allclose(state.ema["head_W"], state.params["head_W"])
     # An average changes nothing of the training.
-    _, _, plain_init, plain_step, _ = build(learning_rate=0.1)
-    plain, draw = plain_init(), np.random.default_rng(1)
+    other = build(optimizer__learning_rate=0.1)
+    plain, draw = other.first(), np.random.default_rng(1)
     for _ in range(9):
-        plain, _, _ = plain_step(plain, jnp.asarray(draw.integers(0, V, (4, 7))), jnp.zeros(4, bool))
+        plain, _, _ = other.one(plain, jnp.asarray(draw.integers(0, V, (4, 7))), jnp.zeros(4, bool))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), plain.params, state.params)
     assert plain.eval_params is plain.params
 
 
 def test_a_learned_first_state_moves_with_the_texts_that_start():
-    _, _, init, train_step, _ = build(model_changes=(("learn_initial_state", True),))
+    setup = build(model__learn_initial_state=True)
     windows = jnp.asarray(np.random.default_rng(1).integers(0, V, (4, 7)))
     moved = {}
     for reset in (False, True):
-        state, _, _ = train_step(init(), windows, jnp.full(4, reset))
+        state, _, _ = setup.one(setup.first(), windows, jnp.full(4, reset))
         moved[reset] = np.abs(state.params["layer_0"]["first_0"]).max() > 0
     assert moved == {False: False, True: True}
+
+
+GROUPS = {
+    "stream": ({}, {}),
+    "regularised": (
+        {"model__recurrent_dropout": 0.1, "optimizer__schedule": "warmup_cosine", "optimizer__warmup_steps": 3},
+        {"model.dropout": (0.1, 0.5), "optimizer.learning_rate": (1e-3, 1e-2), "optimizer.activation_reg": (0.0, 1.0)},
+    ),
+    "windows": (
+        {"batching__layout": "windows", "optimizer__name": "adamw", "optimizer__clip_norm": 1.0, "train__ema_decay": 0.9},
+        {"optimizer.weight_decay": (0.0, 0.1), "optimizer.clip_norm": (0.1, 9.0), "model.forget_bias": (0.0, 1.0)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_runs_side_by_side_are_those_one_after_another(name):
+    """Runs that differ in seed and numbers; each alone is trained with its numbers as constants of its program."""
+    changes, swept = GROUPS[name]
+    setup = build(**changes)
+    seeds = (3, 4_000_000_000)
+    numbers_R = {"seed": np.array(seeds, np.uint32)}
+    numbers_R |= {key: np.array(values, np.float32) for key, values in swept.items()}
+    states, capacity = step.init_state_of_runs(setup.program, numbers_R), step.MAX_STEPS_PER_DISPATCH
+    layouts = [make_layout(setup.program.config.batching, seed, N) for seed in seeds]
+    text, *batches = zip(*(device_gather(IDS, layout, capacity).take(0, 9) for layout in layouts))
+    starts_RKB, reset_RKB = (np.stack(batch) for batch in batches)
+    chunk = jax.jit(functools.partial(step.train_chunk_of_runs, setup.program, jax.devices()[: len(seeds)]))
+    states, losses_RK, _, finite_R = chunk(states, numbers_R, text[0], starts_RKB, reset_RKB, np.int32(9))
+    assert finite_R.all()
+    for r, seed in enumerate(seeds):
+        alone = build(**(changes | {"seed": seed} | {key.replace(".", "__"): values[r] for key, values in swept.items()}))
+        state, losses = alone.first(), []
+        for k in range(9):
+            windows = np.stack([IDS[start : start + 7] for start in starts_RKB[r, k]]).astype(np.int32)
+            state, loss, _ = alone.one(state, windows, reset_RKB[r, k])
+            losses.append(loss)
+        np.testing.assert_allclose(losses_RK[r, :9], losses, rtol=1e-5)
+        jax.tree.map(
+            lambda side, own, r=r: np.testing.assert_allclose(side[r], own, rtol=1e-3, atol=2e-5), states.params, state.params
+        )
+
+
+def test_runs_are_shared_out_among_devices():
+    """The same test where there are two devices."""
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "side_by_side and windows"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_number_is_a_key_of_the_config():
+    keys = dict(flatten(default_config()))
+    assert set(step.NUMBERS) <= keys.keys()

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 import torch
 
-from charlm import optim, step
+from charlm import step
 from charlm.cells import CELLS
 from charlm.config import default_config
 from charlm.model import CharLM
@@ -62,31 +62,37 @@ def charlm_params(task: Task, model: TorchModel) -> dict:
     return jax.tree.map(jnp.array, to_charlm(task.cell, task.layers, tensors))
 
 
+def charlm_config(task: Task) -> dict:
+    """The keys of `config.model` for a task."""
+    return {"cell": task.cell, "hidden_size": task.hidden, "num_layers": task.layers, "embedding_size": task.embedding}
+
+
 def charlm_model(task: Task) -> CharLM:
     config = default_config().model
-    config.update(cell=task.cell, hidden_size=task.hidden, num_layers=task.layers, embedding_size=task.embedding)
+    config.update(charlm_config(task))
     return CharLM.from_config(config, task.vocab)
 
 
 def charlm(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
     """The chunk that `charlm.train` dispatches, windows cut on the device."""
-    config = default_config().optimizer
-    config.update(learning_rate=LEARNING_RATE, clip_norm=CLIP_NORM)
-    optimizer = optim.make_optimizer(config, 1)
-    ours = charlm_model(task)
+    config = default_config()
+    config.batching.update(layout="random", batch_size=task.batch, seq_len=task.seq_len)
+    config.model.update(charlm_config(task))
+    config.optimizer.update(learning_rate=LEARNING_RATE, clip_norm=CLIP_NORM)
+    program = step.Program(config, task.vocab, 1, carries_state=False)
+    numbers = {"seed": np.uint32(0)}
+    _, _, optimizer = program.of(numbers)
     params = charlm_params(task, model)
     state = step.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), (), ())
-    train_step = step.make_train_step(ours, optimizer, step.Objective(), jax.random.key(0))
     text = jax.device_put(windows.astype(np.uint8).ravel())
-    train_chunk = step.make_train_chunk(train_step, task.seq_len)
-    compiled = step.compile_train_chunk(train_chunk, state, text.size, text.dtype, task.batch)
+    compiled = step.compile_train_chunk(program, state, numbers, text.size, text.dtype)
     capacity = step.MAX_STEPS_PER_DISPATCH
     starts_KB = np.tile(np.arange(task.batch, dtype=np.int32) * windows.shape[1], (capacity, 1))
     reset_KB = np.ones((capacity, task.batch), bool)
 
     def train(n: int) -> float:
         nonlocal state
-        state, losses_K, *_ = compiled(state, text, starts_KB, reset_KB, np.int32(n))
+        state, losses_K, *_ = compiled(state, numbers, text, starts_KB, reset_KB, np.int32(n))
         return float(losses_K[n - 1])
 
     return train

@@ -26,13 +26,11 @@ def make_schedule(optimizer, num_steps: int) -> optax.Schedule:
         )
     length = num_steps if optimizer.schedule_steps is None else optimizer.schedule_steps
     warmup = min(optimizer.warmup_steps, max(length - 1, 0))
-    return optax.warmup_cosine_decay_schedule(
-        init_value=optimizer.learning_rate / (warmup + 1),
-        peak_value=optimizer.learning_rate,
-        warmup_steps=warmup,
-        decay_steps=max(length, 1),
-        end_value=min(optimizer.final_learning_rate, optimizer.learning_rate),
-    )
+    # Put together of optax's parts, as its whole wants to know whether the peak is 0, and it may be traced.
+    peak = optimizer.learning_rate
+    rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
+    fall = optax.cosine_decay_schedule(peak, max(length, 1) - warmup, alpha=optimizer.final_learning_rate / peak)
+    return optax.join_schedules([rise, fall], [warmup])
 
 
 def schedule_spans_run(optimizer) -> bool:

@@ -4,16 +4,21 @@ Letters: B batch, T time, V vocabulary, N characters of the text, K steps in a d
 """
 
 import functools
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import PartitionSpec as P
+from ml_collections import config_dict
 
 from charlm.batching import cut_windows
-from charlm.model import CharLM
+from charlm.model import CharLM, is_zero
+from charlm.optim import make_optimizer
 
 # The loss buffer of a dispatch: the most steps that one can hold. The number is part of the compiled program, so it
 # is no config key; how many steps a dispatch takes is `train.steps_per_dispatch`.
@@ -44,47 +49,63 @@ class TrainState:
         return self.ema or self.params
 
 
-class Objective(NamedTuple):
-    """What a step minimises.
+class Program(NamedTuple):
+    """What one compiled program can train: runs that differ in nothing but their `numbers`.
+
+    The numbers of a run map dotted config keys of `NUMBERS` to scalars, the seed always among them. They are arguments
+    of what is compiled, so that runs share it, one after another or side by side (`make_train_chunk_of_runs`).
 
     Attributes:
-        loss_on: the targets of a window that count: all T, or the last.
-        loss_reduction: their mean; or with `sum_over_time` as many times it as there are: their sum, mean over the batch.
-        activation_reg: times the mean square of the last layer's outputs as they reach the head, added to the mean
-            (Merity et al. 2018: AR).
-        temporal_reg: times the mean square of the differences between its outputs at consecutive steps, before dropout
-            (TAR).
+        config: of one of the runs.
+        vocab_size: V.
+        num_steps: the length of a run, for schedules that span it.
+        carries_state: whether the layout carries states from window to window.
     """
 
-    loss_on: str = "all"
-    loss_reduction: str = "mean"
-    activation_reg: float = 0.0
-    temporal_reg: float = 0.0
+    config: config_dict.ConfigDict
+    vocab_size: int
+    num_steps: int
+    carries_state: bool
 
-    @classmethod
-    def from_config(cls, config) -> "Objective":
-        optimizer = config.optimizer
-        return cls(config.batching.loss_on, optimizer.loss_reduction, optimizer.activation_reg, optimizer.temporal_reg)
+    def of(self, numbers: Mapping[str, Any]) -> tuple[config_dict.ConfigDict, CharLM, optax.GradientTransformation]:
+        """(config, model, optimizer) of the run with these numbers, which may be traced."""
+        config = config_dict.ConfigDict(self.config)
+        with config.unlocked(), config.ignore_type():
+            for key, number in numbers.items():
+                *groups, name = key.split(".")
+                functools.reduce(operator.getitem, groups, config)[name] = number
+        return config, CharLM.from_config(config.model, self.vocab_size), make_optimizer(config.optimizer, self.num_steps)
 
 
-def init_state(
-    model: CharLM,
-    optimizer: optax.GradientTransformation,
-    seed: int,
-    batch_size: int,
-    carries_state: bool,
-    averages: bool = False,
-) -> TrainState:
-    """The state before step 0: parameters drawn from the seed, and the recurrent states that they say."""
+# The keys that may be numbers of a run: no shape and no branch of the program depends on them, unless they are 0 or unset.
+NUMBERS = (
+    "seed",
+    "model.dropout",
+    "model.recurrent_dropout",
+    "model.init_std",
+    "model.forget_bias",
+    "optimizer.learning_rate",
+    "optimizer.final_learning_rate",
+    "optimizer.b1",
+    "optimizer.b2",
+    "optimizer.eps",
+    "optimizer.mean_square_decay",
+    "optimizer.weight_decay",
+    "optimizer.clip_value",
+    "optimizer.clip_norm",
+    "optimizer.activation_reg",
+    "optimizer.temporal_reg",
+    "train.ema_decay",
+)
 
-    @jax.jit  # One compilation in place of one an operation.
-    def init(params_key):
-        params = model.initial_params(params_key)
-        carry = model.initial_carry(params, batch_size) if carries_state else ()
-        ema = jax.tree.map(jnp.copy, params) if averages else ()
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), carry, ema)
 
-    return init(run_keys(seed)[0])
+def init_state(program: Program, numbers: Mapping[str, Any]) -> TrainState:
+    """The state before step 0: parameters drawn from the seed, and the recurrent states that they begin with."""
+    config, model, optimizer = program.of(numbers)
+    params = model.initial_params(run_keys(config.seed)[0])
+    carry = model.initial_carry(params, config.batching.batch_size) if program.carries_state else ()
+    ema = () if is_zero(config.train.ema_decay) else jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), carry, ema)
 
 
 def run_keys(seed: int) -> tuple[jax.Array, jax.Array]:
@@ -98,123 +119,147 @@ def nats(logits_TBV: jax.Array, targets_TB: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits_TBV, targets_TB)
 
 
-def make_train_step(
-    model: CharLM,
-    optimizer: optax.GradientTransformation,
-    objective: Objective,
-    step_key: jax.Array,
-    num_parts: int = 1,
-    ema_decay: float = 0.0,
-) -> Callable:
-    """(state, windows (B, T + 1), reset_B) -> (state, loss, gradient norm).
+def train_step(
+    program: Program, numbers: Mapping[str, Any], state: TrainState, windows: jax.Array, reset_B: jax.Array
+) -> tuple[TrainState, jax.Array, jax.Array]:
+    """One step on windows (B, T + 1): (state, loss, gradient norm).
 
-    The loss is the mean in nats per character over the targets that the objective counts, without penalties. The gradient
-    norm is that of what is minimised, before clipping. The gradient stops where the window begins (truncated
-    backpropagation through time, Williams and Peng 1990).
+    The loss is the mean in nats per character over the targets that `batching.loss_on` says: all T, or the last. What is
+    minimised is that and the penalties (`_penalty`), or with `sum_over_time` as many times it as a window has targets.
+    The gradient norm is that of what is minimised, before clipping. The gradient stops where the window begins (truncated
+    backpropagation through time, Williams and Peng 1990). States marked in `reset_B` are those that a text starts from.
 
-    The batch is worked on in `num_parts` equal parts, one after another, so that only one part's activations are in
-    memory. Each draws its own dropout masks; without dropout the step is the same but for rounding.
+    The batch is worked on in `optimizer.accumulation_steps` equal parts, one after another, so that only one part's
+    activations are in memory. Each draws its own dropout masks; without dropout the step is the same but for rounding.
 
-    With `ema_decay` d the state's `ema` becomes d ema + (1 - d) params after each step t, where d is (1 + t) / (10 + t)
+    With `train.ema_decay` d the state's `ema` becomes d ema + (1 - d) params after step t, where d is (1 + t) / (10 + t)
     as long as that is less, so that the first parameters are soon forgotten.
     """
-    only_last = objective.loss_on == "last"
-    penalised = objective.activation_reg > 0 or objective.temporal_reg > 0
-
-    def gradient(params, windows, carry, reset_B, key):
-        """(gradient, (loss, last state)) of some windows."""
-        ids_TB, targets_TB = windows.T[:-1], windows.T[1:]
-        if only_last:
-            targets_TB = targets_TB[-1:]
-        scale = targets_TB.shape[0] if objective.loss_reduction == "sum_over_time" else 1
-
-        def minimised(params):
-            first = model.initial_carry(params, windows.shape[0])
-            if carry:
-                first = jax.tree.map(lambda old, new: jnp.where(reset_B[:, None], new, old), carry, first)
-            (logits_TBV, last), sown = model.apply(
-                {"params": params},
-                ids_TB,
-                first,
-                train=True,
-                only_last=only_last,
-                rngs={"dropout": key},
-                mutable=["activations"] if penalised else [],
-            )
-            loss = nats(logits_TBV, targets_TB).mean()
-            penalty = _penalty(objective, sown["activations"]) if penalised else 0.0
-            return (loss + penalty) * scale, (loss, last)
-
-        return jax.grad(minimised, has_aux=True)(params)
-
-    def gradient_in_parts(params, windows, carry, reset_B, key):
-        """The same, of equal parts of the windows, averaged."""
-
-        def add_part(sums, part):
-            index, windows, carry, reset_B = part
-            grads, (loss, last) = gradient(params, windows, carry, reset_B, jax.random.fold_in(key, index))
-            return jax.tree.map(jnp.add, sums, (grads, loss)), last
-
-        def split(x):
-            return x.reshape(num_parts, x.shape[0] // num_parts, *x.shape[1:])
-
-        zeros = jax.tree.map(jnp.zeros_like, params), jnp.zeros(())
-        parts = jnp.arange(num_parts), split(windows), jax.tree.map(split, carry), split(reset_B)
-        sums, lasts = jax.lax.scan(add_part, zeros, parts)
-        grads, loss = jax.tree.map(lambda total: total / num_parts, sums)
-        return grads, (loss, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), lasts))
-
-    def train_step(state: TrainState, windows: jax.Array, reset_B: jax.Array):
-        key = jax.random.fold_in(step_key, state.step)
-        differentiate = gradient if num_parts == 1 else gradient_in_parts
-        grads, (loss, last) = differentiate(state.params, windows, state.carry, reset_B, key)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema_decay:
-            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-            ema = optax.incremental_update(params, ema, 1 - decay)
-        state = TrainState(state.step + 1, params, opt_state, last if state.carry else (), ema)
-        return state, loss, optax.tree.norm(grads)
-
-    return train_step
+    config, model, optimizer = program.of(numbers)
+    key = jax.random.fold_in(run_keys(config.seed)[1], state.step)
+    differentiate = _gradient if config.optimizer.accumulation_steps == 1 else _gradient_in_parts
+    grads, (loss, last) = differentiate(config, model, state.params, windows, state.carry, reset_B, key)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if not is_zero(config.train.ema_decay):
+        decay = jnp.minimum(config.train.ema_decay, (1 + state.step) / (10 + state.step))
+        ema = optax.incremental_update(params, ema, 1 - decay)
+    state = TrainState(state.step + 1, params, opt_state, last if state.carry else (), ema)
+    return state, loss, optax.tree.norm(grads)
 
 
-def _penalty(objective: Objective, activations) -> jax.Array:
-    """Activation and temporal activation regularisation (Merity et al. 2018, section 4.7), of one window's batch."""
+def _gradient(config, model: CharLM, params, windows: jax.Array, carry, reset_B: jax.Array, key: jax.Array):
+    """(gradient, (loss, last state)) of some windows."""
+    ids_TB, targets_TB = windows.T[:-1], windows.T[1:]
+    only_last = config.batching.loss_on == "last"
+    if only_last:
+        targets_TB = targets_TB[-1:]
+    scale = targets_TB.shape[0] if config.optimizer.loss_reduction == "sum_over_time" else 1
+    penalised = not (is_zero(config.optimizer.activation_reg) and is_zero(config.optimizer.temporal_reg))
+
+    def minimised(params):
+        first = model.initial_carry(params, windows.shape[0])
+        if carry:
+            first = jax.tree.map(lambda old, new: jnp.where(reset_B[:, None], new, old), carry, first)
+        (logits_TBV, last), sown = model.apply(
+            {"params": params},
+            ids_TB,
+            first,
+            train=True,
+            only_last=only_last,
+            rngs={"dropout": key},
+            mutable=["activations"] if penalised else [],
+        )
+        loss = nats(logits_TBV, targets_TB).mean()
+        penalty = _penalty(config.optimizer, sown["activations"]) if penalised else 0.0
+        return (loss + penalty) * scale, (loss, last)
+
+    return jax.grad(minimised, has_aux=True)(params)
+
+
+def _gradient_in_parts(config, model: CharLM, params, windows: jax.Array, carry, reset_B: jax.Array, key: jax.Array):
+    """The same, of equal parts of the windows, averaged."""
+    num_parts = config.optimizer.accumulation_steps
+
+    def add_part(sums, part):
+        index, windows, carry, reset_B = part
+        grads, (loss, last) = _gradient(config, model, params, windows, carry, reset_B, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, sums, (grads, loss)), last
+
+    def split(x):
+        return x.reshape(num_parts, x.shape[0] // num_parts, *x.shape[1:])
+
+    zeros = jax.tree.map(jnp.zeros_like, params), jnp.zeros(())
+    parts = jnp.arange(num_parts), split(windows), jax.tree.map(split, carry), split(reset_B)
+    sums, lasts = jax.lax.scan(add_part, zeros, parts)
+    grads, loss = jax.tree.map(lambda total: total / num_parts, sums)
+    return grads, (loss, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), lasts))
+
+
+def _penalty(optimizer, activations) -> jax.Array:
+    """Activation and temporal activation regularisation (Merity et al. 2018, section 4.7).
+
+    `activation_reg` times the mean square of the last layer's outputs as they reach the head, and `temporal_reg` times
+    that of the differences between its outputs at consecutive steps, before dropout.
+    """
     (output_TBH,), (dropped_TBH,) = activations["output"], activations["dropped"]
     differences_TBH = output_TBH[1:] - output_TBH[:-1]
     # A window of one character has no differences; their mean would be no number.
     temporal = jnp.sum(jnp.square(differences_TBH)) / max(differences_TBH.size, 1)
-    return objective.activation_reg * jnp.mean(jnp.square(dropped_TBH)) + objective.temporal_reg * temporal
+    return optimizer.activation_reg * jnp.mean(jnp.square(dropped_TBH)) + optimizer.temporal_reg * temporal
 
 
-def make_train_chunk(train_step: Callable, seq_len: int) -> Callable:
-    """(state, ids_N, starts_KB, reset_KB, n) -> (state, losses_K, gradient norms_K, finite), jitted; the state is donated.
+def train_chunk(
+    program: Program, state: TrainState, numbers: Mapping[str, Any], ids_N, starts_KB, reset_KB, n
+) -> tuple[TrainState, jax.Array, jax.Array, jax.Array]:
+    """(state, losses_K, gradient norms_K, finite) after the first n of K = MAX_STEPS_PER_DISPATCH batches.
 
-    Runs the first n of K = MAX_STEPS_PER_DISPATCH batches, cut out of the text on the device. n is traced, so that one
-    compiled program serves every cadence of logging, evaluating and saving, with the same bits. `finite` says whether
-    all parameters are: the losses cannot tell, as each is that of the parameters before its own update.
+    They are cut out of the text on the device. n is traced, so that one compiled program serves every cadence of logging,
+    evaluating and saving, with the same bits. `finite` says whether all parameters are: the losses cannot tell, as each is
+    that of the parameters before its own update.
     """
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def train_chunk(state, ids_N, starts_KB, reset_KB, n):
-        def body(k, carried):
-            state, losses_K, norms_K = carried
-            state, loss, norm = train_step(state, cut_windows(ids_N, starts_KB[k], seq_len), reset_KB[k])
-            return state, losses_K.at[k].set(loss), norms_K.at[k].set(norm)
+    def body(k, carried):
+        state, losses_K, norms_K = carried
+        windows = cut_windows(ids_N, starts_KB[k], program.config.batching.seq_len)
+        state, loss, norm = train_step(program, numbers, state, windows, reset_KB[k])
+        return state, losses_K.at[k].set(loss), norms_K.at[k].set(norm)
 
-        buffer_K = jnp.zeros(starts_KB.shape[0])
-        state, losses_K, norms_K = jax.lax.fori_loop(0, n, body, (state, buffer_K, buffer_K))
-        finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)]).all()
-        return state, losses_K, norms_K, finite
-
-    return train_chunk
+    buffer_K = jnp.zeros(starts_KB.shape[0])
+    state, losses_K, norms_K = jax.lax.fori_loop(0, n, body, (state, buffer_K, buffer_K))
+    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)]).all()
+    return state, losses_K, norms_K, finite
 
 
-def compile_train_chunk(train_chunk: Callable, state: TrainState, num_ids: int, ids_dtype, batch_size: int) -> Callable:
-    """`train_chunk` compiled for chunks of `num_ids` ids, so that no step waits for it."""
-    starts_KB = jax.ShapeDtypeStruct((MAX_STEPS_PER_DISPATCH, batch_size), jnp.int32)
-    reset_KB = jax.ShapeDtypeStruct(starts_KB.shape, bool)
-    ids_N = jax.ShapeDtypeStruct((num_ids,), ids_dtype)
-    return train_chunk.lower(state, ids_N, starts_KB, reset_KB, jax.ShapeDtypeStruct((), jnp.int32)).compile()
+def compile_train_chunk(program: Program, state: TrainState, numbers: Mapping[str, Any], num_ids: int, ids_dtype) -> Callable:
+    """`train_chunk` for chunks of `num_ids` ids, compiled, so that no step waits for it; it donates the state."""
+    jitted = jax.jit(functools.partial(train_chunk, program), donate_argnums=0)
+    return jitted.lower(state, numbers, *_chunk_inputs(program, num_ids, ids_dtype)).compile()
+
+
+def _chunk_inputs(program: Program, num_ids: int, ids_dtype, *runs: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """The shapes of ids_N, starts_KB, reset_KB and n; of starts and resets with a leading axis of `runs`."""
+    shape = (*runs, MAX_STEPS_PER_DISPATCH, program.config.batching.batch_size)
+    starts, reset = jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool)
+    return jax.ShapeDtypeStruct((num_ids,), ids_dtype), starts, reset, jax.ShapeDtypeStruct((), jnp.int32)
+
+
+def init_state_of_runs(program: Program, numbers_R: Mapping[str, jax.Array]) -> TrainState:
+    """The states of R runs side by side: every leaf with a leading axis of R. Each number has shape (R,)."""
+    return jax.vmap(functools.partial(init_state, program))(numbers_R)
+
+
+def train_chunk_of_runs(
+    program: Program, devices: Sequence[jax.Device], state, numbers_R: Mapping[str, jax.Array], ids_N, starts_RKB, reset_RKB, n
+):
+    """`train_chunk` of R runs side by side, each with numbers, windows and resets of its own, over the same text.
+
+    The runs are shared out among the devices, whose number divides R; no device waits for another within a chunk. Every
+    result has a leading axis of R, and is that of R separate runs but for rounding.
+    """
+    chunk = jax.vmap(functools.partial(train_chunk, program), in_axes=(0, 0, None, 0, 0, None))
+    mesh, runs, all_of_it = jax.sharding.Mesh(np.array(devices), ("run",)), P("run"), P()
+    specs = (runs, runs, all_of_it, runs, runs, all_of_it)
+    sharded = jax.shard_map(chunk, mesh=mesh, in_specs=specs, out_specs=runs, check_vma=False)
+    return sharded(state, numbers_R, ids_N, starts_RKB, reset_RKB, n)

@@ -7,6 +7,7 @@ The same command on an unfinished run goes on from its last checkpoint.
 
 import contextlib
 import dataclasses
+import functools
 import math
 import signal
 import sys
@@ -111,13 +112,12 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
     """The training loop: dispatch a chunk of steps; then log, evaluate, sample and save what is due."""
     began = time.monotonic()
     chars_per_step = outcome.chars_per_step(config)
-    model = CharLM.from_config(config.model, corpus.vocab.size)
-    optimizer = optim.make_optimizer(config.optimizer, num_steps)
     learning_rate = optim.make_schedule(config.optimizer, num_steps)
-    _, step_key = step.run_keys(config.seed)
-    state = step.init_state(
-        model, optimizer, config.seed, config.batching.batch_size, layout.carries_state, config.train.ema_decay > 0
-    )
+    program = step.Program(config, corpus.vocab.size, num_steps, layout.carries_state)
+    numbers = {"seed": np.uint32(config.seed)}
+    # Jitted: one compilation in place of one an operation.
+    state = jax.jit(functools.partial(step.init_state, program))(numbers)
+    model = CharLM.from_config(config.model, corpus.vocab.size)
     progress = outcome.Progress()
 
     checkpoints = checkpoint.Checkpoints(path, writable=True)
@@ -129,15 +129,6 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
     size = num_params(state.params)
     earlier = progress.elapsed
 
-    train_step = step.make_train_step(
-        model,
-        optimizer,
-        step.Objective.from_config(config),
-        step_key,
-        num_parts=config.optimizer.accumulation_steps,
-        ema_decay=config.train.ema_decay,
-    )
-    train_chunk = step.make_train_chunk(train_step, config.batching.seq_len)
     score = make_scorer(model, corpus.vocab, config.batching)
     shortest = shortest_text(config.batching)
     sampler = sample.make_sampler(model, corpus.vocab, config.sample.window)
@@ -180,14 +171,12 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
 
         gather = _make_gather(config, corpus, layout, at, num_steps)
         stack.callback(gather.close)
-        train_chunk = step.compile_train_chunk(
-            train_chunk, state, gather.num_ids, corpus.train.dtype, config.batching.batch_size
-        )
+        train_chunk = step.compile_train_chunk(program, state, numbers, gather.num_ids, corpus.train.dtype)
         chunk = 1
         while at < num_steps and not outcome.limit_reached(config, progress):
             n = min(chunk, _steps_until_due(config.train, at), num_steps - at)
             start = time.monotonic()
-            state, losses_K, norms_K, finite = train_chunk(state, *gather.take(at, n), np.int32(n))
+            state, losses_K, norms_K, finite = train_chunk(state, numbers, *gather.take(at, n), np.int32(n))
             losses, norms = np.asarray(losses_K)[:n].tolist(), np.asarray(norms_K)[:n].tolist()
             seconds = time.monotonic() - start
             if not all(map(math.isfinite, losses)):
