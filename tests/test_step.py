@@ -229,8 +229,9 @@ GROUPS = {
 }
 
 
+@pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("name", GROUPS)
-def test_runs_side_by_side_are_those_one_after_another(name):
+def test_runs_side_by_side_are_those_one_after_another(name, at_once):
     """Runs that differ in seed and numbers; each alone is trained with its numbers as constants of its program."""
     changes, swept = GROUPS[name]
     setup = build(**changes)
@@ -241,7 +242,7 @@ def test_runs_side_by_side_are_those_one_after_another(name):
     layouts = [make_layout(setup.program.config.batching, seed, N) for seed in seeds]
     text, *batches = zip(*(device_gather(IDS, layout, capacity).take(0, 9) for layout in layouts))
     starts_RKB, reset_RKB = (np.stack(batch) for batch in batches)
-    chunk = jax.jit(functools.partial(step.train_chunk_of_runs, setup.program, jax.devices()[: len(seeds)]))
+    chunk = jax.jit(functools.partial(step.train_chunk_of_runs, setup.program, jax.devices()[: len(seeds)], at_once))
     states, losses_RK, _, finite_R = chunk(states, numbers_R, text[0], starts_RKB, reset_RKB, np.int32(9))
     assert finite_R.all()
     for r, seed in enumerate(seeds):

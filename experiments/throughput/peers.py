@@ -11,6 +11,7 @@ Letters: B batch, T time, H hidden, V vocabulary, E embedding.
 """
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -73,14 +74,17 @@ def charlm_model(task: Task) -> CharLM:
     return CharLM.from_config(config, task.vocab)
 
 
-def charlm(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
-    """The chunk that `charlm.train` dispatches, windows cut on the device."""
+def charlm_program(task: Task) -> step.Program:
     config = default_config()
     config.batching.update(layout="random", batch_size=task.batch, seq_len=task.seq_len)
     config.model.update(charlm_config(task))
     config.optimizer.update(learning_rate=LEARNING_RATE, clip_norm=CLIP_NORM)
-    program = step.Program(config, task.vocab, 1, carries_state=False)
-    numbers = {"seed": np.uint32(0)}
+    return step.Program(config, task.vocab, 1, carries_state=False)
+
+
+def charlm(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
+    """The chunk that `charlm.train` dispatches, windows cut on the device."""
+    program, numbers = charlm_program(task), {"seed": np.uint32(0)}
     _, _, optimizer = program.of(numbers)
     params = charlm_params(task, model)
     state = step.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), (), ())
@@ -94,6 +98,26 @@ def charlm(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
         nonlocal state
         state, losses_K, *_ = compiled(state, numbers, text, starts_KB, reset_KB, np.int32(n))
         return float(losses_K[n - 1])
+
+    return train
+
+
+def side_by_side(task: Task, windows: np.ndarray, num_runs: int) -> Train:
+    """charlm's runs of as many seeds as one program, shared out among all devices."""
+    program, numbers_R = charlm_program(task), {"seed": np.arange(num_runs, dtype=np.uint32)}
+    states = step.init_state_of_runs(program, numbers_R)
+    text = jax.device_put(windows.astype(np.uint8).ravel())
+    devices = jax.devices()
+    share = functools.partial(step.train_chunk_of_runs, program, devices, devices[0].platform != "cpu")
+    chunk = jax.jit(share, donate_argnums=0)
+    shape = (num_runs, step.MAX_STEPS_PER_DISPATCH, task.batch)
+    starts_RKB = np.broadcast_to(np.arange(task.batch, dtype=np.int32) * windows.shape[1], shape)
+    reset_RKB = np.ones(shape, bool)
+
+    def train(n: int) -> float:
+        nonlocal states
+        states, losses_RK, *_ = chunk(states, numbers_R, text, starts_RKB, reset_RKB, np.int32(n))
+        return float(losses_RK[0, n - 1])
 
     return train
 

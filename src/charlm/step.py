@@ -251,15 +251,24 @@ def init_state_of_runs(program: Program, numbers_R: Mapping[str, jax.Array]) -> 
 
 
 def train_chunk_of_runs(
-    program: Program, devices: Sequence[jax.Device], state, numbers_R: Mapping[str, jax.Array], ids_N, starts_RKB, reset_RKB, n
+    program: Program, devices: Sequence[jax.Device], at_once: bool, state, numbers_R, ids_N, starts_RKB, reset_RKB, n
 ):
     """`train_chunk` of R runs side by side, each with numbers, windows and resets of its own, over the same text.
 
-    The runs are shared out among the devices, whose number divides R; no device waits for another within a chunk. Every
-    result has a leading axis of R, and is that of R separate runs but for rounding.
+    The runs are shared out among the devices, whose number divides R; no device waits for another within a chunk. A device
+    works on its runs all at once, as suits a GPU, whose products are too small one by one; or one after another, as suits
+    the core of a CPU. Every result has a leading axis of R, and is that of R separate runs but for rounding.
     """
-    chunk = jax.vmap(functools.partial(train_chunk, program), in_axes=(0, 0, None, 0, 0, None))
+
+    def share(state, numbers_R, ids_N, starts_RKB, reset_RKB, n):
+        def one(run):
+            state, numbers, starts_KB, reset_KB = run
+            return train_chunk(program, state, numbers, ids_N, starts_KB, reset_KB, n)
+
+        over_runs = jax.vmap(one) if at_once else functools.partial(jax.lax.map, one)
+        return over_runs((state, numbers_R, starts_RKB, reset_RKB))
+
     mesh, runs, all_of_it = jax.sharding.Mesh(np.array(devices), ("run",)), P("run"), P()
     specs = (runs, runs, all_of_it, runs, runs, all_of_it)
-    sharded = jax.shard_map(chunk, mesh=mesh, in_specs=specs, out_specs=runs, check_vma=False)
+    sharded = jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=runs, check_vma=False)
     return sharded(state, numbers_R, ids_N, starts_RKB, reset_RKB, n)
