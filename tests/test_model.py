@@ -65,7 +65,7 @@ def test_residual_connections_and_tied_weights_are_their_equations(x64):
     model = model.clone(dtype="float64")
     ids_TB = ids(9, 3)
     carry = model.initial_carry(params, 3)
-    x, _ = layer_of("lstm", params["layer_0"], params["embedding"][ids_TB] * 6**0.5, carry[0])
+    x, _ = layer_of("lstm", params["layer_0"], params["embedding"][ids_TB], carry[0])
     for layer in (1, 2):
         x = x + layer_of("lstm", params[f"layer_{layer}"], x, carry[layer])[0]
     expected = x @ params["embedding"].T + params["head_b"]

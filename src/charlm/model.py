@@ -163,11 +163,9 @@ class CharLM(nn.Module):
         embedding_VE, input_size = None, self.vocab_size
         if self.encoding == "embedding":
             input_size = self.embedding_size
-            # One that is the head's kernel too begins as such, and is scaled up where it embeds (Vaswani et al. 2017).
-            std = self.hidden_size**-0.5 if self.tie_weights else 1.0
-            init = _weight_init(self.init_std, nn.initializers.normal(std))
-            tied_VE = self.param("embedding", init, (self.vocab_size, input_size), jnp.float32)
-            embedding_VE = tied_VE / std
+            # One that is the head's kernel too begins as small as a head.
+            init = _weight_init(self.init_std, nn.initializers.normal(self.hidden_size**-0.5 if self.tie_weights else 1.0))
+            embedding_VE = self.param("embedding", init, (self.vocab_size, input_size), jnp.float32)
         elif self.encoding == "scalar":
             # A fixed table, so that this is a lookup like the others: id i is the number i / V.
             input_size = 1
@@ -197,7 +195,7 @@ class CharLM(nn.Module):
         self.sow("activations", "output", output_TBH)
         self.sow("activations", "dropped", dropped_TBH)
         if self.tie_weights:  # Press and Wolf 2017; Inan et al. 2017
-            W_HV = tied_VE.T
+            W_HV = embedding_VE.T
         else:
             init = _weight_init(self.init_std, nn.initializers.lecun_normal())
             W_HV = self.param("head_W", init, (self.hidden_size, self.vocab_size), jnp.float32)
