@@ -11,7 +11,9 @@ Departures: the text is tiny Shakespeare, lower-cased, of which the last tenth i
 the last target of a window is the character after it, where the source's wraps around to the window's first; samples are
 drawn at a temperature of 0.75 while training too, where the source takes the most probable character.
 
-The source prints no loss. Ours: experiments/recipes.
+The source prints no loss. Ours, over half its length, is best after four epochs (1.580 nats per character on held-out
+text); nothing clips the gradient, whose norm creeps up from 140 to 250 and blows up in the seventh, and the model does not
+find back (experiments/recipes).
 """
 
 from charlm.config import default_config
