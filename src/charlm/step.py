@@ -1,6 +1,6 @@
-"""The training step: loss, gradient, update; and many of them in one dispatch. Pure and jitted; knows no files.
+"""The training step: loss, gradient, update; many of them in one dispatch; many runs side by side. Pure; knows no files.
 
-Letters: B batch, T time, V vocabulary, N characters of the text, K steps in a dispatch.
+Letters: B batch, T time, V vocabulary, N characters of the text, K steps in a dispatch, R runs.
 """
 
 import functools
@@ -53,7 +53,7 @@ class Program(NamedTuple):
     """What one compiled program can train: runs that differ in nothing but their `numbers`.
 
     The numbers of a run map dotted config keys of `NUMBERS` to scalars, the seed always among them. They are arguments
-    of what is compiled, so that runs share it, one after another or side by side (`make_train_chunk_of_runs`).
+    of what is compiled, so that runs share it, one after another or side by side (`train_chunk_of_runs`).
 
     Attributes:
         config: of one of the runs.
@@ -234,15 +234,11 @@ def train_chunk(
 
 def compile_train_chunk(program: Program, state: TrainState, numbers: Mapping[str, Any], num_ids: int, ids_dtype) -> Callable:
     """`train_chunk` for chunks of `num_ids` ids, compiled, so that no step waits for it; it donates the state."""
+    starts_KB = jax.ShapeDtypeStruct((MAX_STEPS_PER_DISPATCH, program.config.batching.batch_size), jnp.int32)
+    reset_KB = jax.ShapeDtypeStruct(starts_KB.shape, bool)
+    ids_N, n = jax.ShapeDtypeStruct((num_ids,), ids_dtype), jax.ShapeDtypeStruct((), jnp.int32)
     jitted = jax.jit(functools.partial(train_chunk, program), donate_argnums=0)
-    return jitted.lower(state, numbers, *_chunk_inputs(program, num_ids, ids_dtype)).compile()
-
-
-def _chunk_inputs(program: Program, num_ids: int, ids_dtype, *runs: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """The shapes of ids_N, starts_KB, reset_KB and n; of starts and resets with a leading axis of `runs`."""
-    shape = (*runs, MAX_STEPS_PER_DISPATCH, program.config.batching.batch_size)
-    starts, reset = jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool)
-    return jax.ShapeDtypeStruct((num_ids,), ids_dtype), starts, reset, jax.ShapeDtypeStruct((), jnp.int32)
+    return jitted.lower(state, numbers, ids_N, starts_KB, reset_KB, n).compile()
 
 
 def init_state_of_runs(program: Program, numbers_R: Mapping[str, jax.Array]) -> TrainState:
