@@ -75,17 +75,22 @@ def test_residual_connections_and_tied_weights_are_their_equations(x64):
     np.testing.assert_allclose(last, expected[-1:], rtol=1e-12, atol=1e-12)
 
 
-def test_the_first_state_is_zero_or_learned():
-    for cell in CELLS:
-        for learned in (False, True):
-            model, params = build(cell=cell, learn_initial_state=learned)
-            carry = model.initial_carry(params, 3)
-            assert [c.shape for c in carry[1]] == [(3, 6)] * CELLS[cell].carries
-            assert not any(c.any() for layer in carry for c in layer)
-            if learned:
-                params["layer_1"]["first_0"] = jnp.arange(6.0)
-                carry = model.initial_carry(params, 3)
-                assert carry[1][0].tolist() == [list(range(6))] * 3 and not carry[0][0].any()
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_first_state_is_zero_or_that_of_the_parameters(cell):
+    for learned in (False, True):
+        model = model_of(cell=cell, learn_initial_state=learned)
+        shapes = jax.eval_shape(model.initial_params, jax.random.key(0))
+        params = jax.tree.map(lambda leaf: jnp.arange(leaf.size, dtype=leaf.dtype).reshape(leaf.shape), shapes)
+        carry = model.initial_carry(params, 3)
+        assert len(carry) == 2 and [len(layer) for layer in carry] == [CELLS[cell].carries] * 2
+        for layer in carry:
+            for state in layer:
+                assert state.tolist() == [list(range(6)) if learned else [0] * 6] * 3
+
+
+def test_a_learned_first_state_begins_as_zero():
+    model, params = build(learn_initial_state=True)
+    assert not any(state.any() for layer in model.initial_carry(params, 3) for state in layer)
 
 
 def test_recurrent_dropout_drops_weights_for_a_whole_window():
