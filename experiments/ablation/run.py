@@ -29,6 +29,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 RUNS = ROOT / "runs" / "ablation"
 
+TEXTS = {"whole": "the whole text, read 2.7 times", "tenth": "a tenth of it, read 26 times"}
 # {a row: (the row that it is compared with, what it changes of the base)}.
 ROWS: dict[str, tuple[str | None, dict]] = {
     "base": (None, {}),
@@ -114,19 +115,20 @@ def read_records() -> dict[tuple[str, str], list[dict]]:
 
 
 def report() -> None:
-    """The table, in Markdown, and ablation.png."""
+    """The table, in Markdown, and ablation.png, once every row is on record."""
     records = read_records()
-    rates = {name: statistics.median(run["chars_per_second"] for run in runs) for (name, _), runs in records.items()}
-    columns = ("", "compared with", "parameters", "whole text", "difference", "a tenth of it", "difference", "speed")
+    if missing := [name for name in ROWS if not {(name, text) for text in TEXTS} <= records.keys()]:
+        print(f"no table yet; not on record: {', '.join(missing)}")
+        return
+    columns = ("", "compared with", "parameters", "whole text", "difference", "a tenth of it", "difference")
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     for name, (other, _) in ROWS.items():
         cells = [name, other or "", f"{records[name, 'whole'][0]['num_params']:,}"]
-        for text in ("whole", "tenth"):
+        for text in TEXTS:
             best = [run["best"] for run in records[name, text]]
             spread = f" ± {statistics.stdev(best):.3f}" if len(best) > 1 else ""
             cells.append(f"{statistics.fmean(best):.3f}{spread}")
             cells.append(f"{statistics.fmean(differences(records, name, other, text)):+.3f}" if other else "")
-        cells.append(f"{rates[name] / rates['base']:.2f}")
         print(f"| {' | '.join(cells)} |")
     draw(records)
 
@@ -137,6 +139,12 @@ def differences(records, name: str, other: str, text: str) -> list[float]:
     return [run["best"] - theirs[run["seed"]] for run in records[name, text]]
 
 
+def label(name: str) -> str:
+    """A row, and what it is compared with where that is not the base."""
+    other, _ = ROWS[name]
+    return name if other == "base" else f"{name} (against {other})"
+
+
 def draw(records) -> None:
     """The differences, a line a row, a point a seed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -144,8 +152,7 @@ def draw(records) -> None:
 
     names = [name for name, (other, _) in ROWS.items() if other]
     figure = Figure(figsize=(9, 5.5), dpi=150, layout="constrained")
-    titles = {"whole": "the whole text, read 2.7 times", "tenth": "a tenth of it, read 26 times"}
-    for axes, (text, title) in zip(figure.subplots(1, 2, sharey=True), titles.items()):
+    for axes, (text, title) in zip(figure.subplots(1, 2, sharey=True), TEXTS.items()):
         axes.axvline(0, color="black", linewidth=0.8)
         for y, name in enumerate(names):
             found = differences(records, name, ROWS[name][0], text)
@@ -157,7 +164,7 @@ def draw(records) -> None:
         axes.grid(axis="x", alpha=0.25)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-    axes.set_yticks(range(len(names)), [f"{name}\nagainst {ROWS[name][0]}" for name in names], fontsize=7)
+    axes.set_yticks(range(len(names)), [label(name) for name in names], fontsize=8)
     axes.invert_yaxis()
     FigureCanvasAgg(figure).print_png(str(HERE / "ablation.png"))
 
@@ -167,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(map(repr, ROWS))}; default: all")
     parser.add_argument("--seeds", default="0,1,2", help="such as 0,1,2")
-    parser.add_argument("--texts", default="whole,tenth", help="of whole, tenth")
+    parser.add_argument("--texts", default=",".join(TEXTS), help="such as whole,tenth")
     parser.add_argument("--report", action="store_true", help="only print the table and draw the picture")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(ROWS):
