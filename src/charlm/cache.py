@@ -33,8 +33,9 @@ def keep_compiled_programs() -> None:
     with contextlib.suppress(OSError):  # What cannot be kept is compiled each time.
         folder.mkdir(parents=True, exist_ok=True)
         for entry in folder.iterdir():
-            if time.time() - entry.stat().st_mtime > _OLDEST:
-                entry.unlink()
+            with contextlib.suppress(FileNotFoundError):  # Another process was faster.
+                if time.time() - entry.stat().st_mtime > _OLDEST:
+                    entry.unlink()
         jax.config.update("jax_compilation_cache_dir", str(folder))
         # The many small programs of a start take as long as the few large ones.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
