@@ -48,12 +48,12 @@ CELLS = {"rnn": rnn, "lstm": lstm, "gru": gru, "ln_lstm": ln_lstm, "ln_gru": ln_
 NORMALISE_X = {"ln_lstm": normalise, "ln_gru": normalise_gru}
 
 
-def unroll(update, params, W_h, x_proj_TBG, carry):
-    """As `charlm.recurrence.unroll`; `update` is one of CELLS."""
+def unroll(update, params, W_h_GH, x_proj_TGB, carry):
+    """As `charlm.recurrence.unroll`; `update` is one of CELLS, which have the batch first."""
 
-    def step(carry, x_proj):
-        carry = update(params, x_proj, carry[0] @ W_h, carry)
+    def step(carry, x_proj_GB):
+        carry = update(params, x_proj_GB.T, carry[0] @ W_h_GH.T, carry)
         return carry, carry[0]
 
-    carry, h_TBH = jax.lax.scan(step, carry, x_proj_TBG)
+    carry, h_TBH = jax.lax.scan(step, carry, x_proj_TGB)
     return h_TBH, carry

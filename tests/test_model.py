@@ -55,7 +55,7 @@ def layer_of(cell, p, x, carry):
     x_proj = x @ p["W_x"]
     if cell in reference.NORMALISE_X:
         x_proj = p["scale_x"] * reference.NORMALISE_X[cell](x_proj)
-    return reference.unroll(reference.CELLS[cell], p, p["W_h"], x_proj + p["b"], carry)
+    return reference.unroll(reference.CELLS[cell], p, p["W_h"], jnp.swapaxes(x_proj + p["b"], 1, 2), carry)
 
 
 def test_residual_connections_and_tied_weights_are_their_equations(x64):
@@ -125,9 +125,9 @@ def test_initial_values():
     _, params = build(num_layers=1, forget_bias=1.0)
     layer = params["layer_0"]
     assert layer["b"].tolist() == [0.0] * 6 + [1.0] * 6 + [0.0] * 12
-    for block in np.split(np.asarray(layer["W_h"]), 4, axis=1):
+    for block in np.split(np.asarray(layer["W_h"]), 4):
         np.testing.assert_allclose(block.T @ block, np.eye(6), atol=1e-5)
-    blocks = np.split(np.asarray(layer["W_h"]), 4, axis=1)
+    blocks = np.split(np.asarray(layer["W_h"]), 4)
     assert not np.allclose(blocks[0], blocks[1])
 
 

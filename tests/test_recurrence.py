@@ -1,5 +1,7 @@
 """The recurrence against plain autodiff of a plain scan, in float64, and against Flax's cells with the same weights."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import reference
 from jax.test_util import check_grads
 
 from charlm import recurrence
-from charlm.cells import CELLS, Cell, Own
+from charlm.cells import CELLS, Cell, Own, by_autodiff
 
 T, B, H, V, E = 7, 3, 5, 11, 4
 
@@ -23,7 +25,7 @@ def inputs(name):
     gates = len(cell.gates) * H
     params = {own.name: draw(9 + i, own.blocks * H) for i, own in enumerate(cell.own)}
     carry = tuple(draw(20 + i, B, H) for i in range(cell.carries))
-    return params, draw(1, H, gates), draw(2, T, B, gates), carry
+    return params, draw(1, gates, H), draw(2, T, gates, B), carry
 
 
 def objective(unroll):
@@ -58,21 +60,24 @@ def test_values_and_all_gradients_equal_plain_autodiff(x64, name):
 def test_a_cell_of_ones_own_inherits_the_gradient(x64):
     """The minimal gated unit of the README, with a parameter of its own besides."""
 
-    def update(params, x_proj_BG, h_proj_BG, carry):
+    def update(params, x_proj_GB, h_proj_GB, carry):
         (h,) = carry
-        x_f, x_n = jnp.split(x_proj_BG, 2, axis=-1)
-        h_f, h_n = jnp.split(h_proj_BG, 2, axis=-1)
-        f = jax.nn.sigmoid(x_f + h_f + params["peephole"] * h)
+        x_f, x_n = jnp.split(x_proj_GB, 2)
+        h_f, h_n = jnp.split(h_proj_GB, 2)
+        f = jax.nn.sigmoid(x_f + h_f + params["peephole"][:, None] * h)
         return ((1 - f) * h + f * jnp.tanh(x_n + f * h_n),)
 
-    cell = Cell(update, gates=("f", "n"), carries=1, additive=False, own=(Own("peephole"),))
-    args = {"peephole": draw(9, H)}, draw(1, H, 2 * H), draw(2, T, B, 2 * H), (draw(20, B, H),)
+    def batch_first(params, x_proj, h_proj, carry):
+        return (update(params, x_proj.T, h_proj.T, (carry[0].T,))[0].T,)
+
+    cell = Cell(*by_autodiff(update), gates=("f", "n"), carries=1, own=(Own("peephole"),))
+    args = {"peephole": draw(9, H)}, draw(1, 2 * H, H), draw(2, T, 2 * H, B), (draw(20, B, H),)
 
     def fast(*args):
         return recurrence.unroll(cell, *args, dtype=jnp.float64)
 
     def plain(*args):
-        return reference.unroll(update, *args)
+        return reference.unroll(batch_first, *args)
 
     every = (0, 1, 2, 3)
     close(jax.jit(jax.grad(objective(fast), every))(*args), jax.jit(jax.grad(objective(plain), every))(*args))
@@ -106,7 +111,7 @@ def flax_weights(name, params, W_x, W_h, b):
     weights = {}
     for k, gate in enumerate(gates):
         block = slice(k * H, (k + 1) * H)
-        inner, outer = {"kernel": W_x[:, block]}, {"kernel": W_h[:, block]}
+        inner, outer = {"kernel": W_x[:, block]}, {"kernel": W_h[block].T}
         if name == "lstm":
             outer["bias"] = b[block]
         else:
@@ -120,7 +125,7 @@ def flax_weights(name, params, W_x, W_h, b):
 @pytest.mark.parametrize("name, flax_cell", [("lstm", nn.LSTMCell), ("lstm", nn.OptimizedLSTMCell), ("gru", nn.GRUCell)])
 def test_outputs_and_gradients_equal_those_of_flax(x64, name, flax_cell):
     params, W_h, _, carry = inputs(name)
-    x_TBE, W_x, b = draw(5, T, B, E), draw(6, E, W_h.shape[1]), draw(7, W_h.shape[1])
+    x_TBE, W_x, b = draw(5, T, B, E), draw(6, E, len(W_h)), draw(7, len(W_h))
 
     def ours(params, W_x, W_h, b, x):
         x_proj = recurrence.project(x, W_x, lambda rows: rows + b, jnp.float64)
@@ -157,7 +162,7 @@ def test_projected_ids_equal_the_projection_of_their_embeddings(x64, vocab, embe
 
     def fast(table, W_x, b):
         x = recurrence.project_ids(ids_TB, table if embedded else None, W_x, lambda rows: finish(rows, b), jnp.float64)
-        return jnp.sum(jnp.sin(x) * draw(4, T, B, 4 * H))
+        return jnp.sum(jnp.sin(jnp.swapaxes(x, 1, 2)) * draw(4, T, B, 4 * H))
 
     def plain(table, W_x, b):
         encoded = table[ids_TB] if embedded else jax.nn.one_hot(ids_TB, vocab, dtype=jnp.float64)
@@ -165,6 +170,24 @@ def test_projected_ids_equal_the_projection_of_their_embeddings(x64, vocab, embe
 
     gradients = [jax.jit(jax.value_and_grad(f, (0, 1, 2)))(table, W_x, b) for f in (fast, plain)]
     close(*gradients)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_no_step_copies_the_arrays_of_all_steps(name):
+    """They are written in place, step by step; a copy of one in the loop would make the time quadratic in T."""
+    cell, steps, hidden, batch = CELLS[name], 37, 32, 16
+    rows = len(cell.gates) * hidden
+
+    def loss(params, W_h, x_proj):
+        carry = (jnp.ones((batch, hidden)),) * cell.carries
+        return jnp.sum(jnp.sin(recurrence.unroll(cell, params, W_h, 2 * x_proj, carry)[0]))
+
+    args = {own.name: jnp.ones(own.blocks * hidden) for own in cell.own}, jnp.ones((rows, hidden)), jnp.ones((steps, rows, batch))
+    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*args).compile().as_text()
+    # The program of the whole stands last; those before it are its loops and what they fuse.
+    loops, whole = compiled.split("\nENTRY ")
+    assert f"f32[{steps},{rows},{batch}]" in loops and " while(" in whole
+    assert not re.findall(rf"= f32\[(?:{steps}|{steps + 1}),\d+,\d+\]\S* copy\(.*", loops)
 
 
 @pytest.mark.parametrize("segments, rows", [(1, 5), (7, 40), (50, 12), (600, 300)])

@@ -57,7 +57,7 @@ def to_charlm(cell: str, num_layers: int, tensors: dict[str, np.ndarray]) -> dic
             own, b_h = {"b_h": n}, np.concatenate([r, z, np.zeros_like(n)])
         params[f"layer_{layer}"] = {
             "W_x": tensors[f"layers.weight_ih_l{layer}"].T,
-            "W_h": tensors[f"layers.weight_hh_l{layer}"].T,
+            "W_h": tensors[f"layers.weight_hh_l{layer}"],
             "b": b + b_h,
             **own,
         }

@@ -175,14 +175,14 @@ def plain_scan(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
 
     def lstm(p, x_proj, carry):
         h, c = carry
-        i, f, g, o = jnp.split(x_proj + h @ p["W_h"], 4, axis=-1)
+        i, f, g, o = jnp.split(x_proj + h @ p["W_h"].T, 4, axis=-1)
         c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
         return jax.nn.sigmoid(o) * jnp.tanh(c), c
 
     def gru(p, x_proj, carry):
         (h,) = carry
         x_r, x_z, x_n = jnp.split(x_proj, 3, axis=-1)
-        h_r, h_z, h_n = jnp.split(h @ p["W_h"], 3, axis=-1)
+        h_r, h_z, h_n = jnp.split(h @ p["W_h"].T, 3, axis=-1)
         r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
         return ((1 - z) * jnp.tanh(x_n + r * (h_n + p["b_h"])) + z * h,)
 
@@ -228,7 +228,7 @@ def flax_params(task: Task, params: dict) -> dict:
         ours, cell = params[f"layer_{layer}"], {}
         for k, gate in enumerate(CELLS[task.cell].gates):
             block = slice(k * task.hidden, (k + 1) * task.hidden)
-            inner, outer = {"kernel": ours["W_x"][:, block]}, {"kernel": ours["W_h"][:, block]}
+            inner, outer = {"kernel": ours["W_x"][:, block]}, {"kernel": ours["W_h"][block].T}
             # The LSTM's bias stands with the recurrent kernel; the GRU's with the other, and the candidate has both.
             (outer if task.cell == "lstm" else inner)["bias"] = ours["b"][block]
             if gate == "n":
@@ -259,7 +259,7 @@ def keras_fit(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
     for layer, keras_layer in enumerate(layers):
         ours = params[f"layer_{layer}"]
         if task.cell == "lstm":
-            keras_layer.set_weights([ours["W_x"], ours["W_h"], ours["b"]])
+            keras_layer.set_weights([ours["W_x"], ours["W_h"].T, ours["b"]])
         else:  # Keras has the update gate before the reset gate.
 
             def swap(x):
@@ -267,7 +267,7 @@ def keras_fit(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
                 return np.concatenate([z, r, n], axis=-1)
 
             b_h = np.concatenate([np.zeros(2 * task.hidden, np.float32), ours["b_h"]])
-            keras_layer.set_weights([swap(ours["W_x"]), swap(ours["W_h"]), np.stack([swap(ours["b"]), b_h])])
+            keras_layer.set_weights([swap(ours["W_x"]), swap(ours["W_h"].T), np.stack([swap(ours["b"]), b_h])])
     theirs.compile(
         optimizer=keras.optimizers.Adam(LEARNING_RATE, global_clipnorm=CLIP_NORM, epsilon=1e-8),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -24,7 +24,7 @@ RECURRENT_INITS = ("orthogonal", "lecun_normal")
 class RecurrentLayer(nn.Module):
     """One layer of a cell.
 
-    Parameters: W_x (I, G), b (G,), W_h (H, G), and the cell's own (`Cell.own`); gate blocks in the order of `Cell.gates`.
+    Parameters: W_x (I, G), b (G,), W_h (G, H), and the cell's own (`Cell.own`); gate blocks in the order of `Cell.gates`.
     For a cell that normalises also scale_x (G,), and with `learn_initial_state` first_0, first_1, ... (H,), the state that
     a text starts from.
     """
@@ -42,13 +42,13 @@ class RecurrentLayer(nn.Module):
     def __call__(
         self, project: Callable[[jax.Array, Callable], jax.Array], input_size: int, carry: Carry, train: bool
     ) -> tuple[jax.Array, Carry]:
-        """h_TBH and the last state; `project` maps (W_x, finish) to x_proj_TBG."""
+        """h_TBH and the last state; `project` maps (W_x, finish) to x_proj_TGB."""
         cell = CELLS[self.cell]
         hidden, gates = self.hidden_size, len(cell.gates)
         init_x = _weight_init(self.init_std, nn.initializers.lecun_normal())
         init_h = _weight_init(self.init_std, _per_gate(_RECURRENT_INITS[self.recurrent_init], gates))
         W_x = self.param("W_x", init_x, (input_size, gates * hidden), jnp.float32)
-        W_h = self.param("W_h", init_h, (hidden, gates * hidden), jnp.float32)
+        W_h = self.param("W_h", init_h, (gates * hidden, hidden), jnp.float32)
         b = self.param("b", _bias_init(cell.gates, hidden, self.forget_bias), (gates * hidden,), jnp.float32)
         own = {each.name: self._blocks(*each) for each in cell.own}
         scale_x = self._blocks("scale_x", gates, 1.0) if cell.norm_groups else None
@@ -57,7 +57,7 @@ class RecurrentLayer(nn.Module):
                 self._blocks(f"first_{k}", 1, 0.0)  # `CharLM.initial_carry` reads them.
 
         def finish(rows):
-            return (rows if scale_x is None else scale_x * normalise(rows, cell.norm_groups)) + b
+            return (rows if scale_x is None else scale_x * normalise(rows, cell.norm_groups, axis=-1)) + b
 
         # DropConnect (Wan et al. 2013; Merity et al. 2018): some recurrent weights are 0 for all steps of a window.
         W_h = _dropout(self, W_h, self.recurrent_dropout, W_h.shape, train)
@@ -95,12 +95,12 @@ def _weight_init(std: float | None, otherwise):
 
 
 def _per_gate(init, gates: int):
-    """An initialiser for (H, gates * H) that draws each gate's square block by itself."""
+    """An initialiser for (gates * H, H) that draws each gate's square block by itself."""
 
     def initialise(key, shape, dtype=jnp.float32):
-        block = (shape[0], shape[1] // gates)
-        blocks = jax.vmap(lambda k: init(k, block, dtype))(jax.random.split(key, gates))
-        return jnp.moveaxis(blocks, 0, 1).reshape(shape)
+        hidden = shape[1]
+        blocks = jax.vmap(lambda k: init(k, (hidden, hidden), dtype).T)(jax.random.split(key, gates))
+        return blocks.reshape(shape)
 
     return initialise
 

@@ -1,11 +1,17 @@
-"""Unroll any cell over time: hoisted input projections, one scan, and a gradient without products that can wait.
+"""Unroll any cell over time: hoisted input projections, one loop, and a gradient without products that can wait.
 
-Two things make this faster than differentiating a plain scan, both exact:
+Four things make this faster than differentiating a plain scan, all exact:
 
 - The input of the first layer is a character id, so its projection is a row of a table with V rows: V rows of work in
   place of B * T (`project_ids`).
-- The gradient of W_h is not summed up inside the backward scan. The scan returns the gradient at `h_proj` for every
+- The gradient of W_h is not summed up inside the backward loop. The loop returns the gradient at `h_proj` for every
   step and dW_h is one large product at the end (`unroll`).
+- Inside the loop arrays are feature-major, the batch last, so that W_h stands on the left of its product. A CPU's product
+  reads its left operand as it lies and packs its right one anew each time: the state is small, W_h is not.
+- One array as large as all projections is enough: a step writes what it saves over its projection, and on the way back its
+  gradient over what it had saved. That holds as long as XLA need not copy the array, for which every reader of a step's
+  rows must come before their first writer; hence the order in `_put`, and the rows that are handed from step to step on the
+  way back.
 
 Letters: B batch, T time, H hidden, V vocabulary, E embedding, I input features, G gates times hidden.
 """
@@ -16,7 +22,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from charlm.cells import Carry, Cell, Params
+from charlm.cells import Blocks, Carry, Cell, Params
 
 # Up to this many rows the gradient of a table is a product with one-hot vectors.
 _ONE_HOT_ROWS = 512
@@ -28,11 +34,11 @@ def matmul(x: jax.Array, w: jax.Array, dtype) -> jax.Array:
 
 
 def project(x_TBI: jax.Array, W_x_IG: jax.Array, finish: Callable[[jax.Array], jax.Array], dtype=jnp.float32) -> jax.Array:
-    """The input projection of all time steps, finish(x @ W_x), shape (T, B, G).
+    """The input projection of all time steps, finish(x @ W_x), shape (T, G, B).
 
     `finish` is what is done to each row of the product by itself: the bias, for some cells a normalisation before it.
     """
-    return finish(matmul(x_TBI, W_x_IG, dtype))
+    return jnp.swapaxes(finish(matmul(x_TBI, W_x_IG, dtype)), 1, 2)
 
 
 def project_ids(
@@ -42,41 +48,44 @@ def project_ids(
     finish: Callable[[jax.Array], jax.Array],
     dtype=jnp.float32,
 ) -> jax.Array:
-    """The input projection of character ids, shape (T, B, G): embedded, or one-hot if `embedding_VE` is None.
+    """The input projection of character ids, shape (T, G, B): embedded, or one-hot if `embedding_VE` is None.
 
     Equal to embedding every id and projecting it: rows of finish(E @ W_x) where that table is smaller than the batch.
     """
     if embedding_VE is None:
         return lookup(finish(W_x_IG), ids_TB)
     if embedding_VE.shape[0] < ids_TB.size:
-        return lookup(project(embedding_VE, W_x_IG, finish, dtype), ids_TB)
-    return project(lookup(embedding_VE, ids_TB), W_x_IG, finish, dtype)
+        return lookup(finish(matmul(embedding_VE, W_x_IG, dtype)), ids_TB)
+    return project(jnp.swapaxes(lookup(embedding_VE, ids_TB), 1, 2), W_x_IG, finish, dtype)
 
 
 @jax.custom_vjp
-def lookup(table_VG: jax.Array, ids: jax.Array) -> jax.Array:
-    """table_VG[ids], shape (*ids.shape, G), with a gradient that is the same to the bit every time.
+def lookup(table_VG: jax.Array, ids_TB: jax.Array) -> jax.Array:
+    """The rows table_VG[ids_TB] as columns, shape (T, G, B), with a gradient that is the same to the bit every time.
 
     The gradient of plain indexing is a scatter-add, which on a GPU adds in the order in which threads arrive.
     """
-    return table_VG[ids]
+    # In one pass; XLA makes two of table_VG[ids_TB] and the transposition.
+    (T, B), (V, G) = ids_TB.shape, table_VG.shape
+    columns = jnp.broadcast_to(table_VG.T, (T, G, V)), jnp.broadcast_to(ids_TB[:, None], (T, G, B))
+    return jnp.take_along_axis(*columns, axis=2, mode="clip")
 
 
-def _lookup_fwd(table_VG, ids):
-    return table_VG[ids], (ids, table_VG.shape[0])
+def _lookup_fwd(table_VG, ids_TB):
+    return lookup(table_VG, ids_TB), (ids_TB, table_VG.shape[0])
 
 
-def _lookup_bwd(residuals, grad):
-    ids, rows = residuals
-    ids_N, grad_NG = ids.reshape(-1), grad.reshape(-1, grad.shape[-1])
+def _lookup_bwd(residuals, grad_TGB):
+    ids_TB, rows = residuals
+    ids_N, grad_GN = ids_TB.reshape(-1), _flat(grad_TGB)
     if rows <= _ONE_HOT_ROWS:
-        one_hot_NV = jax.nn.one_hot(ids_N, rows, dtype=grad.dtype)
-        return jnp.einsum("nv,ng->vg", one_hot_NV, grad_NG), None
+        one_hot_NV = jax.nn.one_hot(ids_N, rows, dtype=grad_TGB.dtype)
+        return _as_it_stands(_product(grad_GN, one_hot_NV)).T, None
     # A CPU scatters one row after another, so that the order is fixed without sorting.
     return (
         jax.lax.platform_dependent(
             ids_N,
-            grad_NG,
+            grad_GN.T,
             cpu=lambda i, g: jnp.zeros((rows, g.shape[-1]), g.dtype).at[i].add(g),
             default=lambda i, g: segment_sum(g, i, rows),
         ),
@@ -107,86 +116,118 @@ def segment_sum(values_NG: jax.Array, segment_N: jax.Array, num_segments: int) -
 
 
 def unroll(
-    cell: Cell, params: Params, W_h_HG: jax.Array, x_proj_TBG: jax.Array, carry: Carry, dtype=jnp.float32
+    cell: Cell, params: Params, W_h_GH: jax.Array, x_proj_TGB: jax.Array, carry: Carry, dtype=jnp.float32
 ) -> tuple[jax.Array, Carry]:
     """Run a cell over T steps.
 
     Args:
         cell: from `cells.CELLS`.
         params: the cell's own parameters (`cell.own`).
-        W_h_HG: the recurrent kernel.
-        x_proj_TBG: the input projections (`project`, `project_ids`).
-        carry: the state before the first step.
+        W_h_GH: the recurrent kernel.
+        x_proj_TGB: the input projections (`project`, `project_ids`).
+        carry: the state before the first step, arrays (B, H).
         dtype: of the operands of the products; sums and states stay in the parameters' dtype.
 
     Returns:
         h_TBH, the outputs, and the state after the last step. Differentiable in everything but `cell` and `dtype`, in
         reverse mode.
     """
-    return _unroll(cell, jnp.dtype(dtype), dict(params), W_h_HG, x_proj_TBG, carry)
+    h_THB, carry = _unroll(cell, jnp.dtype(dtype), dict(params), W_h_GH, x_proj_TGB, tuple(each.T for each in carry))
+    return jnp.swapaxes(h_THB, 1, 2), tuple(each.T for each in carry)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _unroll(cell, dtype, params, W_h_HG, x_proj_TBG, carry):
-    W_h = W_h_HG.astype(dtype)
+def _unroll(cell, dtype, params, W_h_GH, x_proj_TGB, carry):
+    W_h = W_h_GH.astype(dtype)
 
-    def step(carry, x_proj_BG):
-        h_proj_BG = jnp.matmul(carry[0].astype(dtype), W_h, preferred_element_type=W_h_HG.dtype)
-        carry = cell.update(params, x_proj_BG, h_proj_BG, carry)
+    def step(carry, x_proj_GB):
+        carry, _ = cell.forward(params, x_proj_GB, _product(W_h, carry[0]), carry)
         return carry, carry[0]
 
-    carry, h_TBH = jax.lax.scan(step, carry, x_proj_TBG)
-    return h_TBH, carry
+    carry, h_THB = jax.lax.scan(step, carry, x_proj_TGB)
+    return h_THB, carry
 
 
-def _unroll_fwd(cell, dtype, params, W_h_HG, x_proj_TBG, carry):
-    """The same, keeping what `update` read at every step."""
-    W_h = W_h_HG.astype(dtype)
+def _unroll_fwd(cell, dtype, params, W_h_GH, x_proj_TGB, carry):
+    """The same, keeping all states (T + 1, H, B) and what the cell saves."""
+    W_h = W_h_GH.astype(dtype)
+    num_steps, _, batch = x_proj_TGB.shape
 
-    def step(carry, x_proj_BG):
-        h_proj_BG = jnp.matmul(carry[0].astype(dtype), W_h, preferred_element_type=W_h_HG.dtype)
-        if cell.additive:
-            x_proj_BG, h_proj_BG = x_proj_BG + h_proj_BG, None
-        new_carry = cell.update(params, x_proj_BG, 0.0 if cell.additive else h_proj_BG, carry)
-        read = x_proj_BG if cell.additive else h_proj_BG
-        return new_carry, (new_carry[0], read, carry[1:])
+    def step(t, state):
+        carry, saved, states = state
+        carry, blocks = cell.forward(params, _take(saved[0], t), _product(W_h, carry[0]), carry)
+        saved = tuple(buffer if each is None else _put(buffer, t, each) for buffer, each in zip(saved, blocks))
+        states = tuple(_put(buffer, t + 1, (each,)) for buffer, each in zip(states, carry))
+        return carry, saved, states
 
-    last, (h_TBH, read_TBG, rest_TBH) = jax.lax.scan(step, carry, x_proj_TBG)
-    # For an additive cell x_proj is not needed again: only the sum is.
-    x_proj_TBG = None if cell.additive else x_proj_TBG
-    return (h_TBH, last), (params, W_h_HG, x_proj_TBG, read_TBG, carry[0], h_TBH, rest_TBH)
+    _, (_, *second) = jax.eval_shape(cell.forward, params, x_proj_TGB[0], x_proj_TGB[0], carry)
+    rows = [sum(block.shape[0] for block in blocks) for blocks in second]
+    saved = x_proj_TGB, *(jnp.zeros((num_steps, each, batch), x_proj_TGB.dtype) for each in rows)
+    states = tuple(jnp.zeros((num_steps + 1, *each.shape), each.dtype).at[0].set(each) for each in carry)
+    last, saved, states = jax.lax.fori_loop(0, num_steps, step, (carry, saved, states))
+    return (states[0][1:], last), (params, W_h_GH, saved, states)
 
 
 def _unroll_bwd(cell, dtype, residuals, grads):
-    params, W_h_HG, x_proj_TBG, read_TBG, h_first_BH, h_TBH, rest_TBH = residuals
-    dh_TBH, dcarry = grads
-    h_before_TBH = jnp.concatenate([h_first_BH[None], h_TBH[:-1]])
-    # A transposed copy, made once: the product in the scan reads it faster than it reads W_h against the grain.
-    W_h_GH = jax.lax.optimization_barrier(W_h_HG.astype(dtype).T)
+    """Back through the steps; each step's gradient at its projections takes the place of what was saved of it."""
+    params, W_h_GH, saved, states = residuals
+    dh_THB, dcarry = grads
+    num_steps, num_rows, _ = saved[0].shape
+    # The rows whose gradient at h_proj is that at x_proj, and those with one of their own.
+    shared = num_rows - sum(buffer.shape[1] for buffer in saved[1:])
+    W_h_HK = [_as_it_stands(W_KH.T.astype(dtype)) for W_KH in (W_h_GH[:shared], W_h_GH[shared:]) if len(W_KH)]
 
-    def step(state, step_inputs):
-        dcarry, dparams = state
-        dh_BH, x_proj_BG, read_BG, h_BH, rest = step_inputs
-        carry = (h_BH, *rest)
-        if cell.additive:
-            _, pullback = jax.vjp(lambda p, a, c: cell.update(p, a, 0.0, c), params, read_BG, carry)
-        else:
-            _, pullback = jax.vjp(cell.update, params, x_proj_BG, read_BG, carry)
-        dp, *dproj, dcarry = pullback((dcarry[0] + dh_BH, *dcarry[1:]))
-        dx_proj_BG, dh_proj_BG = dproj[0], dproj[-1]
-        dh_BH = jnp.matmul(dh_proj_BG.astype(dtype), W_h_GH, preferred_element_type=W_h_HG.dtype)
-        dcarry = (dcarry[0] + dh_BH, *dcarry[1:])
-        dparams = jax.tree.map(jnp.add, dparams, dp)
-        return (dcarry, dparams), (dx_proj_BG, None if cell.additive else dh_proj_BG)
+    def at_h(dx, *dh):
+        """The gradient at h_proj, in one part or two."""
+        return [part for part in (dx[..., :shared, :], *dh) if part.shape[-2]]
+
+    def step(k, state):
+        t = num_steps - 1 - k
+        dcarry, dparams, read, saved = state
+        before, after = (tuple(_take(buffer, t + i) for buffer in states) for i in (0, 1))
+        dcarry = dcarry[0] + _take(dh_THB, t), *dcarry[1:]
+        dp, *blocks, dcarry = cell.backward(params, read, before, after, dcarry)
+        saved = tuple(_put(buffer, t, each) for buffer, each in zip(saved, blocks))
+        parts = at_h(*(_take(buffer, t) for buffer in saved))
+        dh_HB = sum(_product(W, part) for W, part in zip(W_h_HK, parts))
+        read = tuple(_take(buffer, jnp.maximum(t - 1, 0)) for buffer in saved)
+        return (dcarry[0] + dh_HB, *dcarry[1:]), jax.tree.map(jnp.add, dparams, dp), read, saved
 
     zeros = jax.tree.map(jnp.zeros_like, params)
-    inputs = (dh_TBH, x_proj_TBG, read_TBG, h_before_TBH, rest_TBH)
-    (dcarry, dparams), (dx_proj_TBG, dh_proj_TBG) = jax.lax.scan(step, (dcarry, zeros), inputs, reverse=True)
-    dh_proj_TBG = dx_proj_TBG if cell.additive else dh_proj_TBG
-    dW_h_HG = jnp.einsum(
-        "tbh,tbg->hg", h_before_TBH.astype(dtype), dh_proj_TBG.astype(dtype), preferred_element_type=W_h_HG.dtype
-    )
-    return dparams, dW_h_HG, dx_proj_TBG, dcarry
+    read = tuple(buffer[-1] for buffer in saved)
+    dcarry, dparams, _, grads = jax.lax.fori_loop(0, num_steps, step, (dcarry, zeros, read, saved))
+    h_NH = _flat(states[0][:-1]).T.astype(dtype)
+    dW_h_GH = jnp.concatenate([_product(_flat(part).astype(dtype), h_NH, W_h_GH.dtype) for part in at_h(*grads)])
+    return dparams, dW_h_GH, grads[0], dcarry
 
 
 _unroll.defvjp(_unroll_fwd, _unroll_bwd)
+
+
+def _product(W: jax.Array, x: jax.Array, out_dtype=None) -> jax.Array:
+    """W @ x with x cast to the dtype of W, summed up in that of x unless another is given."""
+    return jnp.matmul(W, x.astype(W.dtype), preferred_element_type=out_dtype or x.dtype)
+
+
+def _as_it_stands(x: jax.Array) -> jax.Array:
+    """x, laid out in memory as its axes say. XLA would leave a transposition to those who read it, at every reading."""
+    return jax.lax.optimization_barrier(x)
+
+
+def _put(buffer_TKB: jax.Array, t, blocks: Blocks) -> jax.Array:
+    """A buffer with the rows of step t replaced; the last block, which depends on the others in all cells, goes first."""
+    start = buffer_TKB.shape[1]
+    for block in reversed(blocks):
+        start -= len(block)
+        buffer_TKB = jax.lax.dynamic_update_slice(buffer_TKB, block[None], (t, start, 0))
+    return buffer_TKB
+
+
+def _take(buffer_TKB: jax.Array, t) -> jax.Array:
+    """The rows of step t."""
+    return jax.lax.dynamic_index_in_dim(buffer_TKB, t, 0, keepdims=False)
+
+
+def _flat(x_TKB: jax.Array) -> jax.Array:
+    """All steps side by side, (K, T * B)."""
+    return jnp.swapaxes(x_TKB, 0, 1).reshape(x_TKB.shape[1], -1)
