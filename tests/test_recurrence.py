@@ -182,7 +182,8 @@ def test_no_step_copies_the_arrays_of_all_steps(name):
         carry = (jnp.ones((batch, hidden)),) * cell.carries
         return jnp.sum(jnp.sin(recurrence.unroll(cell, params, W_h, 2 * x_proj, carry)[0]))
 
-    args = {own.name: jnp.ones(own.blocks * hidden) for own in cell.own}, jnp.ones((rows, hidden)), jnp.ones((steps, rows, batch))
+    params = {own.name: jnp.ones(own.blocks * hidden) for own in cell.own}
+    args = params, jnp.ones((rows, hidden)), jnp.ones((steps, rows, batch))
     compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*args).compile().as_text()
     # The program of the whole stands last; those before it are its loops and what they fuse.
     loops, whole = compiled.split("\nENTRY ")
