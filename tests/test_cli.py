@@ -206,6 +206,7 @@ def test_a_workdir_with_a_broken_file(run, trained, tmp_path, file, content):
         ("--num_samples=0", "sample.num_samples is 0"),
         ("--seed=-1", "--seed is -1"),
         ("--length=many", "--length is many"),
+        ("--dtype=float16", "sample.dtype is 'float16'; did you mean 'bfloat16'? it must be one of float32, bfloat16"),
     ],
 )
 def test_sampling_flags(refused, trained, flag, expected):

@@ -50,6 +50,20 @@ def test_the_model_is_its_equations(x64, cell, encoding):
     np.testing.assert_allclose(logits, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("cell", ["rnn", "ln_lstm"])
+@pytest.mark.parametrize("encoding, tied", [("embedding", False), ("embedding", True), ("one_hot", False), ("scalar", False)])
+def test_a_folded_model_is_the_same_function(x64, cell, encoding, tied):
+    model, params = build(cell=cell, num_layers=2, encoding=encoding, tie_weights=tied, embedding_size=6)
+    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64) + 0.1, params)
+    model = model.clone(dtype="float64")
+    folded, weights = model.folded("float64"), model.fold(params, "float64")
+    assert "embedding" not in weights
+    for length, batch in ((1, 2), (9, 3)):  # Fewer ids than symbols, and more.
+        ids_TB = ids(length, batch)
+        outputs = [m.apply({"params": p}, ids_TB, m.initial_carry(p, batch)) for m, p in ((model, params), (folded, weights))]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), *outputs)
+
+
 def layer_of(cell, p, x, carry):
     """A layer by its equations."""
     x_proj = x @ p["W_x"]

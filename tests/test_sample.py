@@ -86,6 +86,20 @@ def test_draws_follow_the_model(sampling):
     assert chi_squared < 27.9  # The 99.9th percentile for 9 degrees of freedom.
 
 
+def test_weights_of_bfloat16(sampling):
+    """They are kept so, nothing else is, and the text is as probable as before but for rounding."""
+    model, params, full, _ = sampling
+    low = make_sampler(model, Vocab.of_chars("abcdefghij"), dtype="bfloat16")
+    weights = low.prepare(params)
+    assert {leaf.ndim: leaf.dtype for leaf in jax.tree.leaves(weights)} == {1: jnp.float32, 2: jnp.bfloat16}
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(low.start(weights, 2)))
+    logits = []
+    for dtype, w in (("float32", full.prepare(params)), ("bfloat16", weights)):
+        folded = model.folded(dtype)
+        logits.append(np.asarray(folded.apply({"params": w}, jnp.array([[3]]), folded.initial_carry(w, 1))[0]))
+    assert logits[1].dtype == np.float32 and 0 < np.abs(logits[0] - logits[1]).max() < 0.05
+
+
 def nucleus(logits, top_k, top_p):
     """What may be drawn, by the definition, in plain Python."""
     order = sorted(range(len(logits)), key=lambda i: -logits[i])[:top_k]

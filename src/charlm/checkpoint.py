@@ -4,6 +4,7 @@
 progress and a sha256 of everything. Orbax returns flipped bits without a word; the sha256 does not.
 """
 
+import functools
 import hashlib
 import json
 import shutil
@@ -13,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from charlm.errors import WorkdirError
 from charlm.model import CharLM
@@ -79,32 +79,39 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, writable: bool = False):
         self._root = workdir / "checkpoints"
+        self._writable = writable
         self._keep = _KeepLatestAndBest()
-        self._manager = None
-        if writable or self._root.is_dir():
-            self._manager = ocp.CheckpointManager(
-                self._root.absolute(),
-                options=ocp.CheckpointManagerOptions(
-                    create=writable,
-                    read_only=not writable,
-                    cleanup_tmp_directories=writable,
-                    preservation_policy=self._keep,
-                    enable_async_checkpointing=True,
-                ),
-                item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
-            )
+
+    @functools.cached_property
+    def _manager(self):
+        """Orbax's. Made at its first use, since importing Orbax takes as long as a fifth of a start."""
+        import orbax.checkpoint as ocp
+
+        return ocp.CheckpointManager(
+            self._root.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                create=self._writable,
+                read_only=not self._writable,
+                cleanup_tmp_directories=self._writable,
+                preservation_policy=self._keep,
+                enable_async_checkpointing=True,
+            ),
+            item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
+        )
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, in order."""
-        return sorted(self._manager.all_steps()) if self._manager else []
+        return sorted(self._manager.all_steps()) if self._root.is_dir() else []
 
     def save(self, step: int, state: Any, progress: Mapping[str, Any], best_step: int | None) -> None:
         """Start saving; the arrays are copied before this returns."""
+        from orbax.checkpoint import args as items
+
         flat = flatten_state(state)
         meta = {"step": step, "best_step": best_step, "progress": dict(progress)}
         meta["sha256"] = sha256(flat, meta)
         self._keep.best_step = best_step
-        args = ocp.args.Composite(state=ocp.args.StandardSave(flat), meta=ocp.args.JsonSave(meta))
+        args = items.Composite(state=items.StandardSave(flat), meta=items.JsonSave(meta))
         self._manager.save(step, args=args, force=True)
 
     def restore(self, step: int) -> tuple[Flat, dict]:
@@ -113,9 +120,11 @@ class Checkpoints:
         Raises:
             DamagedCheckpoint: unreadable, or not what was saved.
         """
+        from orbax.checkpoint import args as items
+
         try:
             restored = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
+                step, args=items.Composite(state=items.StandardRestore(), meta=items.JsonRestore())
             )
             flat = {name: np.asarray(value) for name, value in restored["state"].items()}
             meta = dict(restored["meta"])
@@ -196,15 +205,18 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until everything is on disk."""
-        self._manager.wait_until_finished()
+        if "_manager" in vars(self):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        if self._manager:
+        if "_manager" in vars(self):
             self._manager.close()
 
 
-class _KeepLatestAndBest(ocp.checkpoint_managers.PreservationPolicy):
-    """Keeps the two latest, so that there is one to go back to if the latest is damaged, and the best."""
+class _KeepLatestAndBest:
+    """Orbax's PreservationPolicy that keeps the two latest, so that there is one to go back to if the latest is damaged, and
+    the best.
+    """
 
     best_step: int | None = None
 

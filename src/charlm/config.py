@@ -153,6 +153,7 @@ def default_config() -> config_dict.ConfigDict:
     sample.top_k = unset(int)  # draw among the k most probable symbols
     sample.top_p = unset(float)  # draw among the most probable symbols that together reach p
     sample.greedy = False  # take the most probable symbol
+    sample.dtype = unset(str)  # of the weights while sampling; unset: model.dtype. bfloat16 is meant for GPU and TPU
     return config.lock()
 
 
@@ -258,8 +259,10 @@ def check(config: config_dict.ConfigDict, where: str) -> None:
         "optimizer.schedule": SCHEDULES,
         "optimizer.loss_reduction": LOSS_REDUCTIONS,
         "train.best_by": ("val", "train"),
+        "sample.dtype": (None, *DTYPES),
     }.items():
         if values[key] not in choices:
+            choices = [choice for choice in choices if choice is not None]
             near = difflib.get_close_matches(str(values[key]), choices, 1, 0.5)
             hint = f"did you mean {near[0]!r}? " if near else ""
             refuse(key, f"{hint}it must be one of {', '.join(choices)}")

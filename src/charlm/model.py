@@ -8,6 +8,7 @@ Sequences are time-major, as the scan reads them.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -57,6 +58,7 @@ class RecurrentLayer(nn.Module):
                 self._blocks(f"first_{k}", 1, 0.0)  # `CharLM.initial_carry` reads them.
 
         def finish(rows):
+            rows = rows.astype(b.dtype)
             return (rows if scale_x is None else scale_x * normalise(rows, cell.norm_groups, axis=-1)) + b
 
         # DropConnect (Wan et al. 2013; Merity et al. 2018): some recurrent weights are 0 for all steps of a window.
@@ -160,16 +162,13 @@ class CharLM(nn.Module):
             the collection `activations`, where it is mutable, go the outputs of the last layer: `output` (T, B, H), and
             `dropped`, what of it reaches the head.
         """
-        embedding_VE, input_size = None, self.vocab_size
+        learnt_VE = None
         if self.encoding == "embedding":
-            input_size = self.embedding_size
             # One that is the head's kernel too begins as small as a head.
             init = _weight_init(self.init_std, nn.initializers.normal(self.hidden_size**-0.5 if self.tie_weights else 1.0))
-            embedding_VE = self.param("embedding", init, (self.vocab_size, input_size), jnp.float32)
-        elif self.encoding == "scalar":
-            # A fixed table, so that this is a lookup like the others: id i is the number i / V.
-            input_size = 1
-            embedding_VE = jnp.arange(self.vocab_size, dtype=carry[0][0].dtype)[:, None] / self.vocab_size
+            learnt_VE = self.param("embedding", init, (self.vocab_size, self.embedding_size), jnp.float32)
+        embedding_VE = self._embedding(learnt_VE, carry[0][0].dtype)
+        input_size = self.vocab_size if embedding_VE is None else embedding_VE.shape[1]
         project = functools.partial(recurrence.project_ids, ids_TB, embedding_VE)
         h_TBH, last = None, []
         for layer in range(self.num_layers):
@@ -213,6 +212,33 @@ class CharLM(nn.Module):
 
         # One array each: a donated state must not hold the same buffer twice.
         return tuple(tuple(first(layer, k) for k in carries) for layer in range(self.num_layers))
+
+    def folded(self, dtype: str) -> "CharLM":
+        """The model that is the same function of ids with the parameters of `fold`."""
+        return self.clone(encoding="one_hot", tie_weights=False, dtype=dtype)
+
+    def fold(self, params, dtype: str) -> Any:
+        """Parameters with all done that need be done once only where no gradient is asked for.
+
+        The embedding and the first layer's input kernel are one table. Kernels are kept in `dtype`; biases, sums and states
+        stay as they are.
+        """
+        params = dict(params)
+        layer = dict(params["layer_0"])
+        embedding_VE = self._embedding(params.pop("embedding", None), layer["W_x"].dtype)
+        if self.tie_weights:
+            params["head_W"] = embedding_VE.T
+        if embedding_VE is not None:
+            layer["W_x"] = recurrence.matmul(embedding_VE, layer["W_x"], self.dtype)
+        params["layer_0"] = layer
+        return jax.tree.map(lambda p: p.astype(dtype) if p.ndim == 2 else p, params)
+
+    def _embedding(self, learnt_VE: jax.Array | None, dtype) -> jax.Array | None:
+        """What stands for each symbol before the first layer; None: itself, one-hot."""
+        if self.encoding == "scalar":
+            # A fixed table, so that this is a lookup like the others: id i is the number i / V.
+            return jnp.arange(self.vocab_size, dtype=dtype)[:, None] / self.vocab_size
+        return learnt_VE
 
     def initial_params(self, key: jax.Array):
         """Parameters drawn from a key, float32."""

@@ -29,8 +29,8 @@ _ONE_HOT_ROWS = 512
 
 
 def matmul(x: jax.Array, w: jax.Array, dtype) -> jax.Array:
-    """x @ w with the operands cast to `dtype`, summed up and returned in the dtype of `w` (the parameters')."""
-    return jnp.matmul(x.astype(dtype), w.astype(dtype), preferred_element_type=w.dtype)
+    """x @ w with the operands cast to `dtype`, summed up and returned in the dtype of x."""
+    return jnp.matmul(x.astype(dtype), w.astype(dtype), preferred_element_type=x.dtype)
 
 
 def project(x_TBI: jax.Array, W_x_IG: jax.Array, finish: Callable[[jax.Array], jax.Array], dtype=jnp.float32) -> jax.Array:
@@ -52,11 +52,11 @@ def project_ids(
 
     Equal to embedding every id and projecting it: rows of finish(E @ W_x) where that table is smaller than the batch.
     """
-    if embedding_VE is None:
-        return lookup(finish(W_x_IG), ids_TB)
-    if embedding_VE.shape[0] < ids_TB.size:
-        return lookup(finish(matmul(embedding_VE, W_x_IG, dtype)), ids_TB)
-    return project(jnp.swapaxes(lookup(embedding_VE, ids_TB), 1, 2), W_x_IG, finish, dtype)
+    symbols_VI = W_x_IG if embedding_VE is None else embedding_VE
+    if symbols_VI.shape[0] < ids_TB.size:
+        return lookup(finish(W_x_IG if embedding_VE is None else matmul(embedding_VE, W_x_IG, dtype)), ids_TB)
+    rows_TBI = jnp.swapaxes(lookup(symbols_VI, ids_TB), 1, 2)
+    return jnp.swapaxes(finish(rows_TBI), 1, 2) if embedding_VE is None else project(rows_TBI, W_x_IG, finish, dtype)
 
 
 @jax.custom_vjp
@@ -65,8 +65,10 @@ def lookup(table_VG: jax.Array, ids_TB: jax.Array) -> jax.Array:
 
     The gradient of plain indexing is a scatter-add, which on a GPU adds in the order in which threads arrive.
     """
-    # In one pass; XLA makes two of table_VG[ids_TB] and the transposition.
     (T, B), (V, G) = ids_TB.shape, table_VG.shape
+    if ids_TB.size <= V:
+        return jnp.swapaxes(table_VG[ids_TB], 1, 2)
+    # Of many rows XLA would make one pass for this and one for the transposition.
     columns = jnp.broadcast_to(table_VG.T, (T, G, V)), jnp.broadcast_to(ids_TB[:, None], (T, G, B))
     return jnp.take_along_axis(*columns, axis=2, mode="clip")
 

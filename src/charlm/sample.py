@@ -1,7 +1,7 @@
 """Sample text from a trained model.
 
     python -m charlm.sample --workdir DIR [--prompt TEXT] [--length N] [--num_samples N] [--temperature X] [--top_k K]
-        [--top_p P] [--greedy] [--seed S] [--checkpoint best|latest|STEP]
+        [--top_p P] [--greedy] [--seed S] [--dtype float32|bfloat16] [--checkpoint best|latest|STEP]
 
 The text goes to stdout as it is drawn, and nothing else does.
 
@@ -32,8 +32,8 @@ from charlm.text import normalise
 from charlm.vocab import Vocab, utf8_transitions
 from charlm.workdir import check_corpus, load_run
 
-# Characters in one dispatch.
-_BLOCK = 64
+# Characters in one dispatch, and at most so many random numbers for them.
+_BLOCK, _MOST_NOISE = 64, 1 << 22
 
 
 class Settings(NamedTuple):
@@ -73,63 +73,76 @@ class Sampler(NamedTuple):
     """How a model writes text over a vocabulary (`make_sampler`).
 
     Attributes:
-        start: (params, N) -> the state before N texts.
-        block: (params, state, ids_N, keys_N, position, prompt_K, forced, settings, truncate) -> (state, ids_N,
+        prepare: params -> weights, jitted: what can be made once for all characters.
+        start: (weights, N) -> the state before N texts.
+        block: (weights, state, ids_N, keys_N, position, prompt_K, forced, settings, truncate) -> (state, ids_N,
             drawn_KN), jitted. Draws K symbols for each of N samples. `ids_N` are the last symbols and `position` their
             place in the text; the symbol at place p is drawn with the key folded with p, so that it depends on nothing
             but the sample's key and what stands before it. The first `forced` of the K are those of the prompt.
             `truncate` is static: whether top_k or top_p is in use.
     """
 
+    prepare: Callable
     start: Callable
     block: Callable
 
 
-def make_sampler(model: CharLM, vocab: Vocab, window: int = 0) -> Sampler:
+def make_sampler(model: CharLM, vocab: Vocab, window: int = 0, dtype: str | None = None) -> Sampler:
     """The sampler of a model. What it draws over bytes is UTF-8: among those that can come next, by their probability.
 
     With a `window` W every symbol is drawn after its last W predecessors, read anew from a zero state, as a model that was
     trained on windows of W knows its text, which is W times the work. The prompt must have W symbols or more.
+
+    Weights are kept in `dtype`, or in the model's where none is given.
     """
+    dtype = dtype or model.dtype
+    folded = model.folded(dtype)
     next_SV = jnp.asarray(utf8_transitions()) if vocab.kind == "bytes" else None
 
-    def start(params, num_samples: int):
+    @jax.jit
+    def prepare(params):
+        return model.fold(params, dtype)
+
+    def start(weights, num_samples: int):
         utf8_N = None if next_SV is None else jnp.zeros(num_samples, jnp.int32)
-        read = jnp.zeros((window, num_samples), jnp.int32) if window else model.initial_carry(params, num_samples)
+        read = jnp.zeros((window, num_samples), jnp.int32) if window else folded.initial_carry(weights, num_samples)
         return read, utf8_N
 
-    def read_on(params, read, ids_N):
-        """(logits_1NV, what was read) after one more symbol: a recurrent state, or the window."""
+    def read_on(weights, read, ids_N):
+        """(logits_NV, what was read) after one more symbol: a recurrent state, or the window."""
         if not window:
-            return model.apply({"params": params}, ids_N[None], read)
+            logits_1NV, read = folded.apply({"params": weights}, ids_N[None], read)
+            return logits_1NV[0], read
         window_WN = jnp.concatenate([read[1:], ids_N[None]])
-        logits_1NV, _ = model.apply({"params": params}, window_WN, model.initial_carry(params, len(ids_N)), only_last=True)
-        return logits_1NV, window_WN
+        logits_1NV, _ = folded.apply({"params": weights}, window_WN, folded.initial_carry(weights, len(ids_N)), only_last=True)
+        return logits_1NV[0], window_WN
 
     @functools.partial(jax.jit, static_argnames="truncate")
-    def block(params, state, ids_N, keys_N, position, prompt_K, forced, settings, truncate):
-        def draw(key, logits_V, place):
-            logits_V = logits_V / settings.temperature
-            if truncate:
-                logits_V = keep_probable(logits_V, settings.top_k, settings.top_p)
-            drawn = jax.random.categorical(jax.random.fold_in(key, place), logits_V)
-            return jnp.where(settings.greedy, jnp.argmax(logits_V), drawn)
+    def block(weights, state, ids_N, keys_N, position, prompt_K, forced, settings, truncate):
+        # Drawing is taking the most probable after adding noise (Gumbel 1954), and the noise of all K can be had at once.
+        def noise(place):
+            return jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, place), (vocab.size,)))(keys_N)
 
-        def one(state, k):
+        places_K = position + 1 + jnp.arange(len(prompt_K))
+        noise_KNV = jnp.where(settings.greedy, 0, jax.vmap(noise)(places_K))
+
+        def one(state, inputs):
             (read, utf8_N), ids_N = state
-            logits_1NV, read = read_on(params, read, ids_N)
-            logits_NV = logits_1NV[0]
+            noise_NV, is_forced, forced_id = inputs
+            logits_NV, read = read_on(weights, read, ids_N)
             if utf8_N is not None:
                 utf8_N = next_SV[utf8_N, ids_N]
                 logits_NV = jnp.where(next_SV[utf8_N] >= 0, logits_NV, -jnp.inf)
-            drawn_N = jax.vmap(draw, (0, 0, None))(keys_N, logits_NV, position + 1 + k)
-            ids_N = jnp.where(k < forced, prompt_K[k], drawn_N)
+            logits_NV = logits_NV / settings.temperature
+            if truncate:
+                logits_NV = jax.vmap(keep_probable, (0, None, None))(logits_NV, settings.top_k, settings.top_p)
+            ids_N = jnp.where(is_forced, forced_id, jnp.argmax(logits_NV + noise_NV, axis=-1))
             return ((read, utf8_N), ids_N), ids_N
 
-        (state, ids_N), drawn_KN = jax.lax.scan(one, (state, ids_N), jnp.arange(_BLOCK))
+        (state, ids_N), drawn_KN = jax.lax.scan(one, (state, ids_N), (noise_KNV, jnp.arange(len(prompt_K)) < forced, prompt_K))
         return state, ids_N, drawn_KN
 
-    return Sampler(start, block)
+    return Sampler(prepare, start, block)
 
 
 def sample_keys(seed: int, num_samples: int) -> jax.Array:
@@ -148,15 +161,17 @@ def generate(
         keys_N: from `sample_keys`.
     """
     num_samples = keys_N.shape[0]
-    state = sampler.start(params, num_samples)
+    size = min(_BLOCK, max(1, _MOST_NOISE // (num_samples * vocab.size)))
+    weights = sampler.prepare(params)
+    state = sampler.start(weights, num_samples)
     ids_N = jnp.full(num_samples, int(prompt[0]), jnp.int32)
     truncate = settings.top_k < vocab.size or settings.top_p < 1
-    for position in range(0, len(prompt) - 1 + length, _BLOCK):
-        ahead = prompt[position + 1 : position + 1 + _BLOCK]
-        prompt_K = np.zeros(_BLOCK, np.int32)
+    for position in range(0, len(prompt) - 1 + length, size):
+        ahead = prompt[position + 1 : position + 1 + size]
+        prompt_K = np.zeros(size, np.int32)
         prompt_K[: len(ahead)] = ahead
         state, ids_N, drawn_KN = sampler.block(
-            params, state, ids_N, keys_N, position, prompt_K, len(ahead), settings, truncate=truncate
+            weights, state, ids_N, keys_N, position, prompt_K, len(ahead), settings, truncate=truncate
         )
         end = len(prompt) - 1 + length - position
         drawn = np.asarray(drawn_KN)[len(ahead) : end]
@@ -255,6 +270,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_integer("top_k", None, "draw among the k most probable symbols", flag_values=values)
     flags.DEFINE_float("top_p", None, "draw among the most probable symbols that reach p", flag_values=values)
     flags.DEFINE_bool("greedy", None, "take the most probable symbol", flag_values=values)
+    flags.DEFINE_string("dtype", None, "of the weights: float32 or bfloat16", flag_values=values)
     flags.DEFINE_integer("seed", 0, "another seed, another text", flag_values=values)
     flags.DEFINE_string("checkpoint", "best", "best, latest or a step", flag_values=values)
     cli.parse(values, argv, __doc__)
@@ -278,7 +294,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"charlm: {run.path}, checkpoint of step {meta['step']}, seed {values.seed}", file=sys.stderr)
     settings = Settings.from_config(config.sample, run.vocab.size)
     keys_N = sample_keys(values.seed, config.sample.num_samples)
-    sampler = make_sampler(model, run.vocab, config.sample.window)
+    sampler = make_sampler(model, run.vocab, config.sample.window, config.sample.dtype)
     pieces = generate(sampler, params, run.vocab, prompt_ids, keys_N, config.sample.length, settings)
 
     sys.stdout.reconfigure(encoding="utf-8")

@@ -131,7 +131,7 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
 
     score = make_scorer(model, corpus.vocab, config.batching)
     shortest = shortest_text(config.batching)
-    sampler = sample.make_sampler(model, corpus.vocab, config.sample.window)
+    sampler = sample.make_sampler(model, corpus.vocab, config.sample.window, config.sample.dtype)
 
     tracker = tracking.Tracker(path, at)
     bar = ProgressLine(num_steps, at)
