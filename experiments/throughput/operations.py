@@ -60,9 +60,8 @@ def main() -> None:
                     milliseconds[event.name] += event.duration_ns / 1e6 / _STEPS
                     calls[event.name] += 1 / _STEPS
     total = sum(milliseconds.values())
-    print(
-        f"a step takes {seconds / _STEPS * 1e3:.1f} ms; its operations, one by one, {total:.1f} ms\n\n| operation | calls | ms |\n| --- | --- | --- |"
-    )
+    print(f"a step takes {seconds / _STEPS * 1e3:.1f} ms; its operations, one by one, {total:.1f} ms")
+    print("\n| operation | calls | ms |\n| --- | --- | --- |")
     for name, each in milliseconds.most_common(arguments.top):
         print(f"| {name} | {calls[name]:.0f} | {each:.2f} |")
 
