@@ -93,9 +93,9 @@ def rnn_forward(params: Params, x_proj_HB: jax.Array, h_proj_HB: jax.Array, carr
 
 def rnn_backward(params: Params, saved, before: Carry, after: Carry, dcarry: Carry):
     """The derivative of `rnn_forward`."""
-    del before, after
+    del params, before, after
     (h_HB,), (dh_HB,) = saved, dcarry
-    return params, (dh_HB * (1 - h_HB * h_HB),), (), (jnp.zeros_like(dh_HB),)
+    return {}, (dh_HB * (1 - h_HB * h_HB),), (), (jnp.zeros_like(dh_HB),)
 
 
 def lstm_forward(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, carry: Carry):
@@ -112,6 +112,7 @@ def lstm_forward(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, car
 
 def lstm_backward(params: Params, saved, before: Carry, after: Carry, dcarry: Carry):
     """The derivative of `lstm_forward`."""
+    del params
     (tanh_GB,) = saved
     i, f, g, o = _lstm_gates(tanh_GB)
     tanh_c_HB = jnp.tanh(after[1])
@@ -123,7 +124,7 @@ def lstm_backward(params: Params, saved, before: Carry, after: Carry, dcarry: Ca
         dc_HB * i * (1 - g * g),
         dh_HB * tanh_c_HB * (o - o * o),
     )
-    return params, dx, (), (jnp.zeros_like(dh_HB), dc_HB * f)
+    return {}, dx, (), (jnp.zeros_like(dh_HB), dc_HB * f)
 
 
 def _lstm_tanh(a_GB: jax.Array) -> jax.Array:

@@ -217,7 +217,7 @@ def _as_it_stands(x: jax.Array) -> jax.Array:
 
 
 def _put(buffer_TKB: jax.Array, t, blocks: Blocks) -> jax.Array:
-    """A buffer with the rows of step t replaced; the last block, which depends on the others in all cells, goes first."""
+    """A buffer with the rows of step t replaced, the last block first: when cells save, it is the one that needs the others."""
     start = buffer_TKB.shape[1]
     for block in reversed(blocks):
         start -= len(block)
