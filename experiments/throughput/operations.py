@@ -1,6 +1,6 @@
 """Where the time of a training step goes: its operations by the time they take, from the profiler.
 
-    python experiments/throughput/operations.py [--cell lstm] [--hidden 512] [--batch 64] [--top 25]
+    python experiments/throughput/operations.py [--cell lstm] [--hidden 512] [--layers 1] [--batch 64] [--top 25]
 
 The names are XLA's; XLA_FLAGS="--xla_dump_to=DIR --xla_dump_hlo_as_text" writes down what each of them is. Operations may
 run beside each other, so that their sum can exceed the step's time.
@@ -43,10 +43,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cell", default="lstm")
     parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--top", type=int, default=25)
     arguments = parser.parse_args()
-    task = Task(arguments.cell, arguments.hidden, 1, arguments.batch)
+    task = Task(arguments.cell, arguments.hidden, arguments.layers, arguments.batch)
     windows = np.random.default_rng(0).integers(0, task.vocab, (task.batch, task.seq_len + 1))
     train = TRAINERS["charlm"](task, torch_model(task), windows)
     train(_STEPS)

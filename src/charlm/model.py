@@ -57,9 +57,11 @@ class RecurrentLayer(nn.Module):
             for k in range(cell.carries):
                 self._blocks(f"first_{k}", 1, 0.0)  # `CharLM.initial_carry` reads them.
 
-        def finish(rows):
-            rows = rows.astype(b.dtype)
-            return (rows if scale_x is None else scale_x * normalise(rows, cell.norm_groups, axis=-1)) + b
+        def finish(product):  # (..., G, columns)
+            product = product.astype(b.dtype)
+            if scale_x is not None:
+                product = scale_x[:, None] * normalise(product, cell.norm_groups, axis=-2)
+            return product + b[:, None]
 
         # DropConnect (Wan et al. 2013; Merity et al. 2018): some recurrent weights are 0 for all steps of a window.
         W_h = _dropout(self, W_h, self.recurrent_dropout, W_h.shape, train)
@@ -190,7 +192,7 @@ class CharLM(nn.Module):
             dropped_TBH = _dropout(self, read_TBH, self.dropout, mask_shape, train)
             # Around a layer, past its dropout (Prakash et al. 2016); the first has an input of another size.
             h_TBH = h_TBH[steps] + dropped_TBH if self.residual and layer else dropped_TBH
-            project, input_size = functools.partial(recurrence.project, h_TBH), self.hidden_size
+            project, input_size = functools.partial(recurrence.project, jnp.swapaxes(h_TBH, 1, 2)), self.hidden_size
         self.sow("activations", "output", output_TBH)
         self.sow("activations", "dropped", dropped_TBH)
         if self.tie_weights:  # Press and Wolf 2017; Inan et al. 2017

@@ -2,7 +2,7 @@
 
 Four things make this faster than differentiating a plain scan, all exact:
 
-- The input of the first layer is a character id, so its projection is a row of a table with V rows: V rows of work in
+- The input of the first layer is a character id, so its projection is a column of a table with V of them: V of work in
   place of B * T (`project_ids`).
 - The gradient of W_h is not summed up inside the backward loop. The loop returns the gradient at `h_proj` for every
   step and dW_h is one large product at the end (`unroll`).
@@ -24,8 +24,8 @@ import jax.numpy as jnp
 
 from charlm.cells import Blocks, Carry, Cell, Params
 
-# Up to this many rows the gradient of a table is a product with one-hot vectors.
-_ONE_HOT_ROWS = 512
+# Up to this many symbols the gradient of a table is a product with one-hot vectors.
+_ONE_HOT_SYMBOLS = 512
 
 
 def matmul(x: jax.Array, w: jax.Array, dtype) -> jax.Array:
@@ -33,12 +33,12 @@ def matmul(x: jax.Array, w: jax.Array, dtype) -> jax.Array:
     return jnp.matmul(x.astype(dtype), w.astype(dtype), preferred_element_type=x.dtype)
 
 
-def project(x_TBI: jax.Array, W_x_IG: jax.Array, finish: Callable[[jax.Array], jax.Array], dtype=jnp.float32) -> jax.Array:
-    """The input projection of all time steps, finish(x @ W_x), shape (T, G, B).
+def project(x_TIB: jax.Array, W_x_IG: jax.Array, finish: Callable[[jax.Array], jax.Array], dtype=jnp.float32) -> jax.Array:
+    """The input projection of all time steps, finish(W_x.T @ x), shape (T, G, B).
 
-    `finish` is what is done to each row of the product by itself: the bias, for some cells a normalisation before it.
+    `finish` is what is done to each column of the product by itself: the bias, for some cells a normalisation before it.
     """
-    return jnp.swapaxes(finish(matmul(x_TBI, W_x_IG, dtype)), 1, 2)
+    return finish(_product_of_steps(jnp.dtype(dtype), W_x_IG.T, x_TIB))
 
 
 def project_ids(
@@ -50,49 +50,76 @@ def project_ids(
 ) -> jax.Array:
     """The input projection of character ids, shape (T, G, B): embedded, or one-hot if `embedding_VE` is None.
 
-    Equal to embedding every id and projecting it: rows of finish(E @ W_x) where that table is smaller than the batch.
+    Equal to embedding every id and projecting it: columns of finish((E @ W_x).T) where that table is smaller than the batch.
     """
     symbols_VI = W_x_IG if embedding_VE is None else embedding_VE
     if symbols_VI.shape[0] < ids_TB.size:
-        return lookup(finish(W_x_IG if embedding_VE is None else matmul(embedding_VE, W_x_IG, dtype)), ids_TB)
-    rows_TBI = jnp.swapaxes(lookup(symbols_VI, ids_TB), 1, 2)
-    return jnp.swapaxes(finish(rows_TBI), 1, 2) if embedding_VE is None else project(rows_TBI, W_x_IG, finish, dtype)
+        table_VG = W_x_IG if embedding_VE is None else matmul(embedding_VE, W_x_IG, dtype)
+        return lookup(finish(table_VG.T), ids_TB)
+    columns_TIB = lookup(symbols_VI.T, ids_TB)
+    return finish(columns_TIB) if embedding_VE is None else project(columns_TIB, W_x_IG, finish, dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product_of_steps(dtype, W_GI: jax.Array, x_TIB: jax.Array) -> jax.Array:
+    """W @ x of every step, (T, G, B), with the operands in `dtype`.
+
+    On a CPU one after another: all steps in one product would have to be turned around in memory before and after it. A GPU
+    is kept busy by one large product alone.
+    """
+
+    def one_by_one(W, x):
+        W = _as_it_stands(W)
+        return jax.lax.map(lambda x_IB: _product(W, x_IB), x)
+
+    return jax.lax.platform_dependent(W_GI.astype(dtype), x_TIB, cpu=one_by_one, default=_product)
+
+
+def _product_of_steps_fwd(dtype, W_GI, x_TIB):
+    return _product_of_steps(dtype, W_GI, x_TIB), (W_GI, x_TIB)
+
+
+def _product_of_steps_bwd(dtype, residuals, grad_TGB):
+    W_GI, x_TIB = residuals
+    dW_GI = _product(_flat(grad_TGB).astype(dtype), _flat(x_TIB).T, W_GI.dtype)
+    return dW_GI, _product_of_steps(dtype, W_GI.T, grad_TGB)
+
+
+_product_of_steps.defvjp(_product_of_steps_fwd, _product_of_steps_bwd)
 
 
 @jax.custom_vjp
-def lookup(table_VG: jax.Array, ids_TB: jax.Array) -> jax.Array:
-    """The rows table_VG[ids_TB] as columns, shape (T, G, B), with a gradient that is the same to the bit every time.
+def lookup(table_GV: jax.Array, ids_TB: jax.Array) -> jax.Array:
+    """The columns of a table, shape (T, G, B), with a gradient that is the same to the bit every time.
 
     The gradient of plain indexing is a scatter-add, which on a GPU adds in the order in which threads arrive.
     """
-    (T, B), (V, G) = ids_TB.shape, table_VG.shape
+    (T, B), (G, V) = ids_TB.shape, table_GV.shape
     if ids_TB.size <= V:
-        return jnp.swapaxes(table_VG[ids_TB], 1, 2)
-    # Of many rows XLA would make one pass for this and one for the transposition.
-    columns = jnp.broadcast_to(table_VG.T, (T, G, V)), jnp.broadcast_to(ids_TB[:, None], (T, G, B))
+        return jnp.swapaxes(table_GV.T[ids_TB], 1, 2)
+    # Of many columns XLA would make one pass for this and one for the transposition.
+    columns = jnp.broadcast_to(table_GV, (T, G, V)), jnp.broadcast_to(ids_TB[:, None], (T, G, B))
     return jnp.take_along_axis(*columns, axis=2, mode="clip")
 
 
-def _lookup_fwd(table_VG, ids_TB):
-    return lookup(table_VG, ids_TB), (ids_TB, table_VG.shape[0])
+def _lookup_fwd(table_GV, ids_TB):
+    return lookup(table_GV, ids_TB), (ids_TB, table_GV.shape[1])
 
 
 def _lookup_bwd(residuals, grad_TGB):
-    ids_TB, rows = residuals
+    ids_TB, symbols = residuals
     ids_N, grad_GN = ids_TB.reshape(-1), _flat(grad_TGB)
-    if rows <= _ONE_HOT_ROWS:
-        one_hot_NV = jax.nn.one_hot(ids_N, rows, dtype=grad_TGB.dtype)
-        return _as_it_stands(_product(grad_GN, one_hot_NV)).T, None
+    if symbols <= _ONE_HOT_SYMBOLS:
+        one_hot_NV = jax.nn.one_hot(ids_N, symbols, dtype=grad_TGB.dtype)
+        return _as_it_stands(_product(grad_GN, one_hot_NV)), None
     # A CPU scatters one row after another, so that the order is fixed without sorting.
-    return (
-        jax.lax.platform_dependent(
-            ids_N,
-            grad_GN.T,
-            cpu=lambda i, g: jnp.zeros((rows, g.shape[-1]), g.dtype).at[i].add(g),
-            default=lambda i, g: segment_sum(g, i, rows),
-        ),
-        None,
+    grad_VG = jax.lax.platform_dependent(
+        ids_N,
+        grad_GN.T,
+        cpu=lambda i, g: jnp.zeros((symbols, g.shape[-1]), g.dtype).at[i].add(g),
+        default=lambda i, g: segment_sum(g, i, symbols),
     )
+    return grad_VG.T, None
 
 
 lookup.defvjp(_lookup_fwd, _lookup_bwd)
