@@ -112,19 +112,20 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
     """The training loop: dispatch a chunk of steps; then log, evaluate, sample and save what is due."""
     began = time.monotonic()
     chars_per_step = outcome.chars_per_step(config)
-    learning_rate = optim.make_schedule(config.optimizer, num_steps)
+    learning_rate = jax.jit(optim.make_schedule(config.optimizer, num_steps))
     program = step.Program(config, corpus.vocab.size, num_steps, layout.carries_state)
     numbers = {"seed": np.uint32(config.seed)}
-    # Jitted: one compilation in place of one an operation.
-    state = jax.jit(functools.partial(step.init_state, program))(numbers)
+    init = functools.partial(step.init_state, program)
     model = CharLM.from_config(config.model, corpus.vocab.size)
     progress = outcome.Progress()
 
     checkpoints = checkpoint.Checkpoints(path, writable=True)
     if found := checkpoints.restore_latest(say):
         flat, meta = found
-        state = jax.tree.map(jnp.array, checkpoint.unflatten_state(state, flat))
+        state = jax.tree.map(jnp.array, checkpoint.unflatten_state(jax.eval_shape(init, numbers), flat))
         progress = outcome.Progress(**meta["progress"])
+    else:
+        state = jax.jit(init)(numbers)  # One compilation in place of one an operation.
     at = saved = int(state.step)
     size = num_params(state.params)
     earlier = progress.elapsed
