@@ -128,7 +128,7 @@ def test_outputs_and_gradients_equal_those_of_flax(x64, name, flax_cell):
     x_TBE, W_x, b = draw(5, T, B, E), draw(6, E, len(W_h)), draw(7, len(W_h))
 
     def ours(params, W_x, W_h, b, x):
-        x_proj = recurrence.project(jnp.swapaxes(x, 1, 2), W_x, lambda product: product + b[:, None], jnp.float64)
+        x_proj = recurrence.from_layer(jnp.swapaxes(x, 1, 2)).project(W_x, lambda product: product + b[:, None], jnp.float64)
         return recurrence.unroll(CELLS[name], params, W_h, x_proj, carry, jnp.float64)[0]
 
     def theirs(params, W_x, W_h, b, x):
@@ -164,7 +164,7 @@ def test_projected_ids_equal_the_projection_of_their_embeddings(x64, vocab, embe
         def of_columns(product):
             return jnp.swapaxes(finish(jnp.swapaxes(product, -1, -2), b), -1, -2)
 
-        x = recurrence.project_ids(ids_TB, table if embedded else None, W_x, of_columns, jnp.float64)
+        x = recurrence.from_ids(ids_TB, table if embedded else None, vocab).project(W_x, of_columns, jnp.float64)
         return jnp.sum(jnp.sin(jnp.swapaxes(x, 1, 2)) * draw(4, T, B, 4 * H))
 
     def plain(table, W_x, b):

@@ -18,10 +18,11 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from charlm import cudnn
 from charlm.batching import LAYOUTS, LOSSES_ON
 from charlm.cells import CELLS
 from charlm.errors import ConfigError
-from charlm.model import DTYPES, ENCODINGS, RECURRENT_INITS
+from charlm.model import DTYPES, ENCODINGS, RECURRENCES, RECURRENT_INITS
 from charlm.optim import LOSS_REDUCTIONS, OPTIMIZERS, SCHEDULES, schedule_spans_run
 from charlm.step import MAX_STEPS_PER_DISPATCH
 from charlm.vocab import KINDS
@@ -89,6 +90,9 @@ def default_config() -> config_dict.ConfigDict:
     model.recurrent_init = "orthogonal"  # of each gate's recurrent kernel (Saxe et al. 2014); or lecun_normal; no difference
     model.init_std = unset(float)  # when set, all weights are normal with this standard deviation, recurrent ones too
     model.forget_bias = 1.0  # the LSTM's forget gate starts open (Jozefowicz et al. 2015); in short runs 0 is a little better
+    # What computes the steps: scan, charlm's own loop; cudnn, NVIDIA's library, for lstm in float32 on such a GPU; auto: cudnn
+    # where it can. They agree but for rounding.
+    model.recurrence = "auto"
     model.dtype = "float32"  # of the operands of the products; bfloat16 is meant for GPU and TPU
 
     config.optimizer = optimizer = config_dict.ConfigDict()
@@ -254,6 +258,7 @@ def check(config: config_dict.ConfigDict, where: str) -> None:
         "model.cell": tuple(CELLS),
         "model.encoding": ENCODINGS,
         "model.recurrent_init": RECURRENT_INITS,
+        "model.recurrence": RECURRENCES,
         "model.dtype": DTYPES,
         "optimizer.name": OPTIMIZERS,
         "optimizer.schedule": SCHEDULES,
@@ -300,6 +305,9 @@ def check(config: config_dict.ConfigDict, where: str) -> None:
         if values["model.embedding_size"] != values["model.hidden_size"]:
             sizes = f"{values['model.embedding_size']} and {values['model.hidden_size']}"
             refuse("model.tie_weights", f"it needs model.embedding_size equal to model.hidden_size; they are {sizes}")
+    if values["model.recurrence"] == "cudnn" and not cudnn.can_do(values["model.cell"], values["model.dtype"]):
+        found = f"{values['model.cell']} and {values['model.dtype']}"
+        refuse("model.recurrence", f"it needs model.cell lstm and model.dtype float32, not {found}; auto chooses what works")
     if not 0 < values["optimizer.decay_factor"] < 1:
         refuse("optimizer.decay_factor", "it must be greater than 0 and below 1")
     if values["optimizer.schedule"] == "step_decay" and values["optimizer.decay_every"] is None:

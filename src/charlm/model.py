@@ -6,19 +6,18 @@ Letters: B batch, T time, H hidden, V vocabulary, E embedding, I input features,
 Sequences are time-major, as the scan reads them.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from charlm import recurrence
+from charlm import cudnn, recurrence
 from charlm.cells import CELLS, Carry, normalise
 
 ENCODINGS = ("embedding", "one_hot", "scalar")
 DTYPES = ("float32", "bfloat16")
+RECURRENCES = ("auto", "scan", "cudnn")
 RECURRENT_INITS = ("orthogonal", "lecun_normal")
 
 
@@ -37,18 +36,17 @@ class RecurrentLayer(nn.Module):
     init_std: float | None
     forget_bias: float
     learn_initial_state: bool
+    recurrence: str
     dtype: str
 
     @nn.compact
-    def __call__(
-        self, project: Callable[[jax.Array, Callable], jax.Array], input_size: int, carry: Carry, train: bool
-    ) -> tuple[jax.Array, Carry]:
-        """h_TBH and the last state; `project` maps (W_x, finish) to x_proj_TGB."""
+    def __call__(self, inputs: recurrence.Inputs, carry: Carry, train: bool) -> tuple[jax.Array, Carry]:
+        """h_TBH and the last state."""
         cell = CELLS[self.cell]
         hidden, gates = self.hidden_size, len(cell.gates)
         init_x = _weight_init(self.init_std, nn.initializers.lecun_normal())
         init_h = _weight_init(self.init_std, _per_gate(_RECURRENT_INITS[self.recurrent_init], gates))
-        W_x = self.param("W_x", init_x, (input_size, gates * hidden), jnp.float32)
+        W_x = self.param("W_x", init_x, (inputs.size, gates * hidden), jnp.float32)
         W_h = self.param("W_h", init_h, (gates * hidden, hidden), jnp.float32)
         b = self.param("b", _bias_init(cell.gates, hidden, self.forget_bias), (gates * hidden,), jnp.float32)
         own = {each.name: self._blocks(*each) for each in cell.own}
@@ -65,7 +63,9 @@ class RecurrentLayer(nn.Module):
 
         # DropConnect (Wan et al. 2013; Merity et al. 2018): some recurrent weights are 0 for all steps of a window.
         W_h = _dropout(self, W_h, self.recurrent_dropout, W_h.shape, train)
-        return recurrence.unroll(cell, own, W_h, project(W_x, finish), carry, self.dtype)
+        if self.recurrence == "cudnn":
+            return cudnn.unroll(W_x, W_h, b, inputs.columns(), carry)
+        return recurrence.unroll(cell, own, W_h, inputs.project(W_x, finish, self.dtype), carry, self.dtype)
 
     def _blocks(self, name: str, blocks: int, first: float) -> jax.Array:
         """A vector of so many blocks of H numbers."""
@@ -122,7 +122,7 @@ def _bias_init(gates: tuple[str, ...], hidden: int, forget_bias: float):
 class CharLM(nn.Module):
     """A recurrent language model over V symbols.
 
-    Attributes: as the keys of `config.model`, and `vocab_size` V.
+    Attributes: as the keys of `config.model`, and `vocab_size` V; `recurrence` is scan or cudnn.
     """
 
     vocab_size: int
@@ -140,11 +140,14 @@ class CharLM(nn.Module):
     recurrent_init: str
     init_std: float | None
     forget_bias: float
+    recurrence: str
     dtype: str
 
     @classmethod
     def from_config(cls, model, vocab_size: int) -> "CharLM":
-        return cls(vocab_size=vocab_size, **model.to_dict())
+        """The model of a config, with the recurrence that this machine's device is best at among those that it may have."""
+        fast = model.recurrence != "scan" and cudnn.can_do(model.cell, model.dtype) and cudnn.is_available()
+        return cls(vocab_size=vocab_size, **model.to_dict() | {"recurrence": "cudnn" if fast else "scan"})
 
     @nn.compact
     def __call__(
@@ -170,8 +173,7 @@ class CharLM(nn.Module):
             init = _weight_init(self.init_std, nn.initializers.normal(self.hidden_size**-0.5 if self.tie_weights else 1.0))
             learnt_VE = self.param("embedding", init, (self.vocab_size, self.embedding_size), jnp.float32)
         embedding_VE = self._embedding(learnt_VE, carry[0][0].dtype)
-        input_size = self.vocab_size if embedding_VE is None else embedding_VE.shape[1]
-        project = functools.partial(recurrence.project_ids, ids_TB, embedding_VE)
+        inputs = recurrence.from_ids(ids_TB, embedding_VE, self.vocab_size)
         h_TBH, last = None, []
         for layer in range(self.num_layers):
             output_TBH, layer_carry = RecurrentLayer(
@@ -182,9 +184,10 @@ class CharLM(nn.Module):
                 self.init_std,
                 self.forget_bias,
                 self.learn_initial_state,
+                self.recurrence,
                 self.dtype,
                 name=f"layer_{layer}",
-            )(functools.partial(project, dtype=self.dtype), input_size, carry[layer], train)
+            )(inputs, carry[layer], train)
             last.append(layer_carry)
             steps = slice(-1, None) if only_last and layer == self.num_layers - 1 else slice(None)
             read_TBH = output_TBH[steps]
@@ -192,7 +195,7 @@ class CharLM(nn.Module):
             dropped_TBH = _dropout(self, read_TBH, self.dropout, mask_shape, train)
             # Around a layer, past its dropout (Prakash et al. 2016); the first has an input of another size.
             h_TBH = h_TBH[steps] + dropped_TBH if self.residual and layer else dropped_TBH
-            project, input_size = functools.partial(recurrence.project, jnp.swapaxes(h_TBH, 1, 2)), self.hidden_size
+            inputs = recurrence.from_layer(jnp.swapaxes(h_TBH, 1, 2))
         self.sow("activations", "output", output_TBH)
         self.sow("activations", "dropped", dropped_TBH)
         if self.tie_weights:  # Press and Wolf 2017; Inan et al. 2017
@@ -217,7 +220,7 @@ class CharLM(nn.Module):
 
     def folded(self, dtype: str) -> "CharLM":
         """The model that is the same function of ids with the parameters of `fold`."""
-        return self.clone(encoding="one_hot", tie_weights=False, dtype=dtype)
+        return self.clone(encoding="one_hot", tie_weights=False, recurrence="scan", dtype=dtype)
 
     def fold(self, params, dtype: str) -> Any:
         """Parameters with all done that need be done once only where no gradient is asked for.
@@ -245,7 +248,7 @@ class CharLM(nn.Module):
     def initial_params(self, key: jax.Array):
         """Parameters drawn from a key, float32."""
         carry = ((jnp.zeros((1, self.hidden_size), jnp.float32),) * CELLS[self.cell].carries,) * self.num_layers
-        return self.init(key, jnp.zeros((1, 1), jnp.int32), carry)["params"]
+        return self.clone(recurrence="scan").init(key, jnp.zeros((1, 1), jnp.int32), carry)["params"]
 
 
 def num_params(params) -> int:

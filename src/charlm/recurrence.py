@@ -3,7 +3,7 @@
 Four things make this faster than differentiating a plain scan, all exact:
 
 - The input of the first layer is a character id, so its projection is a column of a table with V of them: V of work in
-  place of B * T (`project_ids`).
+  place of B * T (`from_ids`).
 - The gradient of W_h is not summed up inside the backward loop. The loop returns the gradient at `h_proj` for every
   step and dW_h is one large product at the end (`unroll`).
 - Inside the loop arrays are feature-major, the batch last, so that W_h stands on the left of its product. A CPU's product
@@ -18,6 +18,7 @@ Letters: B batch, T time, H hidden, V vocabulary, E embedding, I input features,
 
 import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,31 +34,45 @@ def matmul(x: jax.Array, w: jax.Array, dtype) -> jax.Array:
     return jnp.matmul(x.astype(dtype), w.astype(dtype), preferred_element_type=x.dtype)
 
 
-def project(x_TIB: jax.Array, W_x_IG: jax.Array, finish: Callable[[jax.Array], jax.Array], dtype=jnp.float32) -> jax.Array:
-    """The input projection of all time steps, finish(W_x.T @ x), shape (T, G, B).
+class Inputs(NamedTuple):
+    """What a layer reads at every step, as features or projected (`from_ids`, `from_layer`).
 
-    `finish` is what is done to each column of the product by itself: the bias, for some cells a normalisation before it.
+    Attributes:
+        size: I, the number of features.
+        columns: () -> x_TIB.
+        project: (W_x_IG, finish, dtype) -> finish(W_x.T @ x) of all steps, shape (T, G, B). `finish` is what is done to each
+            column of the product by itself: the bias, for some cells a normalisation before it.
     """
-    return finish(_product_of_steps(jnp.dtype(dtype), W_x_IG.T, x_TIB))
+
+    size: int
+    columns: Callable[[], jax.Array]
+    project: Callable[[jax.Array, Callable[[jax.Array], jax.Array], Any], jax.Array]
 
 
-def project_ids(
-    ids_TB: jax.Array,
-    embedding_VE: jax.Array | None,
-    W_x_IG: jax.Array,
-    finish: Callable[[jax.Array], jax.Array],
-    dtype=jnp.float32,
-) -> jax.Array:
-    """The input projection of character ids, shape (T, G, B): embedded, or one-hot if `embedding_VE` is None.
+def from_layer(x_TIB: jax.Array) -> Inputs:
+    """The inputs of a layer above another."""
 
-    Equal to embedding every id and projecting it: columns of finish((E @ W_x).T) where that table is smaller than the batch.
-    """
-    symbols_VI = W_x_IG if embedding_VE is None else embedding_VE
-    if symbols_VI.shape[0] < ids_TB.size:
-        table_VG = W_x_IG if embedding_VE is None else matmul(embedding_VE, W_x_IG, dtype)
-        return lookup(finish(table_VG.T), ids_TB)
-    columns_TIB = lookup(symbols_VI.T, ids_TB)
-    return finish(columns_TIB) if embedding_VE is None else project(columns_TIB, W_x_IG, finish, dtype)
+    def project(W_x_IG, finish, dtype=jnp.float32):
+        return finish(_product_of_steps(jnp.dtype(dtype), W_x_IG.T, x_TIB))
+
+    return Inputs(x_TIB.shape[1], lambda: x_TIB, project)
+
+
+def from_ids(ids_TB: jax.Array, embedding_VE: jax.Array | None, num_symbols: int) -> Inputs:
+    """Character ids, embedded, or one-hot if `embedding_VE` is None."""
+
+    def columns():
+        return jax.nn.one_hot(ids_TB, num_symbols, axis=1) if embedding_VE is None else lookup(embedding_VE.T, ids_TB)
+
+    def project(W_x_IG, finish, dtype=jnp.float32):
+        if num_symbols < ids_TB.size:  # It is a table of all symbols that is projected.
+            table_VG = W_x_IG if embedding_VE is None else matmul(embedding_VE, W_x_IG, dtype)
+            return lookup(finish(table_VG.T), ids_TB)
+        if embedding_VE is None:
+            return finish(lookup(W_x_IG.T, ids_TB))
+        return from_layer(columns()).project(W_x_IG, finish, dtype)
+
+    return Inputs(num_symbols if embedding_VE is None else embedding_VE.shape[1], columns, project)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -153,7 +168,7 @@ def unroll(
         cell: from `cells.CELLS`.
         params: the cell's own parameters (`cell.own`).
         W_h_GH: the recurrent kernel.
-        x_proj_TGB: the input projections (`project`, `project_ids`).
+        x_proj_TGB: the input projections (`Inputs.project`).
         carry: the state before the first step, arrays (B, H).
         dtype: of the operands of the products; sums and states stay in the parameters' dtype.
 

@@ -255,6 +255,10 @@ def train_chunk_of_runs(
     works on its runs all at once, as suits a GPU, whose products are too small one by one; or one after another, as suits
     the core of a CPU. Every result has a leading axis of R, and is that of R separate runs but for rounding.
     """
+    if at_once:  # cuDNN takes one run at a time.
+        config = config_dict.ConfigDict(program.config)
+        config.model.recurrence = "scan"
+        program = program._replace(config=config)
 
     def share(state, numbers_R, ids_N, starts_RKB, reset_RKB, n):
         def one(run):

@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_dict
 
-from charlm import checkpoint, cli, optim, outcome, sample, step, tracking, workdir
+from charlm import checkpoint, cli, cudnn, optim, outcome, sample, step, tracking, workdir
 from charlm.batching import Gather, Layout, device_gather, host_gather, make_layout
 from charlm.config import LARGEST_SEED, to_json
 from charlm.corpus import Corpus, load_corpus
@@ -64,6 +64,9 @@ def train(config: config_dict.ConfigDict, path: Path, extend: bool = False) -> N
     if len(corpus.val) < shortest and config.train.patience is not None and config.train.best_by == "val":
         raise ConfigError(f"train.patience needs {shortest} characters to validate on; data.split leaves {len(corpus.val)}")
     sample.prompt_of(config, corpus.vocab, corpus.train, config.seed)
+    if config.model.recurrence == "cudnn" and not cudnn.is_available():
+        device = jax.devices()[0].device_kind
+        raise ConfigError(f"model.recurrence is 'cudnn', which needs an NVIDIA GPU; found {device}; auto chooses what works")
     with workdir.locked(path):
         if (path / "config.json").is_file():
             run = workdir.load_run(path)
