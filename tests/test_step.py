@@ -270,3 +270,20 @@ def test_runs_are_shared_out_among_devices():
 def test_every_number_is_a_key_of_the_config():
     keys = dict(flatten(default_config()))
     assert set(step.NUMBERS) <= keys.keys()
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize("embedding_size, layers", [(256, 1), (64, 2)])
+def test_a_step_in_bfloat16_is_one_in_float32_but_for_rounding(cell, embedding_size, layers):
+    """At a size at which a CPU takes other kernels for its products than for the tiny ones above."""
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        sizes = {"hidden_size": 32, "embedding_size": embedding_size, "num_layers": layers, "dropout": 0.0}
+        changes = {f"model__{key}": value for key, value in (sizes | {"cell": cell, "dtype": dtype}).items()}
+        setup = build(batching__batch_size=2, batching__seq_len=100, **changes)
+        starts_B, reset_B = setup.layout.batch(0)
+        windows = np.stack([IDS[start : start + 101] for start in starts_B])
+        found.append(setup.one(setup.first(), windows, reset_B)[1:])
+    (loss, norm), (low_loss, low_norm) = found
+    assert loss != low_loss
+    np.testing.assert_allclose([low_loss, low_norm], [loss, norm], rtol=0.02)

@@ -23,12 +23,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
+# A GPU's memory is shared with PyTorch and with the processes that are started below.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
@@ -36,11 +37,23 @@ from charlm.cells import CELLS  # noqa: E402
 from charlm.machine import cpu_model, num_cores  # noqa: E402
 from charlm.sample import Settings, generate, make_sampler, sample_keys  # noqa: E402
 from charlm.vocab import Vocab  # noqa: E402
-from experiments.throughput.peers import TRAINERS, Task, charlm_model, charlm_params, side_by_side, torch_model  # noqa: E402
+from experiments.throughput.peers import (  # noqa: E402
+    TRAINERS,
+    Task,
+    charlm_model,
+    charlm_params,
+    side_by_side,
+    torch_device,
+    torch_model,
+    trainers_of,
+)
 
+ON_GPU = jax.devices()[0].platform == "gpu"
 SHAPES = [(cell, hidden, 1) for cell in ("lstm", "gru") for hidden in (128, 512, 1024)]
 TASKS = [Task(*shape, 64) for shape in (*SHAPES, ("lstm", 512, 2), ("gru", 512, 2))]
 LARGE_BATCHES = [Task(*shape, 256) for shape in SHAPES]
+# Of what precision; float32 is TF32 on a GPU. A CPU's products are no faster in bfloat16.
+DTYPES = ("float32", "bfloat16") if ON_GPU else ("float32",)
 # Seconds of work between two looks at the clock.
 SECTION = 1.0
 
@@ -48,7 +61,7 @@ SECTION = 1.0
 def machine() -> str:
     """What this runs on."""
     device = jax.devices()[0]
-    return f"{num_cores()} cores, {cpu_model()}" if device.platform == "cpu" else device.device_kind
+    return device.device_kind if ON_GPU else f"{num_cores()} cores, {cpu_model()}"
 
 
 def record(kind: str, **values) -> None:
@@ -90,11 +103,11 @@ def spread(values: list[float]) -> float:
     return (high - low) / 2 / middle
 
 
-def matrix_rate() -> float:
-    """The largest rate of a product of two square float32 matrices, in floating-point operations a second."""
+def matrix_rate(dtype: str) -> float:
+    """The largest rate of a product of two square matrices, in floating-point operations a second."""
     best = 0.0
-    for n in (512, 1024, 2048, 4096):
-        a = jnp.ones((n, n))
+    for n in (4096, 8192, 16384) if ON_GPU else (512, 1024, 2048, 4096):
+        a = jax.random.normal(jax.random.key(0), (n, n), dtype)  # Of ones alone it can be faster.
         product = jax.jit(lambda a: a @ a)
         product(a).block_until_ready()
         for _ in range(8):
@@ -117,31 +130,35 @@ def product_work(task: Task) -> float:
 
 def name_of(task: Task) -> str:
     layers = f"{task.layers} x " if task.layers > 1 else ""
-    return f"{layers}{task.cell.upper()} {task.hidden}, batch {task.batch}"
+    dtype = f", {task.dtype}" if len(DTYPES) > 1 else ""
+    return f"{layers}{task.cell.upper()} {task.hidden}, batch {task.batch}{dtype}"
 
 
 def steps(rounds: int, tasks: Sequence[Task] = TASKS) -> None:
     """Training steps of some tasks by every contender."""
-    print(f"\na square product: {matrix_rate() / 1e9:,.0f} billion floating-point operations a second\n")
-    columns = ["", "charlm, chars/s", "of the limit", *(f"x {name}" for name in TRAINERS if name != "charlm"), "spread"]
-    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
-    for task in tasks:
+    names = list(dict.fromkeys(name for task in tasks for name in trainers_of(task) if name != "charlm"))
+    for dtype in DTYPES:
+        print(f"\na square product in {dtype}: {matrix_rate(dtype) / 1e9:,.0f} billion floating-point operations a second")
+    columns = ["", "charlm, chars/s", "of the limit", *(f"x {name}" for name in names), "spread"]
+    print(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
+    for task in (task._replace(dtype=dtype) for dtype in DTYPES for task in tasks):
         model = torch_model(task)
         windows = np.random.default_rng(0).integers(0, task.vocab, (task.batch, task.seq_len + 1))
-        contenders = {name: trainer(task, model, windows) for name, trainer in TRAINERS.items()}
+        contenders = {name: trainer(task, model, windows) for name, trainer in trainers_of(task).items()}
         losses = {name: [train(1) for _ in range(3)] for name, train in contenders.items()}
+        tolerance = 1e-1 if task.dtype == "bfloat16" else 1e-2
         for name, found in losses.items():
             # PyTorch and Keras keep two biases where one is enough, which Adam then moves twice as fast.
             differences = np.abs(np.subtract(found, losses["charlm"]))
-            if differences[0] > 1e-4 or differences.max() > 1e-2:
+            if differences[0] > (tolerance / 10 if ON_GPU else tolerance / 100) or differences.max() > tolerance:
                 raise SystemExit(f"{name_of(task)}: {name} does other work: losses {found}, ours {losses['charlm']}")
-        limit = matrix_rate()
+        limit = matrix_rate(task.dtype)
         # charlm dispatches many steps at once, and lays out its memory anew for each dispatch.
         times = interleave(contenders, rounds, least=4)
         ours = statistics.median(times["charlm"])
         fraction = product_work(task) * task.chars / ours / limit
-        ratios = {name: median_ratio(times, name) for name in TRAINERS if name != "charlm"}
-        cells = [f"{task.chars / ours:,.0f}", f"{fraction:.0%}", *(f"{r:.2f}" for r in ratios.values())]
+        ratios = {name: median_ratio(times, name) for name in contenders if name != "charlm"}
+        cells = [f"{task.chars / ours:,.0f}", f"{fraction:.0%}", *(f"{ratios[n]:.2f}" if n in ratios else "" for n in names)]
         print(f"| {name_of(task)} | {' | '.join(cells)} | {spread(times['charlm']):.0%} |", flush=True)
         rates = {name: round(task.chars / statistics.median(found)) for name, found in times.items()}
         spreads = {name: round(spread(found), 3) for name, found in times.items()}
@@ -151,12 +168,15 @@ def steps(rounds: int, tasks: Sequence[Task] = TASKS) -> None:
 def torch_loop(model, task: Task) -> Callable[[int], None]:
     """A loop over the layers as they are trained, one character of N texts at a time."""
 
+    model = model.to(torch_device())
+
     @torch.inference_mode()
     def draw(n: int) -> None:
-        ids_1N, state = torch.zeros(1, task.batch, dtype=torch.long), None
+        ids_1N, state = torch.zeros(1, task.batch, dtype=torch.long, device=torch_device()), None
         for _ in range(n):
             logits, state = model(ids_1N, state)
             ids_1N = torch.multinomial(logits[0].softmax(-1), 1).T
+        ids_1N.cpu()  # Wait.
 
     return draw
 
@@ -166,15 +186,18 @@ def torch_cell_loop(model, task: Task) -> Callable[[int], None]:
     cell_class = {"lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell}[task.cell]
     cell = cell_class(task.embedding, task.hidden)
     cell.load_state_dict({name.removesuffix("_l0"): value for name, value in model.layers.state_dict().items()})
+    model, cell = model.to(torch_device()), cell.to(torch_device())
 
     @torch.inference_mode()
     def draw(n: int) -> None:
-        ids_N, zero = torch.zeros(task.batch, dtype=torch.long), torch.zeros(task.batch, task.hidden)
+        ids_N = torch.zeros(task.batch, dtype=torch.long, device=torch_device())
+        zero = torch.zeros(task.batch, task.hidden, device=torch_device())
         state = (zero, zero) if task.cell == "lstm" else zero
         for _ in range(n):
             state = cell(model.embedding(ids_N), state)
             logits = model.head(state[0] if task.cell == "lstm" else state)
             ids_N = torch.multinomial(logits.softmax(-1), 1)[:, 0]
+        ids_N.cpu()  # Wait.
 
     return draw
 
@@ -268,7 +291,7 @@ def _first_step(cache: str, workdir: str) -> float:
 
 
 def memory(rounds: int) -> None:
-    """The peak of a process that trains, one process a contender."""
+    """The peak of a process that trains, or on a GPU that of its arrays there, one process a contender."""
     del rounds
     for task in (Task("lstm", 512, 1, 64), Task("lstm", 1024, 1, 256)):
         peaks = {}
@@ -280,9 +303,12 @@ def memory(rounds: int) -> None:
 
 
 def peak_of(name: str, task: Task) -> int:
-    """Kilobytes that this process had resident at most, after three steps of a contender."""
+    """Kilobytes that this process had resident at most, or held on its GPU, after three steps of a contender."""
     windows = np.random.default_rng(0).integers(0, task.vocab, (task.batch, task.seq_len + 1))
     TRAINERS[name](task, torch_model(task), windows)(3)
+    if ON_GPU:
+        bytes_of_jax = jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+        return (torch.cuda.max_memory_allocated() if name == "torch.nn" else bytes_of_jax) // 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
@@ -291,12 +317,11 @@ RUNS = 16
 
 def runs(rounds: int) -> None:
     """16 small runs side by side, shared out among as many host devices as there are cores, and one after another."""
-    cpu = jax.devices()[0].platform == "cpu"
-    hidden = 64 if cpu else 128
+    hidden = 128 if ON_GPU else 64
     times = {"side by side": [], "one after another": []}
     for _ in range(max(1, rounds // 3)):
-        for name, devices in (("side by side", num_cores() if cpu else 1), ("one after another", 1)):
-            env = os.environ | ({"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"} if cpu else {})
+        for name, devices in (("side by side", num_cores()), ("one after another", 1)):
+            env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}  # No matter to a GPU.
             run = [sys.executable, __file__, "--rate_of", name, str(hidden)]
             times[name].append(float(subprocess.run(run, check=True, capture_output=True, text=True, env=env).stdout))
     ratio = statistics.median(side / alone for side, alone in zip(*times.values()))

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
+from ml_collections import config_dict
 
 from charlm import step
 from charlm.cells import CELLS
@@ -32,7 +33,7 @@ LEARNING_RATE, CLIP_NORM = 1e-3, 1.0
 
 
 class Task(NamedTuple):
-    """What is trained."""
+    """What is trained; `dtype` is that of the operands of the products."""
 
     cell: str
     hidden: int
@@ -41,6 +42,7 @@ class Task(NamedTuple):
     seq_len: int = 100
     vocab: int = 65
     embedding: int = 256
+    dtype: str = "float32"
 
     @property
     def chars(self) -> int:
@@ -63,28 +65,27 @@ def charlm_params(task: Task, model: TorchModel) -> dict:
     return jax.tree.map(jnp.array, to_charlm(task.cell, task.layers, tensors))
 
 
-def charlm_config(task: Task) -> dict:
-    """The keys of `config.model` for a task."""
-    return {"cell": task.cell, "hidden_size": task.hidden, "num_layers": task.layers, "embedding_size": task.embedding}
+def charlm_config(task: Task, recurrence: str = "auto") -> config_dict.ConfigDict:
+    config = default_config()
+    config.model.update(cell=task.cell, hidden_size=task.hidden, num_layers=task.layers, embedding_size=task.embedding)
+    config.model.update(recurrence=recurrence, dtype=task.dtype)
+    return config
 
 
 def charlm_model(task: Task) -> CharLM:
-    config = default_config().model
-    config.update(charlm_config(task))
-    return CharLM.from_config(config, task.vocab)
+    return CharLM.from_config(charlm_config(task).model, task.vocab)
 
 
-def charlm_program(task: Task) -> step.Program:
-    config = default_config()
+def charlm_program(task: Task, recurrence: str = "auto") -> step.Program:
+    config = charlm_config(task, recurrence)
     config.batching.update(layout="random", batch_size=task.batch, seq_len=task.seq_len)
-    config.model.update(charlm_config(task))
     config.optimizer.update(learning_rate=LEARNING_RATE, clip_norm=CLIP_NORM)
     return step.Program(config, task.vocab, 1, carries_state=False)
 
 
-def charlm(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
+def charlm(task: Task, model: TorchModel, windows: np.ndarray, recurrence: str = "auto") -> Train:
     """The chunk that `charlm.train` dispatches, windows cut on the device."""
-    program, numbers = charlm_program(task), {"seed": np.uint32(0)}
+    program, numbers = charlm_program(task, recurrence), {"seed": np.uint32(0)}
     _, _, optimizer = program.of(numbers)
     params = charlm_params(task, model)
     state = step.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), (), ())
@@ -122,9 +123,15 @@ def side_by_side(task: Task, windows: np.ndarray, num_runs: int) -> Train:
     return train
 
 
+def torch_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def torch_nn(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
-    """torch.nn.LSTM or GRU, with PyTorch's fused Adam."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    """torch.nn.LSTM or GRU, on a GPU those of cuDNN, with PyTorch's fused Adam; bfloat16 by autocast."""
+    device = torch_device()
+    torch.set_float32_matmul_precision("high")  # TF32, as JAX has it by default.
+    low = torch.autocast(device, torch.bfloat16, enabled=task.dtype == "bfloat16")
     model = copy.deepcopy(model).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
     ids_TB = torch.from_numpy(windows.T.astype(np.int64)).to(device)
@@ -132,8 +139,9 @@ def torch_nn(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
 
     def train(n: int) -> float:
         for _ in range(n):
-            logits, _ = model(inputs, None)
-            loss = torch.nn.functional.cross_entropy(logits.view(-1, task.vocab), targets)
+            with low:
+                logits, _ = model(inputs, None)
+                loss = torch.nn.functional.cross_entropy(logits.view(-1, task.vocab), targets)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
@@ -283,10 +291,20 @@ def keras_fit(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
     return train
 
 
-TRAINERS: dict[str, Callable[[Task, TorchModel, np.ndarray], Train]] = {
+Trainer = Callable[[Task, TorchModel, np.ndarray], Train]
+TRAINERS: dict[str, Trainer] = {
     "charlm": charlm,
     "torch.nn": torch_nn,
     "flax nn.RNN": flax_nn,
     "plain scan": plain_scan,
     "Keras on JAX": keras_fit,
 }
+
+
+def trainers_of(task: Task) -> dict[str, Trainer]:
+    """Those that a task is for: charlm's own loop beside cuDNN where that is what it takes; PyTorch alone in bfloat16."""
+    if task.dtype == "bfloat16":
+        return {name: TRAINERS[name] for name in ("charlm", "torch.nn")}
+    if charlm_model(task).recurrence == "scan":
+        return TRAINERS
+    return {"charlm": charlm, "charlm's scan": functools.partial(charlm, recurrence="scan")} | TRAINERS

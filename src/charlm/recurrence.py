@@ -67,7 +67,8 @@ def from_ids(ids_TB: jax.Array, embedding_VE: jax.Array | None, num_symbols: int
     def project(W_x_IG, finish, dtype=jnp.float32):
         if num_symbols < ids_TB.size:  # It is a table of all symbols that is projected.
             table_VG = W_x_IG if embedding_VE is None else matmul(embedding_VE, W_x_IG, dtype)
-            return lookup(finish(table_VG.T), ids_TB)
+            # As it stands, for a CPU has no product of bfloat16 that a transposition was folded into.
+            return lookup(finish(_as_it_stands(table_VG).T), ids_TB)
         if embedding_VE is None:
             return finish(lookup(W_x_IG.T, ids_TB))
         return from_layer(columns()).project(W_x_IG, finish, dtype)
