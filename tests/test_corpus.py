@@ -1,3 +1,4 @@
+import hashlib
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +67,31 @@ def test_wide_vocabularies(write):
 
 def entries():
     return sorted(path for path in (cache_dir() / "corpora").iterdir() if path.is_dir())
+
+
+def test_a_text_is_read_again_only_if_it_may_have_changed(write, monkeypatch, tmp_path):
+    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
+    sound, read = text.files_sha256, []
+    monkeypatch.setattr(text, "files_sha256", lambda *args: read.append(args) or sound(*args))
+    path = write("some text " * 20)
+
+    def times_read():
+        read.clear()
+        loaded = corpus.load_corpus(data(path=path))
+        assert loaded.sha256 == hashlib.sha256(open(path, "rb").read()).hexdigest()
+        return len(read)
+
+    # A file that was written just now could change again without its times telling.
+    assert times_read() == 2 and times_read() == 1
+    monkeypatch.setattr(corpus, "_CLOCK_NS", 0)
+    assert times_read() == 1 and times_read() == 0 and times_read() == 0
+    times = os.stat(path)
+    write("same text " * 20)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # The size and the time are as they were.
+    assert times_read() == 2 and times_read() == 0
+    for known in (tmp_path / "cache" / "fingerprints").iterdir():
+        known.write_text("damaged")
+    assert times_read() == 1
 
 
 def test_a_text_is_encoded_once_and_again_if_it_or_an_option_changes(write, monkeypatch, tmp_path):

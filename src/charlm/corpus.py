@@ -5,10 +5,14 @@ text and set of options, `ids.bin` and `meta.json`, and in `downloads/` the file
 only the time to make it again.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
+import os
+import re
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +38,8 @@ _DOWNLOADS = {
     ),
 }
 BUILT_IN = ("shakespeare", *_DOWNLOADS)
+# Changes to a file so close to each other may leave it with the same times.
+_CLOCK_NS = 2 * 10**9
 # nanoGPT's split: the last tenth is held out.
 _FILE_SPLIT = (0.9, 0.1, 0.0)
 
@@ -107,7 +113,7 @@ def load_corpus(data) -> Corpus:
             changes while it is read, or the cache cannot be written.
     """
     source = _source(data)
-    fingerprint = source.fingerprint()
+    fingerprint = _known_fingerprint(source)
     options = [FORMAT, fingerprint, data.vocab, data.max_symbols, data.unknown, data.lowercase, list(source.split)]
     key = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:32]
     entry = cache_dir() / "corpora" / key
@@ -122,6 +128,37 @@ def load_corpus(data) -> Corpus:
     ends = list(itertools.accumulate(meta["lengths"]))
     train, val, test = ids[: ends[0]], ids[ends[0] : ends[1]], ids[ends[1] : ends[2]]
     return Corpus(source.name, meta["sha256"], vocab, train, val, test, meta["symbols_per_char"])
+
+
+def _known_fingerprint(source: _Source) -> str:
+    """The fingerprint of a source, remembered for as long as the system says that its files are as they were.
+
+    Reading gigabytes at every start would take longer than all the rest of it. A change shows in a file's size, its times or
+    its number; but only if it comes later than what the clock of the files can tell apart, so a file that was changed just
+    now is read anew the next time.
+    """
+
+    def stamp() -> list | None:
+        try:
+            found = [(str(path.resolve()), path.stat()) for path in source.paths]
+        except OSError:
+            return None
+        return [[name, each.st_size, each.st_mtime_ns, each.st_ctime_ns, each.st_ino] for name, each in found]
+
+    before = stamp()
+    name = hashlib.sha256(json.dumps([source.separator, before]).encode()).hexdigest()
+    known = cache_dir() / "fingerprints" / name
+    with contextlib.suppress(OSError, ValueError):
+        if before and re.fullmatch("[0-9a-f]{64}", fingerprint := known.read_text(encoding="utf-8")):
+            return fingerprint
+    fingerprint = source.fingerprint()
+    if before and stamp() == before and time.time_ns() - max(max(each[2:4]) for each in before) > _CLOCK_NS:
+        with contextlib.suppress(OSError):  # What cannot be remembered is read again.
+            known.parent.mkdir(parents=True, exist_ok=True)
+            partial = known.with_name(f"{name}.{os.getpid()}.partial")
+            partial.write_text(fingerprint, encoding="utf-8")
+            partial.replace(known)
+    return fingerprint
 
 
 def _source(data) -> _Source:
