@@ -18,3 +18,9 @@ def cpu_model() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def ask_for_determinism() -> None:
+    """Have XLA leave out, on a GPU, what comes out otherwise each time. Only before JAX first looks for its devices."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()

@@ -285,7 +285,7 @@ def main(argv: Sequence[str]) -> None:
     train_ids = None
     if config.sample.random_prompt is not None and not config.sample.prompt:
         corpus = load_corpus(config.data)
-        check_corpus(run, corpus)
+        check_corpus(run.path, run.manifest, corpus)
         train_ids = corpus.train
     prompt, prompt_ids = prompt_of(config, run.vocab, train_ids, values.seed)
     flat, meta = Checkpoints(run.path).find(values.checkpoint, say)
