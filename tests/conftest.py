@@ -10,13 +10,15 @@ import jax
 import pytest
 from hypothesis import settings
 
-from charlm import cli, evaluate, sample, train
+from charlm import cli, evaluate, reproduce, sample, train
 
 # The same examples every time, and no deadline: compilation falls on whichever comes first.
 settings.register_profile("charlm", deadline=None, derandomize=True)
+# 10,000 and more for each property: pytest --hypothesis-profile=thorough tests/test_untrusted.py
+settings.register_profile("thorough", settings.get_profile("charlm"), max_examples=10_000)
 settings.load_profile("charlm")
 
-COMMANDS = {"train": train.main, "sample": sample.main, "evaluate": evaluate.main}
+COMMANDS = {"train": train.main, "sample": sample.main, "evaluate": evaluate.main, "reproduce": reproduce.main}
 SMALL = """
 from charlm.config import default_config
 

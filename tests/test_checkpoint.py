@@ -20,7 +20,7 @@ def tree(seed):
 
 
 def save(workdir, steps, best=None):
-    checkpoints = Checkpoints(workdir, writable=True)
+    checkpoints = Checkpoints(workdir)
     for step in steps:
         checkpoints.save(step, tree(step), {"loss": step / 7}, best)
     checkpoints.wait()
@@ -37,7 +37,7 @@ def test_what_is_restored_is_what_was_saved(tmp_path):
 
 
 def test_a_donated_array_may_be_overwritten_while_it_is_saved(tmp_path):
-    checkpoints = Checkpoints(tmp_path, writable=True)
+    checkpoints = Checkpoints(tmp_path)
     state = {"a": jnp.arange(1 << 20, dtype=jnp.float32)}
     change = jax.jit(lambda s: jax.tree.map(lambda a: a * 0 - 1, s), donate_argnums=0)
     checkpoints.save(1, state, {}, None)
@@ -98,7 +98,7 @@ def test_a_damaged_latest_is_named_and_the_one_before_is_used(tmp_path):
     save(tmp_path, [1, 2]).close()
     damage(tmp_path / "checkpoints" / "2" / "state")
     said = []
-    checkpoints = Checkpoints(tmp_path, writable=True)
+    checkpoints = Checkpoints(tmp_path)
     flat, meta = checkpoints.restore_latest(said.append)
     assert meta["step"] == 1 and sha256(flat) == sha256(flatten_state(tree(1)))
     assert len(said) == 1 and str(tmp_path / "checkpoints" / "2") in said[0] and "going on from step 1" in said[0]
@@ -120,10 +120,21 @@ def test_the_best_is_found_past_a_damaged_latest_and_its_loss_is_said(tmp_path):
         Checkpoints(tmp_path).find("best", print)
 
 
+@pytest.mark.parametrize("content", ['{"init_timestamp_nsecs": []}', '{"custom_metadata": {}, "0": 1}', "[]", ""])
+def test_one_that_orbax_cannot_list_does_not_bar_the_way_to_new_ones(tmp_path, content):
+    """Though it is not the latest, so that nobody would read it."""
+    save(tmp_path, [10, 20], best=10).close()
+    (tmp_path / "checkpoints" / "10" / "_CHECKPOINT_METADATA").write_text(content)
+    checkpoints = save(tmp_path, [30], best=10)
+    assert checkpoints.steps()[-2:] == [20, 30] and checkpoints.find("latest", print)[1]["step"] == 30
+    # It is kept, here or there.
+    assert (10 in checkpoints.steps()) != (tmp_path / "damaged" / "10").is_dir()
+
+
 def test_with_none_before_it_a_damaged_checkpoint_is_an_error_and_stays(tmp_path):
     save(tmp_path, [2]).close()
     damage(tmp_path / "checkpoints" / "2" / "state")
-    checkpoints = Checkpoints(tmp_path, writable=True)
+    checkpoints = Checkpoints(tmp_path)
     with pytest.raises(DamagedCheckpoint, match="no whole one before it"):
         checkpoints.restore_latest(print)
     assert checkpoints.steps() == [2]

@@ -4,18 +4,20 @@
 progress and a sha256 of everything. Orbax returns flipped bits without a word; the sha256 does not.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from charlm.errors import WorkdirError
+from charlm.errors import RunFailed, WorkdirError
 from charlm.model import CharLM
 
 Flat = dict[str, np.ndarray]
@@ -77,34 +79,34 @@ def sha256(flat: Flat, meta: Mapping[str, Any] | None = None) -> str:
 class Checkpoints:
     """The checkpoints of one workdir. Writes in the background; keeps the two latest and the best."""
 
-    def __init__(self, workdir: Path, writable: bool = False):
+    def __init__(self, workdir: Path):
         self._root = workdir / "checkpoints"
-        self._writable = writable
         self._keep = _KeepLatestAndBest()
 
     @functools.cached_property
     def _manager(self):
-        """Orbax's. Made at its first use, since importing Orbax takes as long as a fifth of a start."""
-        import orbax.checkpoint as ocp
-
-        return ocp.CheckpointManager(
-            self._root.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                create=self._writable,
-                read_only=not self._writable,
-                cleanup_tmp_directories=self._writable,
-                preservation_policy=self._keep,
-                enable_async_checkpointing=True,
-            ),
-            item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
-        )
+        """Orbax's, for writing. Made at its first use, since importing Orbax takes as long as a fifth of a start."""
+        try:
+            return _make_manager(self._root, self._keep)
+        except Exception:
+            # It reads a file of every checkpoint there is, so that a damaged one bars the way to a new one.
+            for step in self.steps():
+                if not _can_be_listed(self._root / str(step)):
+                    self._put_aside(step)
+            return _make_manager(self._root, self._keep)
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, in order."""
-        return sorted(self._manager.all_steps()) if self._root.is_dir() else []
+        """The steps that have a checkpoint, in order. One that is not complete has another name yet."""
+        if not self._root.is_dir():
+            return []
+        return sorted(int(path.name) for path in self._root.iterdir() if path.name.isdecimal() and path.is_dir())
 
     def save(self, step: int, state: Any, progress: Mapping[str, Any], best_step: int | None) -> None:
-        """Start saving; the arrays are copied before this returns."""
+        """Start saving; the arrays are copied before this returns. A checkpoint of the same step is replaced.
+
+        Raises:
+            RunFailed: this or the save before it could not be written.
+        """
         from orbax.checkpoint import args as items
 
         flat = flatten_state(state)
@@ -112,7 +114,11 @@ class Checkpoints:
         meta["sha256"] = sha256(flat, meta)
         self._keep.best_step = best_step
         args = items.Composite(state=items.StandardSave(flat), meta=items.JsonSave(meta))
-        self._manager.save(step, args=args, force=True)
+        with self._told():
+            if step in self.steps():
+                self._manager.wait_until_finished()
+                self._manager.delete(step)
+            self._manager.save(step, args=args, force=True)
 
     def restore(self, step: int) -> tuple[Flat, dict]:
         """The state and meta data of one checkpoint, verified.
@@ -120,23 +126,22 @@ class Checkpoints:
         Raises:
             DamagedCheckpoint: unreadable, or not what was saved.
         """
-        from orbax.checkpoint import args as items
+        import orbax.checkpoint as ocp
 
+        folder = self._root / str(step)
         try:
-            restored = self._manager.restore(
-                step, args=items.Composite(state=items.StandardRestore(), meta=items.JsonRestore())
-            )
-            flat = {name: np.asarray(value) for name, value in restored["state"].items()}
-            meta = dict(restored["meta"])
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+                state = reader.restore((folder / "state").absolute())
+            with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+                meta = dict(reader.restore((folder / "meta").absolute()))
+            flat = {name: np.asarray(value) for name, value in state.items()}
             expected = meta.pop("sha256", None)
         except MemoryError:
             raise
         except Exception as error:  # Orbax raises many kinds for files that are cut short or altered.
-            raise DamagedCheckpoint(
-                f"the checkpoint {self._root / str(step)} cannot be read ({type(error).__name__})"
-            ) from None
+            raise DamagedCheckpoint(f"the checkpoint {folder} cannot be read ({type(error).__name__})") from None
         if sha256(flat, meta) != expected or meta.get("step") != step:
-            raise DamagedCheckpoint(f"the checkpoint {self._root / str(step)} is damaged: its sha256 does not match")
+            raise DamagedCheckpoint(f"the checkpoint {folder} is damaged: its sha256 does not match")
         self._keep.best_step = meta["best_step"]
         return flat, meta
 
@@ -158,15 +163,18 @@ class Checkpoints:
                 continue
             for bad_step, error in damaged:
                 say(f"{error}; going on from step {step}, the one before")
-                aside = self._root.parent / "damaged"
-                aside.mkdir(exist_ok=True)
-                shutil.rmtree(aside / str(bad_step), ignore_errors=True)
-                (self._root / str(bad_step)).rename(aside / str(bad_step))
-            self._manager.reload()
+                self._put_aside(bad_step)
             return flat, meta
         if damaged:
             raise DamagedCheckpoint(f"{damaged[0][1]}, and there is no whole one before it; start again in another --workdir")
         return None
+
+    def _put_aside(self, step: int) -> None:
+        """Into `damaged/` beside `checkpoints/`."""
+        aside = self._root.parent / "damaged"
+        aside.mkdir(exist_ok=True)
+        shutil.rmtree(aside / str(step), ignore_errors=True)
+        (self._root / str(step)).rename(aside / str(step))
 
     def find(self, which: str, say: Callable[[str], None]) -> tuple[Flat, dict]:
         """The checkpoint `best`, `latest`, or of a step, verified; `say` is told of damaged ones that were passed over.
@@ -204,13 +212,48 @@ class Checkpoints:
         raise AssertionError("there is at least one step")
 
     def wait(self) -> None:
-        """Until everything is on disk."""
+        """Until everything is on disk. Raises RunFailed if it cannot be."""
         if "_manager" in vars(self):
-            self._manager.wait_until_finished()
+            with self._told():
+                self._manager.wait_until_finished()
 
     def close(self) -> None:
         if "_manager" in vars(self):
-            self._manager.close()
+            with contextlib.suppress(Exception):  # What could not be written was told of by `wait`.
+                self._manager.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Orbax raises errors of many kinds when a disk is full, for this save or the one before it; here of one."""
+        try:
+            yield
+        except Exception as error:
+            reason = " ".join(str(error).split())[-200:]
+            kept = f"the last one is that of step {self.steps()[-1]}" if self.steps() else "there is none yet"
+            raise RunFailed(
+                f"a checkpoint could not be written to {self._root}: {reason}; {kept}, and the same command goes on from it"
+            ) from None
+
+
+def _make_manager(root: Path, keep: Any):
+    import orbax.checkpoint as ocp
+
+    options = ocp.CheckpointManagerOptions(
+        create=True, cleanup_tmp_directories=True, preservation_policy=keep, enable_async_checkpointing=True
+    )
+    handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+    return ocp.CheckpointManager(root.absolute(), options=options, item_handlers=handlers)
+
+
+def _can_be_listed(folder: Path) -> bool:
+    """Whether Orbax can make a manager of a checkpoint alone."""
+    with tempfile.TemporaryDirectory() as alone:
+        Path(alone, folder.name).symlink_to(folder.absolute())
+        try:
+            _make_manager(Path(alone), _KeepLatestAndBest()).close()
+        except Exception:
+            return False
+        return True
 
 
 class _KeepLatestAndBest:

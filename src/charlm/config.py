@@ -112,6 +112,7 @@ def default_config() -> config_dict.ConfigDict:
     optimizer.weight_decay = 0.0  # adamw
     optimizer.clip_value = unset(float)  # each element of the gradient to [-x, x]
     optimizer.clip_norm = unset(float)  # the gradient's global norm to at most x
+    optimizer.skip_not_finite = 0  # leave out updates whose gradient is not finite, up to so many in a row; 0: the run ends
     optimizer.loss_reduction = "mean"  # over time; or sum_over_time: the sum over a window, mean over the batch
     # Penalties (Merity et al. 2018), times the mean square of the last layer's outputs (2 helps), and of their differences
     # in time (as dropout).
@@ -135,6 +136,9 @@ def default_config() -> config_dict.ConfigDict:
     # the place of a falling learning rate.
     train.ema_decay = 0.0
     train.best_by = "val"  # which loss says what the best checkpoint is: val; train: the mean since the last evaluation
+    # The same bits every time on a GPU too, at the price of speed: XLA without what adds in the order of arrival, and scan as
+    # model.recurrence. On a CPU they are the same anyway.
+    train.deterministic = False
     train.patience = unset(int)  # stop after so many evaluations without a new best
 
     config.eval = evaluation = config_dict.ConfigDict()
@@ -179,8 +183,8 @@ def from_json(text: str, where: str) -> config_dict.ConfigDict:
     """The inverse of `to_json`, checked. `where` names the file in errors."""
     try:
         values = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{where} is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where} is not JSON: {_one_line(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{where} is not a config: it holds no JSON object")
     config = default_config()
@@ -228,7 +232,7 @@ def unknown_key(key: str) -> str:
     # A key put in the wrong group, or in none; else one misspelt.
     near = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]] or difflib.get_close_matches(key, keys, 1, 0.6)
     hint = f"did you mean {near[0]}?" if near else f"the groups are {', '.join(groups)}"
-    return f"unknown config key {key}; {hint}"
+    return f"unknown config key {_short(key)}; {hint}"
 
 
 def check(config: config_dict.ConfigDict, where: str) -> None:
@@ -240,7 +244,7 @@ def check(config: config_dict.ConfigDict, where: str) -> None:
     values = dict(flatten(config))
 
     def refuse(key: str, rule: str):
-        raise ConfigError(f"{where}: {key} is {values[key]!r}; {rule}")
+        raise ConfigError(f"{where}: {key} is {_short(repr(values[key]))}; {rule}")
 
     default = default_config()
     for key, known in flatten(default):
@@ -289,7 +293,7 @@ def check(config: config_dict.ConfigDict, where: str) -> None:
     for key in (
         "train.log_every train.eval_every train.checkpoint_every train.sample_every eval.context "
         "optimizer.warmup_steps optimizer.weight_decay optimizer.final_learning_rate data.device_bytes "
-        "sample.window eval.dynamic_decay optimizer.activation_reg optimizer.temporal_reg"
+        "optimizer.skip_not_finite sample.window eval.dynamic_decay optimizer.activation_reg optimizer.temporal_reg"
     ).split():
         if not 0 <= values[key] <= _LARGEST:
             refuse(key, f"it must not be negative, and at most {_LARGEST}")
@@ -308,6 +312,8 @@ def check(config: config_dict.ConfigDict, where: str) -> None:
     if values["model.recurrence"] == "cudnn" and not cudnn.can_do(values["model.cell"], values["model.dtype"]):
         found = f"{values['model.cell']} and {values['model.dtype']}"
         refuse("model.recurrence", f"it needs model.cell lstm and model.dtype float32, not {found}; auto chooses what works")
+    if values["train.deterministic"] and values["model.recurrence"] == "cudnn":
+        refuse("model.recurrence", "train.deterministic needs scan, or auto, which then is scan")
     if not 0 < values["optimizer.decay_factor"] < 1:
         refuse("optimizer.decay_factor", "it must be greater than 0 and below 1")
     if values["optimizer.schedule"] == "step_decay" and values["optimizer.decay_every"] is None:
@@ -385,4 +391,10 @@ def _type_of(config: config_dict.ConfigDict, key: str) -> type:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return _short(" ".join(str(error).split()), 500)
+
+
+def _short(text: str, most: int = 200) -> str:
+    """Some text as it can stand in a message of one line."""
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -25,7 +25,7 @@ from charlm.corpus import encode_file, load_corpus
 from charlm.dynamic import dynamic_nats
 from charlm.errors import ConfigError, CorpusError
 from charlm.model import CharLM
-from charlm.progress import say
+from charlm.progress import ByteProgress, say
 from charlm.step import nats
 from charlm.vocab import UNKNOWN, Vocab
 from charlm.workdir import check_corpus, load_run
@@ -106,25 +106,30 @@ def shortest_text(batching) -> int:
 
 
 def make_scorer(model: CharLM, vocab: Vocab, batching) -> Callable:
-    """(params, ids, config.eval) -> Score, with one compiled program for all texts.
+    """(params, ids, config.eval, watch) -> Score, with one compiled program for all texts.
 
-    Every symbol of the text but the first is scored; for a many-to-one model `eval.max_chars` of them. Raises ValueError
-    if the text is shorter than `shortest_text`.
+    Every symbol of the text but the first is scored; for a many-to-one model `eval.max_chars` of them. `watch` is called
+    every now and then with the part of the work that is done; what it raises ends the scoring. Raises ValueError if the text
+    is shorter than `shortest_text`.
     """
     nats_of = _make_window_scorer(model, batching.seq_len) if batching.loss_on == "last" else _make_stream_scorer(model)
 
-    def score(params, ids: np.ndarray, config_eval) -> Score:
+    def score(params, ids: np.ndarray, config_eval, watch: Callable[[float], None] = _unwatched) -> Score:
         if len(ids) < shortest_text(batching):
             raise ValueError(f"a text of {len(ids)} symbols is too short to be scored")
-        total, count = nats_of(params, ids, config_eval)
+        total, count = nats_of(params, ids, config_eval, watch)
         # The characters that begin after the first symbol, in proportion where not all of them are scored.
         return Score(total, count, max(1, vocab.num_chars(ids[1:])) * count / (len(ids) - 1))
 
     return score
 
 
+def _unwatched(done: float) -> None:
+    del done
+
+
 def _make_stream_scorer(model: CharLM) -> Callable:
-    """(params, ids, config.eval) -> (nats, count) over parallel streams, state carried (`cut_streams`)."""
+    """(params, ids, config.eval, watch) -> (nats, count) over parallel streams, state carried (`cut_streams`)."""
 
     @functools.partial(jax.jit, donate_argnums=1)
     def score_window(params, carry, windows, weights_TB):
@@ -132,28 +137,32 @@ def _make_stream_scorer(model: CharLM) -> Callable:
         logits_TBV, carry = model.apply({"params": params}, windows.T[:-1], carry)
         return carry, jnp.sum(nats(logits_TBV, windows.T[1:]) * weights_TB, axis=0)
 
-    def score(params, ids: np.ndarray, config_eval) -> tuple[float, int]:
+    def score(params, ids: np.ndarray, config_eval, watch) -> tuple[float, int]:
         streams = cut_streams(len(ids), config_eval.num_streams, config_eval.context)
         batch = min(config_eval.batch_size, len(streams.start))
         total = 0.0
         for group in range(0, len(streams.start), batch):
             start, first, end = (_pad(each[group : group + batch], batch) for each in streams)
             carry, sums = model.initial_carry(params, batch), []
-            for offset in range(0, int((end - start).max()) - 1, _WINDOW):
+            length = int((end - start).max()) - 1
+            for offset in range(0, length, _WINDOW):
                 at_BT = start[:, None] + offset + np.arange(_WINDOW + 1)
                 targets_BT = at_BT[:, 1:]
                 weights_BT = (targets_BT >= first[:, None]) & (targets_BT < end[:, None])
                 windows = ids[np.minimum(at_BT, len(ids) - 1)]
                 carry, window_sums = score_window(params, carry, windows, weights_BT.T)
+                if sums:  # Wait for the one before, so that what is told of is not far from what is done.
+                    sums[-1] = np.asarray(sums[-1], np.float64)
                 sums.append(window_sums)
-            total += float(np.sum(np.asarray(jax.device_get(sums), np.float64)))
+                watch((group + batch * offset / length) / len(streams.start))
+            total += float(np.sum(np.asarray(sums, np.float64)))
         return total, len(ids) - 1
 
     return score
 
 
 def _make_window_scorer(model: CharLM, seq_len: int) -> Callable:
-    """(params, ids, config.eval) -> (nats, count) over evenly spaced windows, each from a zero state, of the last target."""
+    """(params, ids, config.eval, watch) -> (nats, count) of the last targets of evenly spaced windows, each from zero."""
 
     @jax.jit
     def score_windows(params, windows):
@@ -162,7 +171,7 @@ def _make_window_scorer(model: CharLM, seq_len: int) -> Callable:
         logits_1BV, _ = model.apply({"params": params}, windows.T[:-1], carry, only_last=True)
         return nats(logits_1BV, windows.T[-1:])[0]
 
-    def score(params, ids: np.ndarray, config_eval) -> tuple[float, int]:
+    def score(params, ids: np.ndarray, config_eval, watch) -> tuple[float, int]:
         windows = len(ids) - seq_len
         count = min(config_eval.max_chars, windows)
         start = np.arange(count, dtype=np.int64) * windows // count
@@ -173,6 +182,7 @@ def _make_window_scorer(model: CharLM, seq_len: int) -> Callable:
             at_BT = _pad(of_group, batch)[:, None] + np.arange(seq_len + 1)
             losses_B = np.asarray(score_windows(params, ids[at_BT]), np.float64)
             total += float(losses_B[: len(of_group)].sum())
+            watch(group / count)
         return total, count
 
     return score
@@ -207,7 +217,7 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError("--split and --text exclude each other; give one")
     if values.text is None or values.dynamic:
         corpus = load_corpus(run.config.data)
-        check_corpus(run, corpus)
+        check_corpus(run.path, run.manifest, corpus)
     if values.text is None:
         name, ids = f"{corpus.name} {values.split}", corpus.split(values.split)
     else:
@@ -218,7 +228,9 @@ def main(argv: Sequence[str]) -> None:
         _check_dynamic(run.config, corpus.train)
     model = CharLM.from_config(run.config.model, run.vocab.size)
     params = params_of(flat, model)
-    score = make_scorer(model, run.vocab, run.config.batching)(params, ids, run.config.eval)
+    with ByteProgress(f"scoring {name}", ids.nbytes) as progress:
+        scorer = make_scorer(model, run.vocab, run.config.batching)
+        score = scorer(params, ids, run.config.eval, lambda done: progress.reach(done * ids.nbytes))
     found = {"text": name, "checkpoint": meta["step"], **_losses(score, run.vocab), "count": math.ceil(score.chars)}
     if run.vocab.kind == "bytes":
         found["bytes"] = score.count

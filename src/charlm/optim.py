@@ -42,7 +42,8 @@ def make_optimizer(optimizer, num_steps: int) -> optax.GradientTransformation:
     """The optax chain of `config.optimizer` for a run of `num_steps`.
 
     Clipping by value (each element to [-clip_value, clip_value]) comes before clipping by global norm (Pascanu et al.
-    2013); each is left out if its key is not set.
+    2013); each is left out if its key is not set. With `skip_not_finite` n a gradient that is not finite changes nothing,
+    up to n times in a row; the state, an `optax.ApplyIfFiniteState`, counts them.
     """
     schedule = make_schedule(optimizer, num_steps)
     parts = []
@@ -61,4 +62,6 @@ def make_optimizer(optimizer, num_steps: int) -> optax.GradientTransformation:
             parts.append(optax.adam(schedule, **adam))
         else:
             parts.append(optax.adamw(schedule, weight_decay=optimizer.weight_decay, **adam))
+    if optimizer.skip_not_finite:
+        return optax.apply_if_finite(optax.chain(*parts), optimizer.skip_not_finite)
     return optax.chain(*parts)

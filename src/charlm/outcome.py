@@ -21,8 +21,10 @@ class Progress:
             the end of a run does not count, so that a run that is extended stops where a whole one does.
         eval_sum, eval_steps: the training loss over the steps since the last evaluation.
         loss_sum, norm_sum, steps, seconds: over the training steps since the last line of metrics.
+        left_out: how many of these steps are not in the sums, as their loss or gradient was not finite.
         train_seconds: of training steps, without compilation, evaluation, saving and sampling.
         elapsed: of everything.
+        interrupted: a signal came while the step was being evaluated, so that this is yet to be done.
     """
 
     best_step: int | None = None
@@ -35,9 +37,30 @@ class Progress:
     steps: int = 0
     eval_sum: float = 0.0
     eval_steps: int = 0
+    left_out: int = 0
     seconds: float = 0.0
     train_seconds: float = 0.0
     elapsed: float = 0.0
+    interrupted: bool = False
+
+    def stepped(self, losses: list[float], norms: list[float], seconds: float, only_finite: bool) -> None:
+        """Take note of some steps, one by one and in order, so that the sums do not depend on how many there are at once."""
+        for loss, norm in zip(losses, norms):
+            if only_finite and not (math.isfinite(loss) and math.isfinite(norm)):
+                self.left_out += 1
+                continue
+            self.loss_sum += loss
+            self.norm_sum += norm
+            self.eval_sum += loss
+            self.eval_steps += 1
+        self.steps += len(losses)
+        self.seconds += seconds
+        self.train_seconds += seconds
+
+    def recorded(self) -> None:
+        """A line of metrics was written."""
+        self.loss_sum = self.norm_sum = self.seconds = 0.0
+        self.steps = self.left_out = 0
 
     def evaluated(self, step: int, loss: float, val: float | None, at_cadence: bool) -> bool:
         """Take note of an evaluation; whether it is the best so far."""

@@ -106,7 +106,11 @@ class ByteProgress:
 
     def advance(self, size: float) -> None:
         """`size` more bytes are done."""
-        self._done += size
+        self.reach(self._done + size)
+
+    def reach(self, done: float) -> None:
+        """So many bytes are done by now."""
+        self._done = done
         now = time.monotonic()
         if self._bar:
             self._bar.update(self._task, completed=self._done)

@@ -74,7 +74,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     lines = []
     with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
         for text in file:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 line = json.loads(text)
                 if isinstance(line, dict) and {"step", "split", "nats_per_char"} <= line.keys():
                     lines.append(line)

@@ -27,6 +27,7 @@ from charlm.config import LARGEST_SEED, to_json
 from charlm.corpus import Corpus, load_corpus
 from charlm.errors import ConfigError, RunFailed, UserError, WorkdirError
 from charlm.evaluate import make_scorer, shortest_text
+from charlm.machine import ask_for_determinism
 from charlm.model import CharLM, num_params
 from charlm.progress import ProgressLine, say
 
@@ -34,6 +35,10 @@ from charlm.progress import ProgressLine, say
 _DISPATCH_SECONDS = 1.0
 # The step counter is an int32.
 _MOST_STEPS = (1 << 31) - 1
+
+
+class _Interrupted(Exception):
+    """A signal came while a text was scored."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -44,12 +49,15 @@ def main(argv: Sequence[str]) -> None:
         "extend", False, "go on with a finished run for a larger train.steps, train.epochs or train.seconds", flag_values=values
     )
     config = cli.parse_with_config(values, argv, __doc__)
+    if config.train.deterministic:
+        ask_for_determinism()
+        config.model.recurrence = "scan"
     stem = Path(values["config"].config_filename.split(":")[0]).stem
     train(config, Path(values.workdir or f"runs/{stem}"), values.extend)
 
 
-def train(config: config_dict.ConfigDict, path: Path, extend: bool = False) -> None:
-    """Begin the run in `path`, or go on with it.
+def train(config: config_dict.ConfigDict, path: Path, extend: bool = False, until: int | None = None) -> None:
+    """Begin the run in `path`, or go on with it; with `until` no further than that step, as if a limit had been reached.
 
     Raises:
         UserError: config, corpus and workdir do not allow it. Nothing was written.
@@ -83,19 +91,31 @@ def train(config: config_dict.ConfigDict, path: Path, extend: bool = False) -> N
                     return
                 (path / "result.json").unlink()
             workdir.write_text(path / "config.json", to_json(config))
-            if changed := workdir.changed_since(run, corpus):
+            if changed := workdir.differing(run.manifest, workdir.make_manifest(corpus)):
                 say(f"{path} began elsewhere, so that bits may differ: {', '.join(changed)}")
         else:
             workdir.create_run(path, config, corpus)
         try:
-            _fit(config, path, corpus, layout, num_steps)
-        except (UserError, RunFailed, cli.Exit):
+            _fit(config, path, corpus, layout, num_steps, num_steps if until is None else min(until, num_steps))
+        except (UserError, cli.Exit):
             raise
+        except RunFailed:
+            _mark_failed(path, config)
+            raise
+        except OSError as error:
+            _mark_failed(path, config)
+            raise RunFailed(f"cannot write to {path}: {error.strerror or error}; the same command goes on from there") from None
         except Exception:
-            if workdir.read_result(path) is None:
-                kept = checkpoint.Checkpoints(path).steps()
-                workdir.write_result(path, outcome.result_of("failed", kept[-1] if kept else 0, config, outcome.Progress()))
+            _mark_failed(path, config)
             raise
+
+
+def _mark_failed(path: Path, config: config_dict.ConfigDict) -> None:
+    """Say in result.json that the run failed, unless it says already how it ended; as far as that can be written."""
+    if workdir.read_result(path) is None:
+        kept = checkpoint.Checkpoints(path).steps()
+        with contextlib.suppress(OSError):
+            workdir.write_result(path, outcome.result_of("failed", kept[-1] if kept else 0, config, outcome.Progress()))
 
 
 def _num_steps(config: config_dict.ConfigDict, layout: Layout) -> int:
@@ -111,8 +131,10 @@ def _no_shorter(before: float | None, now: float | None) -> bool:
     return now is None or (before is not None and now >= before)
 
 
-def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Layout, num_steps: int) -> None:
-    """The training loop: dispatch a chunk of steps; then log, evaluate, sample and save what is due."""
+def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Layout, num_steps: int, end: int) -> None:
+    """The training loop: dispatch a chunk of steps; then log, evaluate, sample and save what is due. `num_steps` is the length
+    of the run, for its schedule; `end` the step to stop at.
+    """
     began = time.monotonic()
     chars_per_step = outcome.chars_per_step(config)
     learning_rate = jax.jit(optim.make_schedule(config.optimizer, num_steps))
@@ -122,7 +144,7 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
     model = CharLM.from_config(config.model, corpus.vocab.size)
     progress = outcome.Progress()
 
-    checkpoints = checkpoint.Checkpoints(path, writable=True)
+    checkpoints = checkpoint.Checkpoints(path)
     if found := checkpoints.restore_latest(say):
         flat, meta = found
         state = jax.tree.map(jnp.array, checkpoint.unflatten_state(jax.eval_shape(init, numbers), flat))
@@ -132,13 +154,14 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
     at = saved = int(state.step)
     size = num_params(state.params)
     earlier = progress.elapsed
+    skipping = bool(config.optimizer.skip_not_finite)
 
     score = make_scorer(model, corpus.vocab, config.batching)
     shortest = shortest_text(config.batching)
     sampler = sample.make_sampler(model, corpus.vocab, config.sample.window, config.sample.dtype)
 
     tracker = tracking.Tracker(path, at)
-    bar = ProgressLine(num_steps, at)
+    bar = ProgressLine(end, at)
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)
         stack.callback(tracker.close)
@@ -155,12 +178,31 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
         if len(corpus.val) < shortest:
             bar.say(f"no validation: data.split leaves {len(corpus.val)} characters for it, fewer than {shortest}")
 
+        def save() -> None:
+            nonlocal saved
+            progress.elapsed = earlier + time.monotonic() - began
+            checkpoints.save(at, state, dataclasses.asdict(progress), progress.best_step)
+            saved = at
+
+        def stopped() -> cli.Exit:
+            if saved != at:
+                save()
+            checkpoints.wait()
+            tracker.draw(force=True)
+            bar.say(f"stopped by {signals[0].name} at step {at}; everything is saved, the same command goes on from here")
+            return cli.Exit(128 + signals[0])
+
+        def watch(done: float) -> None:
+            del done
+            if signals:
+                raise _Interrupted
+
         def diverged(what: str) -> RunFailed:
             checkpoints.wait()
             workdir.write_result(path, outcome.result_of("diverged", at, config, progress, size))
             tracker.draw(force=True)
             kept = f"the last checkpoint is that of step {saved}" if saved else "there is no checkpoint yet"
-            hint = "try a lower optimizer.learning_rate, or optimizer.clip_norm, in another --workdir"
+            hint = "try a lower optimizer.learning_rate, optimizer.clip_norm or optimizer.skip_not_finite, in another --workdir"
             return RunFailed(f"{what} not finite at step {at}; {kept}; {hint}")
 
         def record(split: str, nats_per_char: float, nats_per_symbol: float, **more: float) -> None:
@@ -173,63 +215,63 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
             tracker.record(line)
             bar.record(line)
 
-        gather = _make_gather(config, corpus, layout, at, num_steps)
+        gather = _make_gather(config, corpus, layout, at, end)
         stack.callback(gather.close)
         train_chunk = step.compile_train_chunk(program, state, numbers, gather.num_ids, corpus.train.dtype)
         chunk = 1
-        while at < num_steps and not outcome.limit_reached(config, progress):
-            n = min(chunk, _steps_until_due(config.train, at), num_steps - at)
-            start = time.monotonic()
-            state, losses_K, norms_K, finite = train_chunk(state, numbers, *gather.take(at, n), np.int32(n))
-            losses, norms = np.asarray(losses_K)[:n].tolist(), np.asarray(norms_K)[:n].tolist()
-            seconds = time.monotonic() - start
-            if not all(map(math.isfinite, losses)):
-                at += 1 + next(k for k, loss in enumerate(losses) if not math.isfinite(loss))
-                raise diverged("the loss is")
-            at += n
-            if not finite:
-                raise diverged("the parameters are")
-            # One by one and in order, so that the sums do not depend on how many steps a dispatch took.
-            for loss, norm in zip(losses, norms):
-                progress.loss_sum += loss
-                progress.norm_sum += norm
-                progress.eval_sum += loss
-            progress.steps += n
-            progress.eval_steps += n
-            progress.seconds += seconds
-            progress.train_seconds += seconds
-            seconds_left = (config.train.seconds or math.inf) - progress.train_seconds
-            in_time = int(min(_DISPATCH_SECONDS, seconds_left) * n / seconds)
-            chunk = max(1, min(config.train.steps_per_dispatch, 2 * chunk, in_time))
-            bar.update(at, losses[-1] * corpus.symbols_per_char, n * chars_per_step / seconds, seconds / n)
+        while progress.interrupted or (at < end and not outcome.limit_reached(config, progress)):
+            if not progress.interrupted:
+                n = min(chunk, _steps_until_due(config.train, at), end - at)
+                start = time.monotonic()
+                state, losses_K, norms_K, finite = train_chunk(state, numbers, *gather.take(at, n), np.int32(n))
+                losses, norms = np.asarray(losses_K)[:n].tolist(), np.asarray(norms_K)[:n].tolist()
+                seconds = time.monotonic() - start
+                if not skipping and not all(map(math.isfinite, losses)):
+                    at += 1 + next(k for k, loss in enumerate(losses) if not math.isfinite(loss))
+                    raise diverged("the loss is")
+                at += n
+                if not finite:
+                    raise diverged("the parameters are")
+                progress.stepped(losses, norms, seconds, only_finite=skipping)
+                in_time = int(min(_DISPATCH_SECONDS, _seconds_left(config, progress)) * n / seconds)
+                chunk = max(1, min(config.train.steps_per_dispatch, 2 * chunk, in_time))
+                bar.update(at, losses[-1] * corpus.symbols_per_char, n * chars_per_step / seconds, seconds / n)
 
-            last = at == num_steps or seconds_left <= 0
+            progress.interrupted = False
+            last = at == end or _seconds_left(config, progress) <= 0
             if _due(config.train.log_every, at) or last:
-                loss = progress.loss_sum / progress.steps
-                record(
-                    "train",
-                    loss * corpus.symbols_per_char,
-                    loss,
-                    learning_rate=float(learning_rate(at - 1)),
-                    grad_norm=progress.norm_sum / progress.steps,
-                    chars_per_second=progress.steps * chars_per_step / progress.seconds,
-                )
-                progress.loss_sum = progress.norm_sum = progress.seconds = 0.0
-                progress.steps = 0
+                if counted := progress.steps - progress.left_out:
+                    loss = progress.loss_sum / counted
+                    skipped = {"skipped_updates": int(state.opt_state.total_notfinite)} if skipping else {}
+                    record(
+                        "train",
+                        loss * corpus.symbols_per_char,
+                        loss,
+                        learning_rate=float(learning_rate(at - 1 - skipped.get("skipped_updates", 0))),
+                        grad_norm=progress.norm_sum / counted,
+                        chars_per_second=progress.steps * chars_per_step / progress.seconds,
+                        **skipped,
+                    )
+                progress.recorded()
             improved = False
             if _due(config.train.eval_every, at) or last:
                 value = None
                 if len(corpus.val) >= shortest:
-                    found = score(state.eval_params, corpus.val, config.eval)
+                    try:
+                        found = score(state.eval_params, corpus.val, config.eval, watch)
+                    except _Interrupted:
+                        progress.interrupted = True
+                        raise stopped() from None
                     value = found.nats_per_char
                     if not math.isfinite(value):
                         raise diverged("the validation loss is")
                     record("val", value, found.nats_per_symbol)
-                loss = value if config.train.best_by == "val" else progress.eval_sum / progress.eval_steps
+                loss = value
+                if config.train.best_by == "train":
+                    loss = progress.eval_sum / progress.eval_steps if progress.eval_steps else None
                 if loss is not None:
                     improved = progress.evaluated(at, loss, value, _due(config.train.eval_every, at))
                 tracker.draw()
-            stopping = bool(signals)
             ending = last or outcome.limit_reached(config, progress)
             if _due(config.train.sample_every, at) or (ending and config.train.sample_every):
                 seed = (config.seed + at) % (LARGEST_SEED + 1)
@@ -237,20 +279,17 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
                 texts = sample.sample_text(sampler, state.eval_params, corpus.vocab, config.sample, seed, prompt_ids)
                 tracker.sample(at, texts)
                 bar.say(f"step {at}  a sample:\n{texts[0]}")
-            if improved or _due(config.train.checkpoint_every, at) or ending or stopping:
-                progress.elapsed = earlier + time.monotonic() - began
-                checkpoints.save(at, state, dataclasses.asdict(progress), progress.best_step)
-                saved = at
-            if stopping and not ending:
-                checkpoints.wait()
-                tracker.draw(force=True)
-                bar.say(f"stopped by {signals[0].name} at step {at}; everything is saved, the same command goes on from here")
-                raise cli.Exit(128 + signals[0])
+            if improved or _due(config.train.checkpoint_every, at) or ending:
+                save()
+            if signals and not ending:
+                raise stopped()
 
         checkpoints.wait()
         tracker.draw(force=True)
         status = "stopped_early" if at < num_steps else "completed"
         summary = outcome.result_of(status, at, config, progress, size)
+        if skipping:
+            summary["skipped_updates"] = int(state.opt_state.total_notfinite)
         summary["stopped_by"] = outcome.limit_reached(config, progress) if at < num_steps else None
         summary["params_sha256"] = checkpoint.sha256(checkpoint.flatten_state(state.params))
         if len(corpus.test) >= shortest:
@@ -258,11 +297,18 @@ def _fit(config: config_dict.ConfigDict, path: Path, corpus: Corpus, layout: Lay
                 params = state.eval_params
                 if progress.best_step not in (None, at):
                     params = checkpoint.params_of(checkpoints.find(str(progress.best_step), bar.say)[0], model)
-                summary["test_nats_per_char"] = score(params, corpus.test, config.eval).nats_per_char
+                summary["test_nats_per_char"] = score(params, corpus.test, config.eval, watch).nats_per_char
+            except _Interrupted:
+                raise stopped() from None
             except WorkdirError as error:
                 bar.say(f"no test loss: {error}")
         workdir.write_result(path, summary)
         bar.say(outcome.summary_line(summary, path))
+
+
+def _seconds_left(config: config_dict.ConfigDict, progress: outcome.Progress) -> float:
+    """Until `train.seconds`."""
+    return (config.train.seconds or math.inf) - progress.train_seconds
 
 
 def _make_gather(config: config_dict.ConfigDict, corpus: Corpus, layout: Layout, at: int, num_steps: int) -> Gather:

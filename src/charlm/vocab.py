@@ -133,6 +133,8 @@ class Vocab:
         symbols, unknown = value.get("symbols"), value.get("unknown", False)
         if not isinstance(symbols, str) or not symbols or list(symbols) != sorted(set(symbols)):
             raise ValueError("its symbols are not a sorted string without repetitions")
+        if any("\ud800" <= symbol <= "\udfff" for symbol in symbols):
+            raise ValueError("its symbols are not Unicode characters")
         if not isinstance(unknown, bool) or (unknown and UNKNOWN not in symbols):
             raise ValueError("it has no symbol for the unknown")
         return cls("chars", symbols, unknown)

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +50,7 @@ def load_run(path: Path) -> Run:
     try:
         vocab = Vocab.from_json(json.loads(read_text(path / "vocab.json")))
         manifest = json.loads(read_text(path / "manifest.json"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WorkdirError(f"{path}: vocab.json or manifest.json cannot be read: {error}") from None
     if not isinstance(manifest, dict):
         raise WorkdirError(f"{path / 'manifest.json'} holds no JSON object")
@@ -72,25 +72,26 @@ def check_same_run(run: Run, config: config_dict.ConfigDict, corpus: Corpus, ext
         raise ConfigError(
             f"{run.path} holds a run of another config: {configs.describe_differences(run.config, config, keys)}; {hint}"
         )
-    check_corpus(run, corpus)
+    check_corpus(run.path, run.manifest, corpus)
 
 
-def changed_since(run: Run, corpus: Corpus) -> list[str]:
-    """In what the machine differs from the one that the run began on, for a run that goes on: its bits may, too."""
-    now = make_manifest(corpus)
-    pairs = [("device", run.manifest.get("device_kind"), now["device_kind"])]
-    pairs += [(key, run.manifest.get(key), now[key]) for key in ("device_count", "cpu_model", "cpu_cores", "process_count")]
-    then = run.manifest.get("packages")
-    pairs += [(name, then.get(name) if isinstance(then, dict) else None, now["packages"][name]) for name in now["packages"]]
+def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In what two manifests differ that bits may depend on, corpus and commit aside."""
+    pairs = [("device", then.get("device_kind"), now["device_kind"])]
+    pairs += [(key, then.get(key), now[key]) for key in ("device_count", "cpu_model", "cpu_cores", "process_count")]
+    packages = then.get("packages")
+    pairs += [
+        (name, packages.get(name) if isinstance(packages, dict) else None, now["packages"][name]) for name in now["packages"]
+    ]
     return [f"{name} ({before} then, {after} now)" for name, before, after in pairs if before != after]
 
 
-def check_corpus(run: Run, corpus: Corpus) -> None:
-    """Raises WorkdirError if the corpus is not what the run began with."""
-    if run.manifest.get("corpus_sha256") != corpus.sha256:
+def check_corpus(name: str | Path, manifest: Mapping[str, Any], corpus: Corpus) -> None:
+    """Raises WorkdirError if the corpus is not what the run `name` of this manifest began with."""
+    if manifest.get("corpus_sha256") != corpus.sha256:
         raise WorkdirError(
-            f"the corpus {corpus.name} is not what the run in {run.path} began with: sha256 {corpus.sha256[:16]}... now, "
-            f"{str(run.manifest.get('corpus_sha256'))[:16]}... then; restore it, or choose another --workdir"
+            f"the corpus {corpus.name} is not what the run in {name} began with: sha256 {corpus.sha256[:16]}... now, "
+            f"{str(manifest.get('corpus_sha256'))[:16]}... then; restore it, or choose another --workdir"
         )
 
 
@@ -184,7 +185,7 @@ def write_text(path: Path, text: str) -> None:
 
 def read_result(path: Path) -> dict | None:
     """result.json of a run that ended, else None."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         result = json.loads((path / "result.json").read_text(encoding="utf-8"))
         if isinstance(result, dict) and {"status", "steps", "val_nats_per_char", "best_step", "train_seconds"} <= result.keys():
             return result
