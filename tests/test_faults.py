@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 
 import jax.numpy as jnp
 import pytest
@@ -132,3 +133,16 @@ sys.exit(cli.run(train.main, {list(flags)!r}))
     _, err = second.communicate()
     assert second.returncode == 0 and "; from step 20" in err, err
     assert outcome_of(tmp_path / "w") == undisturbed
+
+
+def test_a_clock_that_jumps_between_starts_changes_nothing(small_config, undisturbed, tmp_path, run, monkeypatch):
+    """Within one, times are taken from a clock that cannot; Orbax alone gives up a save that seems to take 20 minutes."""
+    sound = time.time
+    flags = f"--config={small_config}", f"--workdir={tmp_path / 'w'}", "--config.model.dropout=0.2"
+    for days, more in ((1, ["--config.train.steps=20"]), (-1, ["--extend"])):
+        monkeypatch.setattr(time, "time", lambda days=days: sound() + 86400 * days)
+        code, _, err = run("train", *flags, *more)
+        assert code == 0, err
+    assert outcome_of(tmp_path / "w") == undisturbed
+    seconds = [line["seconds"] for line in read_metrics(tmp_path / "w" / "metrics.jsonl")]
+    assert seconds == sorted(seconds) and 0 < seconds[-1] < 600
