@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from conftest import start
 
 from charlm.tracking import read_metrics
 
@@ -125,3 +126,12 @@ def test_from_a_line_of_results(run, recorded, tmp_path):
 def test_what_it_refuses(run, flags, expected):
     code, out, err = run("reproduce", *flags)
     assert (code, out) == (2, "") and expected in err and err.count("\n") == 1
+
+
+def test_a_deterministic_run_is_the_same_on_a_cpu_and_takes_no_library(recorded, small_config, tmp_path):
+    process = start("train", f"--config={small_config}", f"--workdir={tmp_path / 'w'}", *STREAM, "--config.train.deterministic")
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    found, expected = (json.loads((path / "result.json").read_text())["params_sha256"] for path in (tmp_path / "w", recorded))
+    assert found == expected
+    assert json.loads((tmp_path / "w" / "config.json").read_text())["model"]["recurrence"] == "scan"
