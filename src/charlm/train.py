@@ -61,7 +61,7 @@ def train(config: config_dict.ConfigDict, path: Path, extend: bool = False, unti
 
     Raises:
         UserError: config, corpus and workdir do not allow it. Nothing was written.
-        RunFailed: a loss is not finite.
+        RunFailed: a loss is not finite, or something cannot be written.
         cli.Exit: a signal came; everything is saved.
     """
     # What can be refused is refused before the workdir is touched.
