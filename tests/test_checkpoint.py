@@ -121,14 +121,16 @@ def test_the_best_is_found_past_a_damaged_latest_and_its_loss_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("content", ['{"init_timestamp_nsecs": []}', '{"custom_metadata": {}, "0": 1}', "[]", ""])
-def test_one_that_orbax_cannot_list_does_not_bar_the_way_to_new_ones(tmp_path, content):
+def test_one_that_orbax_cannot_list_does_not_bar_the_way_to_new_ones(tmp_path, content, capfd):
     """Though it is not the latest, so that nobody would read it."""
     save(tmp_path, [10, 20], best=10).close()
     (tmp_path / "checkpoints" / "10" / "_CHECKPOINT_METADATA").write_text(content)
     checkpoints = save(tmp_path, [30], best=10)
     assert checkpoints.steps()[-2:] == [20, 30] and checkpoints.find("latest", print)[1]["step"] == 30
-    # It is kept, here or there.
-    assert (10 in checkpoints.steps()) != (tmp_path / "damaged" / "10").is_dir()
+    # It is kept, here or there, and not silently moved.
+    moved = (tmp_path / "damaged" / "10").is_dir()
+    assert (10 in checkpoints.steps()) != moved
+    assert ("10 is damaged; put aside, into " in capfd.readouterr().err) == moved
 
 
 def test_with_none_before_it_a_damaged_checkpoint_is_an_error_and_stays(tmp_path):

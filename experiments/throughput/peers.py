@@ -130,7 +130,8 @@ def torch_device() -> str:
 def torch_nn(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
     """torch.nn.LSTM or GRU, on a GPU those of cuDNN, with PyTorch's fused Adam; bfloat16 by autocast."""
     device = torch_device()
-    torch.set_float32_matmul_precision("high")  # TF32, as JAX has it by default.
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as JAX has it by default.
     low = torch.autocast(device, torch.bfloat16, enabled=task.dtype == "bfloat16")
     model = copy.deepcopy(model).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)

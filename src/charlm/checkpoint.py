@@ -19,6 +19,7 @@ import numpy as np
 
 from charlm.errors import RunFailed, WorkdirError
 from charlm.model import CharLM
+from charlm.progress import say
 
 Flat = dict[str, np.ndarray]
 
@@ -92,6 +93,7 @@ class Checkpoints:
             # It reads a file of every checkpoint there is, so that a damaged one bars the way to a new one.
             for step in self.steps():
                 if not _can_be_listed(self._root / str(step)):
+                    say(f"the checkpoint {self._root / str(step)} is damaged; put aside, into {self._root.parent / 'damaged'}")
                     self._put_aside(step)
             return _make_manager(self._root, self._keep)
 

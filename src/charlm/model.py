@@ -145,7 +145,7 @@ class CharLM(nn.Module):
 
     @classmethod
     def from_config(cls, model, vocab_size: int) -> "CharLM":
-        """The model of a config, with the recurrence that this machine's device is best at among those that it may have."""
+        """The model of a config, with cuDNN's recurrence where the config allows it and the device has it, else the scan."""
         fast = model.recurrence != "scan" and cudnn.can_do(model.cell, model.dtype) and cudnn.is_available()
         return cls(vocab_size=vocab_size, **model.to_dict() | {"recurrence": "cudnn" if fast else "scan"})
 
