@@ -132,7 +132,7 @@ def test_a_text_shorter_than_what_a_layout_needs_is_refused():
 def windows_of(gather, step, n, seq_len):
     """The windows and resets that a chunk holds, as a dispatch reads them."""
     ids_N, starts_KB, reset_KB = gather.take(step, n)
-    assert ids_N.shape == (gather.num_ids,) and starts_KB.dtype == np.int32
+    assert ids_N.shape == gather.ids_N.shape and starts_KB.dtype == np.int32
     return [np.asarray(cut_windows(jnp.asarray(ids_N), starts_B, seq_len)) for starts_B in starts_KB[:n]], reset_KB[:n]
 
 

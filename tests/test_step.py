@@ -58,7 +58,7 @@ def run(sizes, layout, on_device=True):
     else:
         gather = host_gather(IDS, setup.layout, capacity, 0, sum(sizes))
     state, at, losses = setup.first(), 0, []
-    compiled = step.compile_train_chunk(setup.program, state, setup.numbers, gather.num_ids, IDS.dtype)
+    compiled = step.compile_train_chunk(setup.program, state, setup.numbers, gather.ids_N)
     for n in sizes:
         state, losses_K, _, finite = compiled(state, setup.numbers, *gather.take(at, n), np.int32(n))
         losses += np.asarray(losses_K)[:n].tolist()

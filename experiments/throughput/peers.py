@@ -90,7 +90,7 @@ def charlm(task: Task, model: TorchModel, windows: np.ndarray, recurrence: str =
     params = charlm_params(task, model)
     state = step.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), (), ())
     text = jax.device_put(windows.astype(np.uint8).ravel())
-    compiled = step.compile_train_chunk(program, state, numbers, text.size, text.dtype)
+    compiled = step.compile_train_chunk(program, state, numbers, text)
     capacity = step.MAX_STEPS_PER_DISPATCH
     starts_KB = np.tile(np.arange(task.batch, dtype=np.int32) * windows.shape[1], (capacity, 1))
     reset_KB = np.ones((capacity, task.batch), bool)

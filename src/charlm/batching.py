@@ -12,7 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from charlm import mesh as meshes
 from charlm.errors import CorpusError
 
 LAYOUTS = ("stream", "windows", "random", "sliding")
@@ -157,6 +159,8 @@ def _shuffle_seed(seed: int, epoch: int) -> int:
 class Chunk(NamedTuple):
     """What a dispatch of up to K steps reads: the windows `ids_N[start : start + T + 1]` of each step.
 
+    On a mesh they are global arrays (`charlm.mesh`), the last two split by rows.
+
     Attributes:
         ids_N: ids, in the vocabulary's dtype.
         starts_KB: int32.
@@ -164,39 +168,46 @@ class Chunk(NamedTuple):
     """
 
     ids_N: jax.Array | np.ndarray
-    starts_KB: np.ndarray
-    reset_KB: np.ndarray
+    starts_KB: jax.Array | np.ndarray
+    reset_KB: jax.Array | np.ndarray
 
 
 class Gather(NamedTuple):
     """A way from a layout and a text to chunks. Both ways give the same windows, and so the same training to the bit.
 
     Attributes:
-        num_ids: N of every chunk.
+        ids_N: shape, dtype and sharding of every chunk's.
         take: (step, n) -> the Chunk of the n <= K steps from `step` on; called for steps in order, none left out.
         close: ends what works in the background.
     """
 
-    num_ids: int
+    ids_N: jax.ShapeDtypeStruct
     take: Callable[[int, int], Chunk]
     close: Callable[[], None]
 
 
-def device_gather(ids_N: np.ndarray, layout: Layout, capacity: int) -> Gather:
-    """The whole text lies on the device, of fewer than 2^31 ids, and the chunks say where in it their windows are."""
-    on_device_N = jnp.asarray(np.asarray(ids_N))
+def device_gather(ids_N: np.ndarray, layout: Layout, capacity: int, mesh: Mesh | None = None) -> Gather:
+    """The whole text lies on the device, of fewer than 2^31 ids, and the chunks say where in it their windows are.
+
+    On a mesh every device has the whole text.
+    """
+    on_device_N = np.asarray(ids_N)
+    on_device_N = jnp.asarray(on_device_N) if mesh is None else meshes.put(mesh, on_device_N)
 
     def take(step: int, n: int) -> Chunk:
-        return Chunk(on_device_N, *_stack([layout.batch(step + k) for k in range(n)], capacity))
+        starts_and_resets = _stack([layout.batch(step + k) for k in range(n)], capacity)
+        return Chunk(on_device_N, *(meshes.put(mesh, each, meshes.OF_STEPS) for each in starts_and_resets))
 
-    return Gather(len(ids_N), take, lambda: None)
+    return Gather(meshes.shape(mesh, on_device_N.shape, on_device_N.dtype), take, lambda: None)
 
 
-def host_gather(ids_N: np.ndarray, layout: Layout, capacity: int, first_step: int, num_steps: int) -> Gather:
+def host_gather(
+    ids_N: np.ndarray, layout: Layout, capacity: int, first_step: int, num_steps: int, mesh: Mesh | None = None
+) -> Gather:
     """The text stays in its memory map, however long; Grain reads windows ahead and a chunk holds only its own.
 
     The windows lie end to end, so that a chunk is a small text, with the starts that belong to it, for the same
-    compiled step.
+    compiled step. On a mesh each device has such a text of its own rows, and a process reads those of its devices alone.
     """
     import grain  # Over half a second, and only large texts need it.
 
@@ -211,14 +222,18 @@ def host_gather(ids_N: np.ndarray, layout: Layout, capacity: int, first_step: in
 
         def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
             starts_B, reset_B = layout.batch(int(step))
-            return np.stack([ids_N[start : start + width] for start in starts_B.tolist()]), reset_B
+            return np.stack([ids_N[start : start + width] for start in starts_B[own].tolist()]), reset_B
 
     batch_size = len(layout.batch(first_step).starts_B)
-    batch_bytes = batch_size * width * ids_N.dtype.itemsize
+    rows = meshes.own_rows(mesh, batch_size)  # Of each device here.
+    own = np.concatenate([np.arange(batch_size)[each] for each in rows])
+    batch_bytes = len(own) * width * ids_N.dtype.itemsize
     ahead = max(2, min(2 * capacity, _PREFETCH_BYTES // batch_bytes))
     options = grain.ReadOptions(num_threads=min(_READERS, ahead), prefetch_buffer_size=ahead)
     batches = iter(grain.MapDataset.source(Windows())[first_step:].to_iter_dataset(options))
-    starts_KB = np.arange(capacity * batch_size, dtype=np.int32).reshape(capacity, batch_size) * width
+    share = len(own) // len(rows)
+    starts_KB = np.arange(capacity * share, dtype=np.int32).reshape(capacity, share) * width
+    starts_KB = np.tile(starts_KB, batch_size // share)
 
     expected = first_step
 
@@ -226,13 +241,15 @@ def host_gather(ids_N: np.ndarray, layout: Layout, capacity: int, first_step: in
         nonlocal expected
         assert step == expected, f"step {step} was taken, and {expected} comes next"
         expected += n
-        ids = np.zeros((capacity, batch_size, width), ids_N.dtype)
+        ids = np.zeros((len(rows), capacity, share, width), ids_N.dtype)
         reset_KB = np.zeros((capacity, batch_size), bool)
         for k in range(n):
-            ids[k], reset_KB[k] = next(batches)
-        return Chunk(ids.reshape(-1), starts_KB, reset_KB)
+            windows, reset_KB[k] = next(batches)
+            ids[:, k] = windows.reshape(len(rows), share, width)
+        whens = (meshes.put(mesh, each, meshes.OF_STEPS) for each in (starts_KB, reset_KB))
+        return Chunk(meshes.put_own(mesh, ids.reshape(-1)), *whens)
 
-    return Gather(starts_KB.size * width, take, batches.close)
+    return Gather(meshes.shape(mesh, (starts_KB.size * width,), ids_N.dtype, meshes.ROWS), take, batches.close)
 
 
 def _stack(batches: list[Batch], capacity: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from charlm import processes
 from charlm.errors import RunFailed, WorkdirError
+from charlm.mesh import on_host
 from charlm.model import CharLM
 from charlm.progress import say
 
@@ -29,8 +31,8 @@ class DamagedCheckpoint(WorkdirError):
 
 
 def flatten_state(tree: Any) -> Flat:
-    """{dotted path: array} of a tree, copied to the host."""
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+    """{dotted path: array} of a tree, copied to the host; all processes have to ask for it."""
+    leaves = jax.tree_util.tree_leaves_with_path(on_host(tree))
     # A copy: on a CPU the host's view of an array is the array, and a donated one is soon overwritten.
     return {jax.tree_util.keystr(path, simple=True, separator="."): np.array(leaf) for path, leaf in leaves}
 
@@ -106,12 +108,16 @@ class Checkpoints:
     def save(self, step: int, state: Any, progress: Mapping[str, Any], best_step: int | None) -> None:
         """Start saving; the arrays are copied before this returns. A checkpoint of the same step is replaced.
 
+        All processes of a job have to call this; process 0 writes.
+
         Raises:
             RunFailed: this or the save before it could not be written.
         """
         from orbax.checkpoint import args as items
 
         flat = flatten_state(state)
+        if not processes.leads():
+            return
         meta = {"step": step, "best_step": best_step, "progress": dict(progress)}
         meta["sha256"] = sha256(flat, meta)
         self._keep.best_step = best_step
@@ -132,9 +138,10 @@ class Checkpoints:
 
         folder = self._root / str(step)
         try:
-            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+            alone = {"multiprocessing_options": _without_others()}
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler(**alone), **alone) as reader:
                 state = reader.restore((folder / "state").absolute())
-            with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            with ocp.Checkpointer(ocp.JsonCheckpointHandler(**alone), **alone) as reader:
                 meta = dict(reader.restore((folder / "meta").absolute()))
             flat = {name: np.asarray(value) for name, value in state.items()}
             expected = meta.pop("sha256", None)
@@ -237,13 +244,26 @@ class Checkpoints:
             ) from None
 
 
+def _without_others():
+    """Orbax's options for a process of a job that reads or writes by itself: the whole state is in each, and 0 writes it."""
+    from orbax.checkpoint.options import MultiprocessingOptions
+
+    return MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
+
+
 def _make_manager(root: Path, keep: Any):
     import orbax.checkpoint as ocp
 
+    root.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(
-        create=True, cleanup_tmp_directories=True, preservation_policy=keep, enable_async_checkpointing=True
+        create=False,
+        cleanup_tmp_directories=True,
+        preservation_policy=keep,
+        enable_async_checkpointing=True,
+        multiprocessing_options=_without_others(),
     )
-    handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+    alone = {"multiprocessing_options": _without_others()}
+    handlers = {"state": ocp.StandardCheckpointHandler(**alone), "meta": ocp.JsonCheckpointHandler(**alone)}
     return ocp.CheckpointManager(root.absolute(), options=options, item_handlers=handlers)
 
 

@@ -15,25 +15,25 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import config_dict, config_flags
 
+from charlm import processes
 from charlm.cache import keep_compiled_programs
 from charlm.config import check, check_keys, default_config, flatten, unknown_key
-from charlm.errors import ConfigError, RunFailed, UserError
-
-
-class Exit(Exception):
-    """The command is over, with this exit code: help was shown, or a signal came and everything is saved."""
-
-    def __init__(self, code: int):
-        super().__init__(code)
-        self.code = code
+from charlm.errors import ConfigError, Exit, RunFailed, UserError
 
 
 def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Run a command's main function on its arguments and return the exit code."""
     logging.set_verbosity(logging.ERROR)  # Orbax warns of what is as it should be.
     keep_compiled_programs()
+    code = _run(command, sys.argv[1:] if argv is None else argv)
+    if code in (1, 2):
+        processes.leave(code)
+    return code
+
+
+def _run(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     try:
-        command(sys.argv[1:] if argv is None else argv)
+        command(argv)
         sys.stdout.flush()
         return 0
     except UserError as error:

@@ -27,9 +27,12 @@ from charlm.optim import LOSS_REDUCTIONS, OPTIMIZERS, SCHEDULES, schedule_spans_
 from charlm.step import MAX_STEPS_PER_DISPATCH
 from charlm.vocab import KINDS
 
-# Keys that say when the host looks or where the text lies, not what is computed: they may change between starts of a run.
+# Keys that say when the host looks, where the text lies and which devices share the work, not what is computed: they may
+# change between starts of a run.
 CADENCE_KEYS = (
     "data.device_bytes",
+    "mesh.data",
+    "mesh.shard_params",
     "train.log_every",
     "train.eval_every",
     "train.checkpoint_every",
@@ -162,6 +165,14 @@ def default_config() -> config_dict.ConfigDict:
     sample.top_p = unset(float)  # draw among the most probable symbols that together reach p
     sample.greedy = False  # take the most probable symbol
     sample.dtype = unset(str)  # of the weights while sampling; unset: model.dtype. bfloat16 is meant for GPU and TPU
+
+    config.mesh = mesh = config_dict.ConfigDict()
+    # Devices that share each batch equally; 0: all there are; unset: one, or all of a job of several processes. The results
+    # are those of one device but for rounding, and for dropout, which each device draws for itself.
+    mesh.data = unset(int)
+    # Parameters and the optimizer's state in parts on these devices, put together where a step needs them: for models whose
+    # training state does not fit one device.
+    mesh.shard_params = False
     return config.lock()
 
 
@@ -292,10 +303,10 @@ def check(config: config_dict.ConfigDict, where: str) -> None:
             refuse(key, "it must be greater than 0")
     for key in (
         "train.log_every train.eval_every train.checkpoint_every train.sample_every eval.context "
-        "optimizer.warmup_steps optimizer.weight_decay optimizer.final_learning_rate data.device_bytes "
+        "mesh.data optimizer.warmup_steps optimizer.weight_decay optimizer.final_learning_rate data.device_bytes "
         "optimizer.skip_not_finite sample.window eval.dynamic_decay optimizer.activation_reg optimizer.temporal_reg"
     ).split():
-        if not 0 <= values[key] <= _LARGEST:
+        if values[key] is not None and not 0 <= values[key] <= _LARGEST:
             refuse(key, f"it must not be negative, and at most {_LARGEST}")
     for key in (
         "model.dropout model.recurrent_dropout optimizer.momentum optimizer.mean_square_decay optimizer.b1 optimizer.b2 "

@@ -1,4 +1,4 @@
-"""The two ways a command can end badly: the user's input is at fault, or the run itself failed."""
+"""How a command can end before its end: the user's input is at fault, the run itself failed, or it is told to stop."""
 
 
 class UserError(Exception):
@@ -22,3 +22,11 @@ class WorkdirError(UserError):
 
 class RunFailed(Exception):
     """The run itself failed (its loss is not finite, say). The commands exit with 1."""
+
+
+class Exit(Exception):
+    """The command is over, with this exit code: help was shown, or a signal came and everything is saved."""
+
+    def __init__(self, code: int):
+        super().__init__(code)
+        self.code = code

@@ -6,7 +6,6 @@
 Letters: B streams at a time, T time, S streams in all.
 """
 
-import functools
 import json
 import math
 import sys
@@ -18,8 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jax.sharding import Mesh
 
 from charlm import cli
+from charlm import mesh as meshes
 from charlm.checkpoint import Checkpoints, params_of
 from charlm.corpus import encode_file, load_corpus
 from charlm.dynamic import dynamic_nats
@@ -105,14 +106,19 @@ def shortest_text(batching) -> int:
     return 2 if batching.loss_on == "all" else batching.seq_len + 1
 
 
-def make_scorer(model: CharLM, vocab: Vocab, batching) -> Callable:
+def make_scorer(model: CharLM, vocab: Vocab, batching, mesh: Mesh | None = None) -> Callable:
     """(params, ids, config.eval, watch) -> Score, with one compiled program for all texts.
+
+    Each device of a mesh scores its share, and every process gets the whole score.
 
     Every symbol of the text but the first is scored; for a many-to-one model `eval.max_chars` of them. `watch` is called
     every now and then with the part of the work that is done; what it raises ends the scoring. Raises ValueError if the text
     is shorter than `shortest_text`.
     """
-    nats_of = _make_window_scorer(model, batching.seq_len) if batching.loss_on == "last" else _make_stream_scorer(model)
+    if batching.loss_on == "last":
+        nats_of = _make_window_scorer(model, batching.seq_len, mesh)
+    else:
+        nats_of = _make_stream_scorer(model, mesh)
 
     def score(params, ids: np.ndarray, config_eval, watch: Callable[[float], None] = _unwatched) -> Score:
         if len(ids) < shortest_text(batching):
@@ -128,29 +134,35 @@ def _unwatched(done: float) -> None:
     del done
 
 
-def _make_stream_scorer(model: CharLM) -> Callable:
+def _make_stream_scorer(model: CharLM, mesh: Mesh | None) -> Callable:
     """(params, ids, config.eval, watch) -> (nats, count) over parallel streams, state carried (`cut_streams`)."""
 
-    @functools.partial(jax.jit, donate_argnums=1)
-    def score_window(params, carry, windows, weights_TB):
+    def score_rows(params, carry, windows, weights_TB):
         windows = windows.astype(jnp.int32)
         logits_TBV, carry = model.apply({"params": params}, windows.T[:-1], carry)
-        return carry, jnp.sum(nats(logits_TBV, windows.T[1:]) * weights_TB, axis=0)
+        return carry, meshes.joined(mesh, jnp.sum(nats(logits_TBV, windows.T[1:]) * weights_TB, axis=0))
+
+    specs = (meshes.WHOLE, meshes.ROWS, meshes.ROWS, meshes.OF_STEPS), (meshes.ROWS, meshes.WHOLE)
+    score_window = jax.jit(meshes.on_each(mesh, score_rows, *specs), donate_argnums=1)
+    first_carry = model.initial_carry
+    if mesh is not None:
+        first_carry = jax.jit(first_carry, static_argnums=1, out_shardings=meshes.sharding(mesh, meshes.ROWS))
 
     def score(params, ids: np.ndarray, config_eval, watch) -> tuple[float, int]:
         streams = cut_streams(len(ids), config_eval.num_streams, config_eval.context)
-        batch = min(config_eval.batch_size, len(streams.start))
+        batch = meshes.shared_equally(mesh, min(config_eval.batch_size * meshes.size(mesh), len(streams.start)))
         total = 0.0
         for group in range(0, len(streams.start), batch):
             start, first, end = (_pad(each[group : group + batch], batch) for each in streams)
-            carry, sums = model.initial_carry(params, batch), []
+            carry, sums = first_carry(params, batch), []
             length = int((end - start).max()) - 1
             for offset in range(0, length, _WINDOW):
                 at_BT = start[:, None] + offset + np.arange(_WINDOW + 1)
                 targets_BT = at_BT[:, 1:]
                 weights_BT = (targets_BT >= first[:, None]) & (targets_BT < end[:, None])
-                windows = ids[np.minimum(at_BT, len(ids) - 1)]
-                carry, window_sums = score_window(params, carry, windows, weights_BT.T)
+                windows = meshes.put_read(mesh, ids, np.minimum(at_BT, len(ids) - 1))
+                weights_TB = meshes.put(mesh, weights_BT.T, meshes.OF_STEPS)
+                carry, window_sums = score_window(params, carry, windows, weights_TB)
                 if sums:  # Wait for the one before, so that what is told of is not far from what is done.
                     sums[-1] = np.asarray(sums[-1], np.float64)
                 sums.append(window_sums)
@@ -161,26 +173,27 @@ def _make_stream_scorer(model: CharLM) -> Callable:
     return score
 
 
-def _make_window_scorer(model: CharLM, seq_len: int) -> Callable:
+def _make_window_scorer(model: CharLM, seq_len: int, mesh: Mesh | None) -> Callable:
     """(params, ids, config.eval, watch) -> (nats, count) of the last targets of evenly spaced windows, each from zero."""
 
-    @jax.jit
-    def score_windows(params, windows):
+    def score_rows(params, windows):
         windows = windows.astype(jnp.int32)
         carry = model.initial_carry(params, windows.shape[0])
         logits_1BV, _ = model.apply({"params": params}, windows.T[:-1], carry, only_last=True)
-        return nats(logits_1BV, windows.T[-1:])[0]
+        return meshes.joined(mesh, nats(logits_1BV, windows.T[-1:])[0])
+
+    score_windows = jax.jit(meshes.on_each(mesh, score_rows, (meshes.WHOLE, meshes.ROWS), meshes.WHOLE))
 
     def score(params, ids: np.ndarray, config_eval, watch) -> tuple[float, int]:
         windows = len(ids) - seq_len
         count = min(config_eval.max_chars, windows)
         start = np.arange(count, dtype=np.int64) * windows // count
-        batch = min(config_eval.batch_size, count)
+        batch = meshes.shared_equally(mesh, min(config_eval.batch_size * meshes.size(mesh), count))
         total = 0.0
         for group in range(0, count, batch):
             of_group = start[group : group + batch]
             at_BT = _pad(of_group, batch)[:, None] + np.arange(seq_len + 1)
-            losses_B = np.asarray(score_windows(params, ids[at_BT]), np.float64)
+            losses_B = np.asarray(score_windows(params, meshes.put_read(mesh, ids, at_BT)), np.float64)
             total += float(losses_B[: len(of_group)].sum())
             watch(group / count)
         return total, count

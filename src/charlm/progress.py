@@ -18,13 +18,17 @@ def say(text: str) -> None:
 
 
 class ProgressLine:
-    """A live line with loss, speed and time left in a terminal; one plain line a record elsewhere. On stderr."""
+    """A live line with loss, speed and time left in a terminal; one plain line a record elsewhere. On stderr.
 
-    def __init__(self, num_steps: int, step: int):
+    `silent` ones show nothing.
+    """
+
+    def __init__(self, num_steps: int, step: int, silent: bool = False):
         self._num_steps = num_steps
+        self._silent = silent
         self._bar = self._task = None
         self._seconds_per_step = 0.0
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not silent:
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
             from rich.progress import Progress as Bar
@@ -45,7 +49,7 @@ class ProgressLine:
         """A line above the live one."""
         if self._bar:
             self._bar.console.print(text, markup=False, highlight=False)
-        else:
+        elif not self._silent:
             say(text)
 
     def update(self, step: int, loss: float, chars_per_second: float, seconds_per_step: float) -> None:

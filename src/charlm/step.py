@@ -13,10 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import config_dict
 
+from charlm import mesh as meshes
 from charlm.batching import cut_windows
+from charlm.mesh import OF_STEPS, ROWS, WHOLE
 from charlm.model import CharLM, is_zero
 from charlm.optim import make_optimizer
 
@@ -60,12 +63,14 @@ class Program(NamedTuple):
         vocab_size: V.
         num_steps: the length of a run, for schedules that span it.
         carries_state: whether the layout carries states from window to window.
+        mesh: the devices that share a batch (`mesh.make_mesh`); None: one.
     """
 
     config: config_dict.ConfigDict
     vocab_size: int
     num_steps: int
     carries_state: bool
+    mesh: Mesh | None = None
 
     def of(self, numbers: Mapping[str, Any]) -> tuple[config_dict.ConfigDict, CharLM, optax.GradientTransformation]:
         """(config, model, optimizer) of the run with these numbers, which may be traced."""
@@ -108,6 +113,21 @@ def init_state(program: Program, numbers: Mapping[str, Any]) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), carry, ema)
 
 
+def state_shardings(program: Program, shapes: TrainState) -> TrainState | None:
+    """Where each array of a state lies: the recurrent states with their rows of the batch, what belongs to parameters whole
+    on every device, or with `mesh.shard_params` split. None without a mesh.
+    """
+    if program.mesh is None:
+        return None
+
+    def of_params(leaf) -> NamedSharding:
+        split = program.config.mesh.shard_params
+        return meshes.sharding(program.mesh, meshes.split_spec(leaf.shape, program.mesh) if split else WHOLE)
+
+    rows = meshes.sharding(program.mesh, ROWS)
+    return jax.tree.map(of_params, shapes).replace(carry=jax.tree.map(lambda leaf: rows, shapes.carry))
+
+
 def run_keys(seed: int) -> tuple[jax.Array, jax.Array]:
     """The two keys of a run: for its parameters, and for what is random in a step (fold in the step)."""
     params_key, step_key = jax.random.split(jax.random.key(seed))
@@ -130,15 +150,15 @@ def train_step(
     backpropagation through time, Williams and Peng 1990). States marked in `reset_B` are those that a text starts from.
 
     The batch is worked on in `optimizer.accumulation_steps` equal parts, one after another, so that only one part's
-    activations are in memory. Each draws its own dropout masks; without dropout the step is the same but for rounding.
+    activations are in memory; and the devices of a mesh each work on their rows of it. Each part and each device draws its
+    own dropout masks; without dropout the step is the same but for rounding.
 
     With `train.ema_decay` d the state's `ema` becomes d ema + (1 - d) params after step t, where d is (1 + t) / (10 + t)
     as long as that is less, so that the first parameters are soon forgotten.
     """
     config, model, optimizer = program.of(numbers)
     key = jax.random.fold_in(run_keys(config.seed)[1], state.step)
-    differentiate = _gradient if config.optimizer.accumulation_steps == 1 else _gradient_in_parts
-    grads, (loss, last) = differentiate(config, model, state.params, windows, state.carry, reset_B, key)
+    grads, (loss, last) = _gradient_on_mesh(program.mesh, config, model, state.params, windows, state.carry, reset_B, key)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
@@ -147,6 +167,20 @@ def train_step(
         ema = optax.incremental_update(params, ema, 1 - decay)
     state = TrainState(state.step + 1, params, opt_state, last if state.carry else (), ema)
     return state, loss, optax.tree.norm(grads)
+
+
+def _gradient_on_mesh(mesh, config, model: CharLM, params, windows: jax.Array, carry, reset_B: jax.Array, key: jax.Array):
+    """`_gradient` of windows whose rows lie on several devices: the means over them."""
+    differentiate = _gradient if config.optimizer.accumulation_steps == 1 else _gradient_in_parts
+
+    def of_rows(params, windows, carry, reset_B, key):
+        key = key if mesh is None else jax.random.fold_in(key, jax.lax.axis_index("data"))
+        grads, (loss, last) = differentiate(config, model, params, windows, carry, reset_B, key)
+        return *meshes.mean_over(mesh, (grads, loss)), last
+
+    of_batch = meshes.on_each(mesh, of_rows, (WHOLE, ROWS, ROWS, ROWS, WHOLE), (WHOLE, WHOLE, ROWS))
+    grads, loss, last = of_batch(params, windows, carry, reset_B, key)
+    return grads, (loss, last)
 
 
 def _gradient(config, model: CharLM, params, windows: jax.Array, carry, reset_B: jax.Array, key: jax.Array):
@@ -211,19 +245,21 @@ def _penalty(optimizer, activations) -> jax.Array:
 
 
 def train_chunk(
-    program: Program, state: TrainState, numbers: Mapping[str, Any], ids_N, starts_KB, reset_KB, n
+    program: Program, state: TrainState, numbers: Mapping[str, Any], ids_N, starts_KB, reset_KB, n, ids_spec: P = WHOLE
 ) -> tuple[TrainState, jax.Array, jax.Array, jax.Array]:
     """(state, losses_K, gradient norms_K, finite) after the first n of K = MAX_STEPS_PER_DISPATCH batches.
 
     They are cut out of the text on the device. n is traced, so that one compiled program serves every cadence of logging,
     evaluating and saving, with the same bits. `finite` says whether all parameters are: the losses cannot tell, as each is
-    that of the parameters before its own update.
+    that of the parameters before its own update. On a mesh `ids_spec` says whether every device has all of `ids_N`, or each
+    a part of it, in which the windows of its own rows start.
     """
+    cut = functools.partial(cut_windows, seq_len=program.config.batching.seq_len)
+    cut = meshes.on_each(program.mesh, cut, (ids_spec, ROWS), ROWS)
 
     def body(k, carried):
         state, losses_K, norms_K = carried
-        windows = cut_windows(ids_N, starts_KB[k], program.config.batching.seq_len)
-        state, loss, norm = train_step(program, numbers, state, windows, reset_KB[k])
+        state, loss, norm = train_step(program, numbers, state, cut(ids_N, starts_KB[k]), reset_KB[k])
         return state, losses_K.at[k].set(loss), norms_K.at[k].set(norm)
 
     buffer_K = jnp.zeros(starts_KB.shape[0])
@@ -232,13 +268,18 @@ def train_chunk(
     return state, losses_K, norms_K, finite
 
 
-def compile_train_chunk(program: Program, state: TrainState, numbers: Mapping[str, Any], num_ids: int, ids_dtype) -> Callable:
-    """`train_chunk` for chunks of `num_ids` ids, compiled, so that no step waits for it; it donates the state."""
-    starts_KB = jax.ShapeDtypeStruct((MAX_STEPS_PER_DISPATCH, program.config.batching.batch_size), jnp.int32)
-    reset_KB = jax.ShapeDtypeStruct(starts_KB.shape, bool)
-    ids_N, n = jax.ShapeDtypeStruct((num_ids,), ids_dtype), jax.ShapeDtypeStruct((), jnp.int32)
-    jitted = jax.jit(functools.partial(train_chunk, program), donate_argnums=0)
-    return jitted.lower(state, numbers, ids_N, starts_KB, reset_KB, n).compile()
+def compile_train_chunk(
+    program: Program, state: TrainState, numbers: Mapping[str, Any], ids_N: jax.ShapeDtypeStruct
+) -> Callable:
+    """`train_chunk` for chunks of such ids, compiled, so that no step waits for it; it donates the state."""
+    mesh, shape_KB = program.mesh, (MAX_STEPS_PER_DISPATCH, program.config.batching.batch_size)
+    starts_KB, reset_KB = (meshes.shape(mesh, shape_KB, dtype, OF_STEPS) for dtype in (jnp.int32, bool))
+    chunk, out_shardings = functools.partial(train_chunk, program), None
+    if mesh is not None:
+        chunk = functools.partial(chunk, ids_spec=ids_N.sharding.spec)
+        out_shardings = (jax.tree.map(lambda leaf: leaf.sharding, state), *[meshes.sharding(mesh, WHOLE)] * 3)
+    jitted = jax.jit(chunk, donate_argnums=0, out_shardings=out_shardings)
+    return jitted.lower(state, numbers, ids_N, starts_KB, reset_KB, jax.ShapeDtypeStruct((), jnp.int32)).compile()
 
 
 def init_state_of_runs(program: Program, numbers_R: Mapping[str, jax.Array]) -> TrainState:

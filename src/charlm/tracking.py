@@ -52,6 +52,22 @@ class Tracker:
         self._events.close()
 
 
+class NoTracker:
+    """In the place of a `Tracker` where nothing is to be written."""
+
+    def record(self, line: dict[str, Any]) -> None:
+        pass
+
+    def sample(self, step: int, texts: list[str]) -> None:
+        pass
+
+    def draw(self, force: bool = False) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _summary_writer() -> type:
     """TensorBoard's writer, imported when it is needed, as matplotlib below: only training needs them.
 

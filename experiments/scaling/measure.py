@@ -1,0 +1,91 @@
+"""Weak scaling: the same share of a batch for each process, on one, two and four processes of one machine.
+
+    pip install -c constraints.txt -e '.[shakespeare]'
+    python experiments/scaling/measure.py [--rounds N]
+
+Runs the training command on `configs/quickstart.py` with 32 streams a process, each process on one core, one after another
+and in another order each round. Prints a table in Markdown and appends a line a row to results.jsonl. Linux. Five rounds take
+about six minutes on two cores.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+
+from charlm.machine import cpu_model, num_cores
+
+HERE = Path(__file__).parent
+CONFIG = HERE.parent.parent / "configs" / "quickstart.py"
+PROCESSES = (1, 2, 4)
+STREAMS, STEPS = 32, 300
+
+
+def chars_per_second(num_processes: int) -> float:
+    """The rate of a job, once it is compiled."""
+    cores = sorted(os.sched_getaffinity(0))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = Path(folder) / "run"
+        off = [f"--config.train.{key}=0" for key in ("eval_every", "checkpoint_every", "sample_every")]
+        sizes = [f"--config.batching.batch_size={STREAMS * num_processes}", f"--config.train.steps={STEPS}"]
+        command = [sys.executable, "-m", "charlm.train", f"--config={CONFIG}", f"--workdir={workdir}", *off, *sizes]
+        if num_processes > 1:
+            command += [f"--coordinator=localhost:{port}", f"--num_processes={num_processes}"]
+        job = []
+        for i in range(num_processes):
+            more = [f"--process_id={i}"] if num_processes > 1 else []
+            pin = {cores[i % len(cores)]}
+            job.append(
+                subprocess.Popen(
+                    [*command, *more],
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    preexec_fn=lambda pin=pin: os.sched_setaffinity(0, pin),
+                )
+            )
+        for process in job:
+            _, err = process.communicate()
+            if process.returncode:
+                raise SystemExit(err)
+        return json.loads((workdir / "result.json").read_text())["chars_per_second"]
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    arguments.add_argument("--rounds", type=int, default=5)
+    rounds = arguments.parse_args().rounds
+    rates = {count: [] for count in PROCESSES}
+    for k in range(rounds):
+        for count in PROCESSES[k % len(PROCESSES) :] + PROCESSES[: k % len(PROCESSES)]:
+            rates[count].append(chars_per_second(count))
+    print("| processes | characters in a step | chars/s | x one process | of what its cores could do |")
+    print("| --- | --- | --- | --- | --- |")
+    for count, found in rates.items():
+        rate = statistics.median(found)
+        speedup = statistics.median(a / b for a, b in zip(found, rates[1]))
+        efficiency = speedup / min(count, num_cores())
+        print(f"| {count} | {STREAMS * 64 * count:,} | {rate:,.0f} | {speedup:.2f} | {efficiency:.0%} |")
+        line = {
+            "date": datetime.date.today().isoformat(),
+            "machine": f"{num_cores()} cores, {cpu_model()}",
+            "jax": jax.__version__,
+        }
+        line |= {"processes": count, "rounds": rounds, "chars_per_second": rate, "speedup": speedup, "efficiency": efficiency}
+        with open(HERE / "results.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()
