@@ -5,7 +5,6 @@ collectives in the same order, so that process 0 decides for all what depends on
 writes files and speaks.
 """
 
-import atexit
 import contextlib
 import ctypes
 import hashlib
@@ -110,7 +109,6 @@ def _join(coordinator: str, num_processes: int | None, process_id: int | None) -
     if explicit and not (num_processes and process_id is not None and 0 <= process_id < num_processes):
         found = f"--num_processes is {num_processes} and --process_id is {process_id}"
         raise ConfigError(f"{found}; --coordinator={coordinator} needs both, the second from 0 and below the first")
-    atexit.register(_told_of_loss)  # It has to live as long as the process.
     ctypes.CDLL(None).signal(signal.SIGABRT, _told_of_loss)
     try:
         jax.distributed.initialize(
