@@ -287,3 +287,11 @@ def test_a_step_in_bfloat16_is_one_in_float32_but_for_rounding(cell, embedding_s
     (loss, norm), (low_loss, low_norm) = found
     assert loss != low_loss
     np.testing.assert_allclose([low_loss, low_norm], [loss, norm], rtol=0.02)
+
+
+def test_a_program_leaves_its_config_as_it_is():
+    setup = build()
+    config, _, _ = setup.program.of({"seed": 7, "optimizer.learning_rate": 5.0})
+    assert config.seed == 7 and config.optimizer.learning_rate == 5.0
+    assert dict(flatten(setup.program.config)) == dict(flatten(build().program.config)) and setup.program.config.seed == 0
+    assert setup.program.config.optimizer.learning_rate == default_config().optimizer.learning_rate

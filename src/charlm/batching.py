@@ -6,7 +6,7 @@ step k of a resumed run is step k of a whole one. The two gathers turn a layout 
 Letters: B batch, T time (`seq_len`), N ids of the text, K steps in a dispatch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -195,7 +195,7 @@ def device_gather(ids_N: np.ndarray, layout: Layout, capacity: int, mesh: Mesh |
     on_device_N = jnp.asarray(on_device_N) if mesh is None else meshes.put(mesh, on_device_N)
 
     def take(step: int, n: int) -> Chunk:
-        starts_and_resets = _stack([layout.batch(step + k) for k in range(n)], capacity)
+        starts_and_resets = stacked([layout.batch(step + k) for k in range(n)], capacity)
         return Chunk(on_device_N, *(meshes.put(mesh, each, meshes.OF_STEPS) for each in starts_and_resets))
 
     return Gather(meshes.shape(mesh, on_device_N.shape, on_device_N.dtype), take, lambda: None)
@@ -252,7 +252,7 @@ def host_gather(
     return Gather(meshes.shape(mesh, (starts_KB.size * width,), ids_N.dtype, meshes.ROWS), take, batches.close)
 
 
-def _stack(batches: list[Batch], capacity: int) -> tuple[np.ndarray, np.ndarray]:
+def stacked(batches: Sequence[Batch], capacity: int) -> tuple[np.ndarray, np.ndarray]:
     """Batches of consecutive steps, padded to `capacity`: starts_KB (int32), reset_KB (bool)."""
     batch_size = len(batches[0].starts_B)
     starts_KB = np.zeros((capacity, batch_size), np.int32)

@@ -178,6 +178,12 @@ class Checkpoints:
             raise DamagedCheckpoint(f"{damaged[0][1]}, and there is no whole one before it; start again in another --workdir")
         return None
 
+    def drop_after(self, step: int) -> None:
+        """Delete the checkpoints of later steps."""
+        for later in self.steps():
+            if later > step:
+                shutil.rmtree(self._root / str(later))
+
     def _put_aside(self, step: int) -> None:
         """Into `damaged/` beside `checkpoints/`."""
         aside = self._root.parent / "damaged"

@@ -6,6 +6,7 @@
 A run that is not finished is reproduced up to its last checkpoint. Exit codes: 0 it agrees to the bit; 1 it does not.
 """
 
+import copy
 import json
 import sys
 import tempfile
@@ -105,7 +106,7 @@ def train_again(record: Record, into: Path) -> Record:
         UserError: its corpus is not there, or is another one by now.
         RunFailed: it diverges, and the recorded one did not.
     """
-    again = config_dict.ConfigDict(record.config)
+    again = copy.deepcopy(record.config)
     again.train.seconds = None  # That limit depends on the machine; where it ended the run is known.
     try:
         train.train(again, into, until=record.steps)

@@ -8,6 +8,7 @@ The text goes to stdout as it is drawn, and nothing else does.
 Letters: N samples, K characters in a block, V vocabulary.
 """
 
+import copy
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from ml_collections import config_dict
 
 from charlm import cli
 from charlm.batching import uniform
@@ -275,7 +275,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("checkpoint", "best", "best, latest or a step", flag_values=values)
     cli.parse(values, argv, __doc__)
     run = load_run(Path(cli.required(values, "workdir")))
-    config = config_dict.ConfigDict(run.config)
+    config = copy.deepcopy(run.config)
     for name in config.sample:
         if getattr(values, name) is not None:
             config.sample[name] = getattr(values, name)

@@ -3,6 +3,7 @@
 Letters: B batch, T time, V vocabulary, N characters of the text, K steps in a dispatch, R runs.
 """
 
+import copy
 import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -74,7 +75,7 @@ class Program(NamedTuple):
 
     def of(self, numbers: Mapping[str, Any]) -> tuple[config_dict.ConfigDict, CharLM, optax.GradientTransformation]:
         """(config, model, optimizer) of the run with these numbers, which may be traced."""
-        config = config_dict.ConfigDict(self.config)
+        config = copy.deepcopy(self.config)
         with config.unlocked(), config.ignore_type():
             for key, number in numbers.items():
                 *groups, name = key.split(".")
@@ -297,7 +298,7 @@ def train_chunk_of_runs(
     the core of a CPU. Every result has a leading axis of R, and is that of R separate runs but for rounding.
     """
     if at_once:  # cuDNN takes one run at a time.
-        config = config_dict.ConfigDict(program.config)
+        config = copy.deepcopy(program.config)
         config.model.recurrence = "scan"
         program = program._replace(config=config)
 
