@@ -89,6 +89,13 @@ def test_devices_share_a_batch_without_changing_the_training(small_config, alone
     check_close(train(tmp_path / "run", small_config, num_processes, devices, *flags), alone)
 
 
+def test_two_devices_of_a_cpu_draw_large_first_states(small_config, tmp_path):
+    """Drawn on both at once, orthogonal kernels of this size kept each other from ending."""
+    short = "--config.model.hidden_size=192", "--config.train.steps=2", "--config.train.sample_every=0"
+    result, _ = train(tmp_path / "run", small_config, 1, 2, "--config.mesh.data=2", *short)
+    assert result["steps"] == 2
+
+
 def test_a_run_goes_on_with_another_number_of_processes(small_config, alone, tmp_path):
     """One, two, and one again."""
     path = tmp_path / "run"

@@ -221,8 +221,9 @@ def _first_states(
     for host in hosts:
         host.restored(lambda checkpoints: None)
         host.checkpoints.drop_after(0)
-    first = jax.jit(functools.partial(step.init_state_of_runs, program), out_shardings=by_run)
-    return first(numbers_R), 0
+    # On one device, as in `charlm.train`.
+    first = jax.jit(functools.partial(step.init_state_of_runs, program))
+    return jax.device_put(first(numbers_R), by_run), 0
 
 
 def _mesh(devices: Sequence[jax.Device]) -> Mesh:
