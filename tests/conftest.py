@@ -10,7 +10,7 @@ import jax
 import pytest
 from hypothesis import settings
 
-from charlm import cli, evaluate, reproduce, sample, sweep, train
+from charlm import cli, evaluate, report, reproduce, sample, sweep, train
 
 # The same examples every time, and no deadline: compilation falls on whichever comes first.
 settings.register_profile("charlm", deadline=None, derandomize=True)
@@ -19,7 +19,7 @@ settings.register_profile("thorough", settings.get_profile("charlm"), max_exampl
 settings.load_profile("charlm")
 
 COMMANDS = {"train": train.main, "sample": sample.main, "evaluate": evaluate.main, "reproduce": reproduce.main}
-COMMANDS["sweep"] = sweep.main
+COMMANDS |= {"sweep": sweep.main, "report": report.main}
 SMALL = """
 from charlm.config import default_config
 

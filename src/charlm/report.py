@@ -21,19 +21,22 @@ from charlm import cli
 from charlm.config import flatten
 from charlm.errors import WorkdirError
 from charlm.progress import say
-from charlm.results import read_records, row_of, swept_keys
+from charlm.results import are_numbers, in_order, read_records, row_of, swept_keys
 from charlm.tracking import read_metrics
 from charlm.workdir import load_run, read_result, read_text, write_text
 
 # Points of a curve: more cannot be seen.
 _POINTS = 1000
+# Up to so many values of a key stand side by side, as far apart as the next.
+_CATEGORIES = 8
 _SAMPLES, _SAMPLE_CHARS = 4, 700
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1180px; margin: 24px auto; padding: 0 16px; color: #1c2733; }
 h1 { font-size: 22px; margin-bottom: 2px; } h2 { font-size: 17px; margin-top: 28px; }
 pre { background: #f4f6f8; padding: 10px; overflow: auto; white-space: pre-wrap; font-size: 13px; margin: 0; }
 .samples { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 12px; }
-.note { color: #5b6b7b; } table { border-collapse: collapse; } td { padding: 2px 14px 2px 0; vertical-align: top; }
+.note { color: #5b6b7b; overflow-wrap: anywhere; }
+table { border-collapse: collapse; } td { padding: 2px 14px 2px 0; vertical-align: top; }
 """
 
 
@@ -62,11 +65,12 @@ def write_report_of_sweep(workdir: Path) -> None:
     source = _source(rows, keys, workdir)
     chosen = _chosen(source, workdir)
     table, words = _table(source, keys)
-    plots = column(row(_curves(source), _effects(source, rows, keys)), words, table, chosen, sizing_mode="stretch_width")
+    plots = row(_curves(source), _effects(source, rows, keys), sizing_mode="stretch_width")
+    page = column(plots, words, table, chosen, sizing_mode="stretch_width")
     counts = ", ".join(
         f"{sum(r['status'] == status for r in rows)} {status}" for status in dict.fromkeys(r["status"] for r in rows)
     )
-    parts = [f"<h1>{html.escape(workdir.name)}</h1><p class=note>{len(rows)} runs: {counts.replace('_', ' ')}</p>", plots]
+    parts = [f"<h1>{html.escape(workdir.name)}</h1><p class=note>{len(rows)} runs: {counts.replace('_', ' ')}</p>", page]
     parts.append(
         "<h2>Samples of the best</h2><div class=samples>" + "".join(_sample_of(each, workdir) for each in rows[:_SAMPLES])
     )
@@ -115,6 +119,7 @@ def _source(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], workdir: Pat
         xs.append([line["chars"] / 1e6 for line in lines])
         ys.append([line["nats_per_char"] for line in lines])
     data = {name: [each[name] for each in rows] for name in rows[0]}
+    data["reason"] = [each["reason"] or "" for each in rows]
     for key in keys:
         data[f"shown {key}"] = [_shown(each[key]) for each in rows]
     colors = viridis(max(len(rows), 3))[: len(rows)]
@@ -150,14 +155,14 @@ def _effects(source, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]):
 
     panels = []
     for key in keys:
-        values = [each[key] for each in rows if each[key] is not None]
-        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-        if numbers and values:
-            wide = min(values) > 0 and max(values) / min(values) > 20
+        values = in_order(each[key] for each in rows)
+        if len(values) == 1 and len(keys) > 1:
+            continue
+        if are_numbers(values) and len(values) > _CATEGORIES:
+            wide = values[0] > 0 and values[-1] / values[0] > 20
             plot, x = _figure(x_axis_type="log" if wide else "linear"), key
         else:
-            shown = list(dict.fromkeys(_shown(each[key]) for each in rows))
-            plot = _figure(x_range=shown)
+            plot = _figure(x_range=[_shown(value) for value in values])
             x = jitter(f"shown {key}", width=0.2, range=plot.x_range)
         plot.xaxis.axis_label, plot.yaxis.axis_label = key, "validation, nats per character"
         points = plot.scatter(x, "val_nats_per_char", source=source, size=8, color="color", nonselection_alpha=0.1)
@@ -170,7 +175,9 @@ def _table(source, keys: Sequence[str]):
     """(table, field to filter it by words)."""
     from bokeh.models import CDSView, CustomJS, CustomJSFilter, DataTable, NumberFormatter, TableColumn, TextInput
 
-    words = TextInput(placeholder="filter: words that a row must contain, such as gru completed", name="words")
+    words = TextInput(
+        sizing_mode="stretch_width", placeholder="filter: words that a row must contain, such as gru completed", name="words"
+    )
     names = [*keys, "run", "status", "reason"]
     code = """
         const words = field.value.toLowerCase().split(/\\s+/).filter(word => word)
@@ -191,7 +198,9 @@ def _table(source, keys: Sequence[str]):
     columns.append(TableColumn(field="train_seconds", title="seconds", formatter=NumberFormatter(format="0.0")))
     columns += [TableColumn(field=name, title=name) for name in ("status", "reason")]
     height = min(480, 60 + 26 * len(source.data["run"]))
-    table = DataTable(source=source, view=view, columns=columns, height=height, sizing_mode="stretch_width", name="table")
+    table = DataTable(
+        source=source, view=view, columns=columns, height=height, sizing_mode="stretch_width", name="table", index_position=None
+    )
     return table, words
 
 

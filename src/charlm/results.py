@@ -5,7 +5,7 @@ import io
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +129,8 @@ def draw(records: Sequence[Mapping], keys: Sequence[str], metrics: Mapping[str, 
 
 def _draw_effect(axis, scored: Sequence[Mapping], key: str, shade: Mapping[str, float]) -> None:
     """A point for each run, and the median of those with the same value."""
-    values = sorted({row[key] for row in scored}, key=lambda value: (not isinstance(value, int | float), str(value), value))
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    values = sorted(values) if numbers else values
+    values = in_order(row[key] for row in scored)
+    numbers = are_numbers(values)
     place = {value: value if numbers else k for k, value in enumerate(values)}
     for row in scored:
         axis.plot(place[row[key]], row["val_nats_per_char"], "o", color=_shade(shade[row["run"]]), markersize=4)
@@ -140,9 +139,20 @@ def _draw_effect(axis, scored: Sequence[Mapping], key: str, shade: Mapping[str, 
         axis.plot([place[value] for value in values], medians, "-", color="#c2410c", linewidth=1.4)
     if numbers and values and values[0] > 0 and values[-1] / values[0] > 20:
         axis.set_xscale("log")
-    if not numbers:
-        axis.set_xticks(range(len(values)), [str(value) for value in values])
+    elif len(values) <= 12:
+        axis.set_xticks([place[value] for value in values], [str(value) for value in values])
     axis.set_xlabel(key)
+
+
+def are_numbers(values: Iterable[Any]) -> bool:
+    """Whether all are numbers, True and False not among them."""
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def in_order(values: Iterable[Any]) -> list[Any]:
+    """The different ones: numbers by size, others by how they are written."""
+    different = list(dict.fromkeys(values))
+    return sorted(different) if are_numbers(different) else sorted(different, key=str)
 
 
 def _shade(part: float) -> tuple[float, float, float]:
