@@ -10,7 +10,6 @@ import time
 import pytest
 from conftest import start
 
-from charlm.batching import LAYOUTS
 from charlm.tracking import read_metrics
 
 CONTRACT = {
