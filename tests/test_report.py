@@ -45,7 +45,7 @@ def test_a_page_of_a_sweep_stands_alone_and_shows_every_run_the_best_first(sweep
     page = (sweep_folder / "report.html").read_text()
     assert not re.findall(r"<(?:script|link)[^>]*(?:src|href)=", page), "nothing is fetched"
     assert "3 runs: 2 completed, 1 failed" in page
-    body = page[page.index("<body>") :]
+    body = page[page.rindex("<div class=samples>") :]
     assert 0 < body.index("cell=gru, 1.5000") < body.index("cell=lstm, 1.7500") < body.index("cell=&lt;b&gt;")
     assert "&lt;i&gt; cell=gru" in body and "old" not in body and "<i>" not in body and "cell=<b>" not in body
     assert "out of memory" in page and "charlm.reproduce --result ${folder}/results.jsonl" in page
@@ -58,7 +58,7 @@ def test_a_page_of_a_run(run, small_config, tmp_path):
     page = (tmp_path / "w" / "report.html").read_text()
     result = json.loads((tmp_path / "w" / "result.json").read_text())
     assert result["params_sha256"] in page and "corpus_sha256" in page and "optimizer.learning_rate" in page
-    body = page[page.index("<body>") :]
+    body = page[page.rindex("<div class=samples>") :]
     assert body.index(">step 40<") < body.index(">step 20<")
 
 
