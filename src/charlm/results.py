@@ -136,7 +136,8 @@ def _draw_effect(axis, scored: Sequence[Mapping], key: str, shade: Mapping[str, 
         axis.plot(place[row[key]], row["val_nats_per_char"], "o", color=_shade(shade[row["run"]]), markersize=4)
     medians = [statistics.median(row["val_nats_per_char"] for row in scored if row[key] == value) for value in values]
     if len(values) <= 12:
-        axis.plot([place[value] for value in values], medians, "-", color="#c2410c", linewidth=1.4)
+        style = "-" if numbers else "_"
+        axis.plot([place[value] for value in values], medians, style, color="#c2410c", linewidth=1.4, markersize=22)
     if numbers and values and values[0] > 0 and values[-1] / values[0] > 20:
         axis.set_xscale("log")
     elif len(values) <= 12:
