@@ -122,8 +122,8 @@ def _source(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], workdir: Pat
     data["reason"] = [each["reason"] or "" for each in rows]
     for key in keys:
         data[f"shown {key}"] = [_shown(each[key]) for each in rows]
-    colors = viridis(max(len(rows), 3))[: len(rows)]
-    return ColumnDataSource(data | {"xs": xs, "ys": ys, "color": list(colors)})
+    colors = [viridis(256)[255 * k // max(len(rows) - 1, 1)] for k in range(len(rows))]
+    return ColumnDataSource(data | {"xs": xs, "ys": ys, "color": colors})
 
 
 def _shown(value: Any) -> str:
