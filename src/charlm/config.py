@@ -171,7 +171,7 @@ def default_config() -> config_dict.ConfigDict:
     # are those of one device but for rounding, and for dropout, which each device draws for itself.
     mesh.data = unset(int)
     # Parameters and the optimizer's state in parts on these devices, put together where a step needs them: for models whose
-    # training state does not fit one device.
+    # training state does not fit one device. The parameters and their gradient have to, while a step is computed.
     mesh.shard_params = False
     return config.lock()
 

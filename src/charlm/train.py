@@ -186,10 +186,7 @@ def _fit(config: config_dict.ConfigDict, path: Path, prepared: Prepared, mesh: M
         if (flat := host.restored(lambda checkpoints: checkpoints.restore_latest(say))) is not None:
             state = meshes.put_tree(mesh, checkpoint.unflatten_state(jax.eval_shape(init, numbers), flat), shardings)
         else:
-            # One compilation in place of one an operation. On one device, for several of one CPU keep each other from ending
-            # when they all factorise matrices (of the orthogonal kernels).
-            state = jax.jit(init)(numbers)
-            state = state if mesh is None else meshes.put_tree(mesh, state, shardings)
+            state = meshes.made(mesh, init, numbers, shardings)
         host.begin(num_params(state.params))
         gather = _make_gather(config, corpus, layout, mesh, host.at, end)
         stack.callback(gather.close)
