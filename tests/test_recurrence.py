@@ -175,6 +175,16 @@ def test_projected_ids_equal_the_projection_of_their_embeddings(x64, vocab, embe
     close(*gradients)
 
 
+@pytest.mark.parametrize("steps", [16, 19, 33])
+def test_a_large_gradient_is_summed_over_all_steps(x64, steps):
+    """In parts of sixteen steps on a CPU, of which the last may be short."""
+    batch, rows = 64, 5000
+    assert steps * rows * batch > recurrence._NUMBERS_AT_ONCE
+    grad, x = draw(1, steps, rows, batch), draw(2, steps, H, batch)
+    summed = jax.jit(recurrence._sum_of_products, static_argnums=2)(grad, x, jnp.float64)
+    np.testing.assert_allclose(summed, np.einsum("tgb,tib->gi", grad, x), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_no_step_copies_the_arrays_of_all_steps(name):
     """They are written in place, step by step; a copy of one in the loop would make the time quadratic in T."""

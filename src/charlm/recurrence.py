@@ -5,7 +5,7 @@ Four things make this faster than differentiating a plain scan, all exact:
 - The input of the first layer is a character id, so its projection is a column of a table with V of them: V of work in
   place of B * T (`from_ids`).
 - The gradient of W_h is not summed up inside the backward loop. The loop returns the gradient at `h_proj` for every
-  step and dW_h is one large product at the end (`unroll`).
+  step and dW_h is one large product at the end (`unroll`), or on a CPU a few of the size that suits its caches.
 - Inside the loop arrays are feature-major, the batch last, so that W_h stands on the left of its product. A CPU's product
   reads its left operand as it lies and packs its right one anew each time: the state is small, W_h is not.
 - One array as large as all projections is enough: a step writes what it saves over its projection, and on the way back its
@@ -27,6 +27,10 @@ from charlm.cells import Blocks, Carry, Cell, Params
 
 # Up to this many symbols the gradient of a table is a product with one-hot vectors.
 _ONE_HOT_SYMBOLS = 512
+
+# A CPU sums the products of gradients of more numbers than the first part by part, each of about so many columns as the second.
+_NUMBERS_AT_ONCE = 2**22
+_COLUMNS_OF_A_PART = 1024
 
 
 def matmul(x: jax.Array, w: jax.Array, dtype) -> jax.Array:
@@ -97,8 +101,7 @@ def _product_of_steps_fwd(dtype, W_GI, x_TIB):
 
 def _product_of_steps_bwd(dtype, residuals, grad_TGB):
     W_GI, x_TIB = residuals
-    dW_GI = _product(_flat(grad_TGB).astype(dtype), _flat(x_TIB).T, W_GI.dtype)
-    return dW_GI, _product_of_steps(dtype, W_GI.T, grad_TGB)
+    return _sum_of_products(grad_TGB, x_TIB, dtype), _product_of_steps(dtype, W_GI.T, grad_TGB)
 
 
 _product_of_steps.defvjp(_product_of_steps_fwd, _product_of_steps_bwd)
@@ -124,14 +127,13 @@ def _lookup_fwd(table_GV, ids_TB):
 
 def _lookup_bwd(residuals, grad_TGB):
     ids_TB, symbols = residuals
-    ids_N, grad_GN = ids_TB.reshape(-1), _flat(grad_TGB)
     if symbols <= _ONE_HOT_SYMBOLS:
-        one_hot_NV = jax.nn.one_hot(ids_N, symbols, dtype=grad_TGB.dtype)
-        return _as_it_stands(_product(grad_GN, one_hot_NV)), None
+        one_hot_TVB = jax.nn.one_hot(ids_TB, symbols, dtype=grad_TGB.dtype, axis=1)
+        return _as_it_stands(_sum_of_products(grad_TGB, one_hot_TVB, grad_TGB.dtype)), None
     # A CPU scatters one row after another, so that the order is fixed without sorting.
     grad_VG = jax.lax.platform_dependent(
-        ids_N,
-        grad_GN.T,
+        ids_TB.reshape(-1),
+        _flat(grad_TGB).T,
         cpu=lambda i, g: jnp.zeros((symbols, g.shape[-1]), g.dtype).at[i].add(g),
         default=lambda i, g: segment_sum(g, i, symbols),
     )
@@ -241,8 +243,7 @@ def _unroll_bwd(cell, dtype, residuals, grads):
     zeros = jax.tree.map(jnp.zeros_like, params)
     read = tuple(buffer[-1] for buffer in saved)
     dcarry, dparams, _, grads = jax.lax.fori_loop(0, num_steps, step, (dcarry, zeros, read, saved))
-    h_NH = _flat(states[0][:-1]).T.astype(dtype)
-    dW_h_GH = jnp.concatenate([_product(_flat(part).astype(dtype), h_NH, W_h_GH.dtype) for part in at_h(*grads)])
+    dW_h_GH = jnp.concatenate([_sum_of_products(part, states[0][:-1], dtype) for part in at_h(*grads)])
     return dparams, dW_h_GH, grads[0], dcarry
 
 
@@ -252,6 +253,30 @@ _unroll.defvjp(_unroll_fwd, _unroll_bwd)
 def _product(W: jax.Array, x: jax.Array, out_dtype=None) -> jax.Array:
     """W @ x with x cast to the dtype of W, summed up in that of x unless another is given."""
     return jnp.matmul(W, x.astype(W.dtype), preferred_element_type=out_dtype or x.dtype)
+
+
+def _sum_of_products(grad_TGB: jax.Array, x_TIB: jax.Array, dtype) -> jax.Array:
+    """The sum over all steps of grad @ x.T, shape (G, I), with the operands in `dtype`.
+
+    All steps side by side are one product. A CPU has to turn both operands around in memory for it; where they do not stay
+    in its caches meanwhile, parts of them that do are taken one after another.
+    """
+    num_steps, _, batch = grad_TGB.shape
+
+    def at_once(grad, x):
+        return _product(_flat(grad).astype(dtype), _flat(x).T, grad.dtype)
+
+    def by_parts(grad, x):
+        steps = max(1, _COLUMNS_OF_A_PART // batch)
+        first = num_steps % steps
+
+        def add(k, total):
+            return total + at_once(*(jax.lax.dynamic_slice_in_dim(each, first + k * steps, steps) for each in (grad, x)))
+
+        return jax.lax.fori_loop(0, num_steps // steps, add, at_once(grad[:first], x[:first]))
+
+    on_cpu = by_parts if grad_TGB.size > _NUMBERS_AT_ONCE else at_once
+    return jax.lax.platform_dependent(grad_TGB, x_TIB, cpu=on_cpu, default=at_once)
 
 
 def _as_it_stands(x: jax.Array) -> jax.Array:
