@@ -1,5 +1,6 @@
 import ast
 import inspect
+import json
 import runpy
 from pathlib import Path
 
@@ -114,7 +115,7 @@ def test_only_the_length_may_grow_under_extend():
 def test_cadences_do_not_make_another_run():
     old, new = default_config(), default_config()
     for key in configs.CADENCE_KEYS:
-        configs.set_key(new, key, True if key == "mesh.shard_params" else 3, "test")
+        configs.set_key(new, key, {bool: True, int: 3, str: "a"}[configs._type_of(old, key)], "test")
     assert configs.differing_keys(old, new) == []
     new.seed = 4
     assert configs.differing_keys(old, new) == ["seed"]
@@ -129,3 +130,12 @@ def test_every_config_of_the_project_can_be_run_and_says_how(path):
         configs.check(config, str(path))
     head = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     assert f"python -m charlm.train --config configs/{path.name}" in head
+
+
+def test_a_record_from_before_a_cadence_was_a_key_can_be_read_and_one_that_says_less_cannot():
+    values = json.loads(configs.to_json(configs.default_config()))
+    del values["train"]["wandb_project"]
+    assert configs.from_json(json.dumps(values), "old").train.wandb_project is None
+    del values["train"]["ema_decay"]
+    with pytest.raises(ConfigError, match="old: the key train.ema_decay is missing"):
+        configs.from_json(json.dumps(values), "old")

@@ -15,7 +15,7 @@ from conftest import start
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charlm import sweep
+from charlm import plan, sweep
 from charlm.config import default_config
 from charlm.errors import ConfigError
 from charlm.tracking import read_metrics
@@ -79,11 +79,11 @@ def test_a_log_uniform_draw_is_uniform_in_its_logarithm():
 
 
 def test_names_are_stable_short_and_fit_for_folders():
-    assert sweep.run_name({"learning_rate": 0.004, "seed": 1}) == "learning_rate=0.004,seed=1"
-    assert sweep.run_name({}) == "base"
-    slashes = sweep.run_name({"path": "/data/a b.txt"})
-    assert "/" not in slashes and slashes != sweep.run_name({"path": "_data_a_b.txt"})
-    assert len(sweep.run_name({"path": "x" * 500})) <= 120
+    assert plan.run_name({"learning_rate": 0.004, "seed": 1}) == "learning_rate=0.004,seed=1"
+    assert plan.run_name({}) == "base"
+    slashes = plan.run_name({"path": "/data/a b.txt"})
+    assert "/" not in slashes and slashes != plan.run_name({"path": "_data_a_b.txt"})
+    assert len(plan.run_name({"path": "x" * 500})) <= 120
 
 
 def test_a_dry_run_lists_the_runs_and_trains_none(run, sweep_file, tmp_path):
@@ -235,5 +235,5 @@ def test_a_base_of_its_own(tmp_path):
     path = tmp_path / "own.py"
     text = "from charlm.config import default_config\n\ndef get_sweep():\n"
     path.write_text(text + "    return default_config(), [{'seed': 3}, {'model.cell': 'gru'}]\n")
-    first, second = sweep.load_sweep(path)
+    first, second = plan.load_plan(path).runs()
     assert first.config.seed == 3 and second.config.model.cell == "gru" and second.config.seed == default_config().seed

@@ -5,8 +5,10 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import start
 from matplotlib.image import imread
 
+from charlm.config import default_config
 from charlm.tracking import Tracker, draw_curves, read_metrics
 
 
@@ -23,14 +25,14 @@ def line(step, split="train", loss=2.0):
 
 
 def test_after_a_restart_no_step_stands_twice_and_half_a_line_is_gone(tmp_path):
-    tracker = Tracker(tmp_path, 0)
+    tracker = Tracker(tmp_path, 0, default_config())
     for step in (10, 20, 30):
         tracker.record(line(step))
         tracker.sample(step, [f"text of {step}\n=== not a header"])
     tracker.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 40, "epo')
-    tracker = Tracker(tmp_path, 20)
+    tracker = Tracker(tmp_path, 20, default_config())
     tracker.record(line(30, loss=1.0))
     tracker.sample(30, ["again"])
     tracker.close()
@@ -46,20 +48,57 @@ def test_after_a_restart_no_step_stands_twice_and_half_a_line_is_gone(tmp_path):
     assert samples.endswith("=== step 30 ===\nagain\n") and "text of 20\n=== not a header" in samples
 
 
-def test_event_files_hold_the_metrics(tmp_path):
+def values_of_events(folder):
+    """{tag: value} of the one event file in a folder."""
     from tensorboardX.proto.event_pb2 import Event
 
-    tracker = Tracker(tmp_path, 0)
-    tracker.record(line(10, "val", 1.25))
-    tracker.close()
-    (path,) = tmp_path.glob("events.out.tfevents.*")
+    (path,) = folder.glob("events.out.tfevents.*")
     content, at, found = path.read_bytes(), 0, {}
     while at < len(content):
         size = int.from_bytes(content[at : at + 8], "little")
-        for value in Event.FromString(content[at + 12 : at + 12 + size]).summary.value:
-            found[value.tag] = value.simple_value
+        found |= {value.tag: value for value in Event.FromString(content[at + 12 : at + 12 + size]).summary.value}
         at += 12 + size + 4
-    assert found["val/nats_per_char"] == 1.25
+    return found
+
+
+def test_event_files_hold_the_metrics(tmp_path):
+    tracker = Tracker(tmp_path, 0, default_config())
+    tracker.record(line(10, "val", 1.25))
+    tracker.close()
+    assert values_of_events(tmp_path)["val/nats_per_char"].simple_value == 1.25
+
+
+def test_event_files_hold_hyperparameters_if_asked_to(run, small_config, tmp_path):
+    from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+
+    flags = f"--config={small_config}", f"--workdir={tmp_path / 'w'}", "--config.train.tensorboard_hparams"
+    assert run("train", *flags, "--config.optimizer.learning_rate=0.005")[0] == 0
+    found = values_of_events(tmp_path / "w")
+    begin = HParamsPluginData.FromString(found["_hparams_/session_start_info"].metadata.plugin_data.content)
+    assert begin.session_start_info.hparams["optimizer.learning_rate"].number_value == 0.005
+    assert begin.session_start_info.hparams["model.cell"].string_value == "lstm"
+    shown = HParamsPluginData.FromString(found["_hparams_/experiment"].metadata.plugin_data.content).experiment
+    assert {info.name.tag for info in shown.metric_infos} <= found.keys() and "_hparams_/session_end_info" in found
+
+
+def test_weights_and_biases_without_a_network(small_config, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    flags = f"--config={small_config}", f"--workdir={tmp_path / 'sweep' / 'w'}", "--config.train.wandb_project=tests"
+    for steps in (20, 40):
+        process = start("train", *flags, f"--config.train.steps={steps}", "--extend")
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+    files = sorted((tmp_path / "sweep" / "w" / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(files) == 2 and files[0].name == files[1].name, "both starts are one run"
+    first, second = (path.read_bytes() for path in files)
+    assert b"val/nats_per_char" in first and b"result/params_sha256" in second and b"optimizer.learning_rate" in first
+
+
+def test_a_tracker_that_is_not_installed(run, small_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    code, _, err = run("train", f"--config={small_config}", f"--workdir={tmp_path / 'w'}", "--config.train.wandb_project=a")
+    assert code == 2 and "pip install 'charlm[wandb]'" in err and not (tmp_path / "w").exists()
 
 
 def test_curves_are_drawn(tmp_path):
@@ -82,8 +121,10 @@ def test_event_files_do_not_cost_the_import_of_pytorch(tmp_path):
     script = f"""
 import sys
 from pathlib import Path
+from charlm.config import default_config
+from charlm.config import default_config
 from charlm.tracking import Tracker
-Tracker(Path({str(tmp_path)!r}), 0).close()
+Tracker(Path({str(tmp_path)!r}), 0, default_config()).close()
 assert "torch" not in sys.modules
 import torch
 """

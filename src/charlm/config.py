@@ -13,7 +13,7 @@ A config file starts from `default_config()` and assigns what differs:
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import config_dict
@@ -38,6 +38,8 @@ CADENCE_KEYS = (
     "train.checkpoint_every",
     "train.sample_every",
     "train.steps_per_dispatch",
+    "train.wandb_project",
+    "train.tensorboard_hparams",
 )
 # Keys that say how long a run is: `--extend` may raise them.
 LENGTH_KEYS = ("train.steps", "train.epochs", "train.seconds")
@@ -143,6 +145,9 @@ def default_config() -> config_dict.ConfigDict:
     # model.recurrence. On a CPU they are the same anyway.
     train.deterministic = False
     train.patience = unset(int)  # stop after so many evaluations without a new best
+    # Besides metrics.jsonl and the scalars of TensorBoard:
+    train.wandb_project = unset(str)  # record in this project of Weights & Biases (extra wandb; WANDB_MODE=offline: here alone)
+    train.tensorboard_hparams = False  # every key and the outcome, for TensorBoard's HParams page
 
     config.eval = evaluation = config_dict.ConfigDict()
     evaluation.num_streams = 64  # the text is scored in so many streams
@@ -199,21 +204,22 @@ def from_json(text: str, where: str) -> config_dict.ConfigDict:
     if not isinstance(values, dict):
         raise ConfigError(f"{where} is not a config: it holds no JSON object")
     config = default_config()
-    check_keys(values, where)
+    # Without cadences it says as well what was computed: the record of a version that had fewer of them stays readable.
+    check_keys(values, where, may_lack=CADENCE_KEYS)
     for key, value in flatten(values):
         set_key(config, key, value, where)
     check(config, where)
     return config
 
 
-def check_keys(config: Mapping[str, Any], where: str) -> None:
-    """Raises ConfigError unless a config has just the keys of the default one."""
+def check_keys(config: Mapping[str, Any], where: str, may_lack: Sequence[str] = ()) -> None:
+    """Raises ConfigError unless a config has just the keys of the default one; some of them it may lack."""
     known, found = dict(flatten(default_config())), dict(flatten(config))
     for key in found:
         if key not in known:
             raise ConfigError(f"{where}: {unknown_key(key)}")
     for key in known:
-        if key not in found:
+        if key not in found and key not in may_lack:
             raise ConfigError(
                 f"{where}: the key {key} is missing; default_config() of this version of charlm has it, so a run without "
                 "it was made by another version"
@@ -232,6 +238,12 @@ def set_key(config: config_dict.ConfigDict, key: str, value: Any, where: str) ->
         group[name] = value
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {key} has the wrong type: {_one_line(error)}") from None
+
+
+def settle(config: config_dict.ConfigDict) -> None:
+    """Set what one key decides of another: `train.deterministic` takes charlm's own loop."""
+    if config.train.deterministic:
+        config.model.recurrence = "scan"
 
 
 def unknown_key(key: str) -> str:

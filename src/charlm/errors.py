@@ -20,6 +20,10 @@ class WorkdirError(UserError):
     """A workdir or a checkpoint in it."""
 
 
+class FolderInUse(WorkdirError):
+    """Another process trains in the workdir."""
+
+
 class RunFailed(Exception):
     """The run itself failed (its loss is not finite, say). The commands exit with 1."""
 

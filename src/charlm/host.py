@@ -134,7 +134,7 @@ class Host:
     def begin(self, size: int) -> None:
         """Open the records, cut back to where the run goes on; `size` is the number of its parameters."""
         self._size, self._earlier = size, self.progress.elapsed
-        self._tracker = tracking.Tracker(self._path, self.at) if processes.leads() else tracking.NoTracker()
+        self._tracker = tracking.Tracker(self._path, self.at, self._config) if processes.leads() else tracking.NoTracker()
         self._open.callback(self._tracker.close)
         self._bar = ProgressLine(self._end, self.at, self._silent)
         self._open.callback(self._bar.close)
@@ -309,6 +309,7 @@ class Host:
         self._bar.record(line)
 
     def _write_result(self, result: dict) -> None:
+        self._tracker.end(result)
         if processes.leads():
             workdir.write_result(self._path, result)
 

@@ -23,4 +23,5 @@ def cpu_model() -> str:
 def ask_for_determinism() -> None:
     """Have XLA leave out, on a GPU, what comes out otherwise each time. Only before JAX first looks for its devices."""
     flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+    if (flag := "--xla_gpu_deterministic_ops=true") not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()

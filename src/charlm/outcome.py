@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from ml_collections import config_dict
 
-from charlm.errors import RunFailed
+from charlm.errors import Exit, RunFailed, UserError
 from charlm.progress import say
 
 
@@ -124,6 +126,26 @@ def is_over(path: Path, result: dict, config: config_dict.ConfigDict, num_steps:
         scored = "" if value is None else f", validation loss {value:.4f} nats per character at step {result['best_step']}"
         say(f"the run in {path} is finished: {status.replace('_', ' ')} after {steps} steps{scored}")
     return over
+
+
+def why_failed(what: Callable[[], None]) -> str | None:
+    """Why something failed, in one line, or None; a traceback is shown where nobody thought of the error.
+
+    Raises:
+        Exit: a signal came.
+    """
+    try:
+        what()
+    except Exit:
+        raise
+    except (UserError, RunFailed) as error:
+        return str(error)
+    except Exception as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            return "out of memory"
+        traceback.print_exc()
+        return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return None
 
 
 def summary_line(result: dict, path: Path) -> str:

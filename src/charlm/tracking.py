@@ -1,15 +1,21 @@
-"""What a run leaves on record: metrics.jsonl, TensorBoard, samples.txt, curves.png."""
+"""What a run leaves on record: metrics.jsonl, TensorBoard, samples.txt, curves.png; and Weights & Biases, if asked to."""
 
 import contextlib
+import importlib.util
 import json
 import math
 import re
+import secrets
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from charlm.workdir import write_text
+from ml_collections import config_dict
+
+from charlm.config import flatten
+from charlm.errors import ConfigError, RunFailed
+from charlm.workdir import read_text, write_text
 
 _DRAW_SECONDS = 20
 
@@ -17,23 +23,27 @@ _DRAW_SECONDS = 20
 class Tracker:
     """Writes a run's records. After a restart it first cuts them back to the step that the run goes on from."""
 
-    def __init__(self, workdir: Path, step: int):
+    def __init__(self, workdir: Path, step: int, config: config_dict.ConfigDict):
         self._workdir = workdir
+        self._wandb = _begin_wandb(workdir, config) if config.train.wandb_project else None
         self._drawn = time.monotonic()
         self._lines = _cut_back_metrics(workdir / "metrics.jsonl", step)
         _cut_back_samples(workdir / "samples.txt", step)
         (workdir / "samples.txt").touch()
         self._metrics = open(workdir / "metrics.jsonl", "a", encoding="utf-8")
         self._events = _summary_writer()(str(workdir), purge_step=step + 1 if step else None)
+        self._hparams = _hparams(config) if config.train.tensorboard_hparams else None
 
     def record(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl and its numbers to the event file."""
         self._lines.append(line)
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
-        for key, value in line.items():
-            if isinstance(value, float):
-                self._events.add_scalar(f"{line['split']}/{key}", value, line["step"])
+        numbers = {f"{line['split']}/{key}": value for key, value in line.items() if isinstance(value, float)}
+        for name, value in numbers.items():
+            self._events.add_scalar(name, value, line["step"])
+        if self._wandb:
+            self._wandb.log(numbers, step=line["step"])
 
     def sample(self, step: int, texts: list[str]) -> None:
         with open(self._workdir / "samples.txt", "a", encoding="utf-8") as file:
@@ -47,9 +57,19 @@ class Tracker:
             draw_curves(self._lines, self._workdir / "curves.png")
             self._drawn = time.monotonic()
 
+    def end(self, result: dict[str, Any]) -> None:
+        """The run has ended, as its result says."""
+        if self._wandb:
+            self._wandb.summary.update({f"result/{key}": value for key, value in result.items()})
+        if self._hparams:
+            for summary in self._hparams:
+                self._events.file_writer.add_summary(summary)
+
     def close(self) -> None:
         self._metrics.close()
         self._events.close()
+        if self._wandb:
+            self._wandb.finish()
 
 
 class NoTracker:
@@ -62,6 +82,9 @@ class NoTracker:
         pass
 
     def draw(self, force: bool = False) -> None:
+        pass
+
+    def end(self, result: dict[str, Any]) -> None:
         pass
 
     def close(self) -> None:
@@ -83,6 +106,45 @@ def _summary_writer() -> type:
         if hide:
             del sys.modules["torch"]
     return SummaryWriter
+
+
+def _hparams(config: config_dict.ConfigDict) -> tuple:
+    """What TensorBoard's HParams page needs of a run: the keys, a begin and an end; what it shows beside them are losses."""
+    from tensorboardX.summary import hparams
+
+    values = {key: str(value) if isinstance(value, list) else value for key, value in flatten(config) if value is not None}
+    return hparams(values, {"val/nats_per_char": None, "train/nats_per_char": None})
+
+
+def check_trackers(config: config_dict.ConfigDict) -> None:
+    """Raises ConfigError if a tracker that the config asks for is not installed."""
+    if config.train.wandb_project and importlib.util.find_spec("wandb") is None:
+        raise ConfigError("train.wandb_project needs Weights & Biases, which is not installed: pip install 'charlm[wandb]'")
+
+
+def _begin_wandb(workdir: Path, config: config_dict.ConfigDict) -> Any:
+    """A run of Weights & Biases, or the one that this workdir began with. Raises RunFailed if it cannot be reached."""
+    import wandb
+
+    name = workdir / "wandb_id.txt"
+    if not name.exists():
+        write_text(name, secrets.token_hex(4))
+    try:
+        return wandb.init(
+            project=config.train.wandb_project,
+            id=read_text(name).strip(),
+            name=workdir.absolute().name,
+            group=workdir.absolute().parent.name,  # The sweep, of a run in one.
+            dir=str(workdir),
+            config=dict(flatten(config)),
+            resume="allow",
+            reinit="create_new",  # Runs of a sweep may stand beside each other in one process.
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+    except wandb.Error as error:
+        raise RunFailed(
+            f"train.wandb_project: Weights & Biases cannot be reached: {error}; WANDB_MODE=offline needs no network"
+        ) from None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from ml_collections import config_dict
 from charlm import checkpoint, cli, cudnn, outcome, processes, sample, step, workdir
 from charlm import mesh as meshes
 from charlm.batching import Gather, Layout, device_gather, host_gather, make_layout
-from charlm.config import to_json
+from charlm.config import settle, to_json
 from charlm.corpus import Corpus, load_corpus
 from charlm.errors import ConfigError, Exit, RunFailed, UserError
 from charlm.evaluate import make_scorer, shortest_text
@@ -32,6 +32,7 @@ from charlm.host import Host, Signals
 from charlm.machine import ask_for_determinism
 from charlm.model import CharLM, num_params
 from charlm.progress import say
+from charlm.tracking import check_trackers
 
 # The step counter is an int32.
 _MOST_STEPS = (1 << 31) - 1
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     config = cli.parse_with_config(values, argv, __doc__)
     if config.train.deterministic:
         ask_for_determinism()
-        config.model.recurrence = "scan"
+        settle(config)
     stem = Path(values["config"].config_filename.split(":")[0]).stem
     with processes.joined(values.coordinator, values.num_processes, values.process_id):
         train(config, Path(values.workdir or f"runs/{stem}"), values.extend)
@@ -78,6 +79,7 @@ def prepare(config: config_dict.ConfigDict) -> Prepared:
     if len(corpus.val) < shortest and config.train.patience is not None and config.train.best_by == "val":
         raise ConfigError(f"train.patience needs {shortest} characters to validate on; data.split leaves {len(corpus.val)}")
     sample.prompt_of(config, corpus.vocab, corpus.train, config.seed)
+    check_trackers(config)
     if config.model.recurrence == "cudnn" and not cudnn.is_available():
         device = jax.devices()[0].device_kind
         raise ConfigError(f"model.recurrence is 'cudnn', which needs an NVIDIA GPU; found {device}; auto chooses what works")

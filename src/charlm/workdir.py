@@ -16,7 +16,7 @@ from ml_collections import config_dict
 
 from charlm import config as configs
 from charlm.corpus import Corpus
-from charlm.errors import ConfigError, WorkdirError
+from charlm.errors import ConfigError, FolderInUse, WorkdirError
 from charlm.machine import cpu_model, num_cores
 from charlm.vocab import Vocab
 
@@ -142,7 +142,8 @@ def locked(path: Path) -> Iterator[None]:
     """Hold a folder, made if need be, against other processes; the lock goes with the process, however it ends.
 
     Raises:
-        WorkdirError: another process trains in it, or it is not a folder for a run.
+        FolderInUse: another process trains in it.
+        WorkdirError: it is not a folder for a run.
     """
     if path.exists() and not path.is_dir():
         raise WorkdirError(f"--workdir {path} is a file; name a folder")
@@ -159,7 +160,7 @@ def locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise WorkdirError(f"another process is training in {path}; wait for it, or choose another --workdir") from None
+            raise FolderInUse(f"another process is training in {path}; wait for it, or choose another --workdir") from None
         except OSError as error:
             raise WorkdirError(f"cannot lock {path / _LOCK}: {error.strerror}; choose a --workdir on another disk") from None
         yield

@@ -1,0 +1,325 @@
+"""Train the runs of a sweep on a Ray cluster, by Ray Tune: several at a time, with retries, schedulers and a search.
+
+Each run is a process of its own (`charlm.worker`), which Tune watches through the run's metrics.jsonl. The sweep's workdir must
+be on a disk that all nodes see; a run that is begun again, after a failure or by the same command, goes on from its checkpoint
+there. Tune's own folder is only scratch.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from charlm import checkpoint, outcome, workdir
+from charlm.config import to_json
+from charlm.errors import ConfigError, Exit, RunFailed
+from charlm.machine import num_cores
+from charlm.overrides import Floats, Integers, Sampled
+from charlm.plan import Plan, Run
+from charlm.progress import say
+from charlm.tracking import read_metrics
+from charlm.train import prepare
+
+try:
+    # Ray asks, and reports how it is used, unless it is told not to; and it would have a run begin in a folder of its own.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    import ray
+    from ray import tune
+except ImportError as error:
+    raise ConfigError(f"--executor ray needs the extra ray (pip install 'charlm[ray]'): {error}") from None
+
+# The lowest validation loss so far, which schedulers and the search go by.
+_METRIC = "val_nats_per_char"
+# Seconds between two looks at a run's metrics.
+_POLL = 0.5
+
+
+class Options(NamedTuple):
+    """How a cluster is used.
+
+    Attributes:
+        ray_address: `local` starts Ray here; `auto` finds the cluster of this node; else HOST:PORT.
+        cpus_per_run, gpus_per_run: that each run has to itself.
+        retries: how often a run may be begun again whose process or node was lost.
+        scheduler: `none`; `asha` and `median` stop runs that fall behind.
+        search: `file`: the runs of the sweep file; `optuna`: as many, with values that it suggests.
+    """
+
+    ray_address: str = "local"
+    cpus_per_run: int = 1
+    gpus_per_run: float = 0
+    retries: int = 3
+    scheduler: str = "none"
+    search: str = "file"
+
+
+def train_on_ray(runs: Sequence[Run], folder: Path, plan: Plan, options: Options) -> dict[str, str]:
+    """Train runs on a cluster, each in its folder; {name: why} of those that failed.
+
+    With `options.search` `optuna`, these are the unfinished ones of a search. It goes on until there are as many runs in the
+    folder as the plan has, with values that Optuna suggests after it was told how the runs before ended.
+
+    Raises:
+        ConfigError: there is no such cluster, no node of it has what a run needs, or the plan has no ranges to search.
+        Exit: a signal came; everything is saved.
+    """
+    if options.search == "optuna" and not isinstance(plan.overrides, Sampled):
+        raise ConfigError(f"{plan.where}: --search optuna needs runs that come from sample() alone, which knows their ranges")
+    if not runs and options.search == "file":
+        return {}
+    with _connected(options):
+        failed = _fit(runs, folder, plan, options) if runs else {}
+        if options.search == "optuna":
+            before = plan.runs_in(folder)
+            if (left := len(plan.overrides) - len(before)) > 0:
+                failed |= _fit(before, folder, plan, options, suggest=left)
+    return failed
+
+
+@contextlib.contextmanager
+def _connected(options: Options) -> Iterator[None]:
+    """Be a driver of the cluster. Ray ends a driver by SystemExit at SIGTERM, which becomes an Exit."""
+    here = {"num_cpus": num_cores(), "include_dashboard": False} if options.ray_address == "local" else {}
+    try:
+        ray.init(address=options.ray_address, log_to_driver=False, logging_level=logging.ERROR, **here)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ConfigError(f"--ray_address {options.ray_address}: no Ray cluster answers there: {first}") from None
+    try:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not any(node.get("CPU", 0) >= options.cpus_per_run and node.get("GPU", 0) >= options.gpus_per_run for node in nodes):
+            most = {kind: max(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU")}
+            raise ConfigError(
+                f"no node has --cpus_per_run {options.cpus_per_run} and --gpus_per_run {options.gpus_per_run:g}; the most are "
+                f"{most['CPU']:g} and {most['GPU']:g}"
+            )
+        yield
+    except SystemExit:
+        raise Exit(128 + signal.SIGTERM) from None
+    finally:
+        ray.shutdown()
+
+
+def _fit(runs: Sequence[Run], folder: Path, plan: Plan, options: Options, suggest: int = 0) -> dict[str, str]:
+    """Have Tune train the runs, or, with `suggest`, so many others than these, which are done."""
+    folder = folder.absolute()
+    scratch = folder / ".tune"
+    shutil.rmtree(scratch, ignore_errors=True)  # That of a sweep that was killed.
+    longest = max(_num_steps(run) for run in (plan.runs() if suggest else runs) if run.config)
+    watch = _Watch(plan, suggest or len(runs))
+    trial = tune.with_parameters(_Trial, plan=plan, folder=folder, cwd=os.getcwd(), cpus=options.cpus_per_run)
+    tuner = tune.Tuner(
+        tune.with_resources(trial, {"cpu": options.cpus_per_run, "gpu": options.gpus_per_run}),
+        param_space=None if suggest else {"overrides": tune.grid_search([run.overrides for run in runs])},
+        tune_config=tune.TuneConfig(
+            metric=_METRIC,
+            mode="min",
+            num_samples=suggest or 1,
+            search_alg=_optuna(runs, folder, plan) if suggest else None,
+            scheduler=_scheduler(options.scheduler, longest),
+        ),
+        run_config=tune.RunConfig(
+            name="runs",
+            storage_path=str(scratch),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=options.retries),
+            callbacks=[watch],
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    for run in watch.fell_behind:
+        _mark_stopped(run, folder / run.name, options.scheduler)
+    if watch.left:  # Tune catches SIGINT and returns as if all were well.
+        say(f"stopped by SIGINT, {watch.left} runs before the end; the same command goes on from here")
+        raise Exit(128 + signal.SIGINT)
+    return watch.failed
+
+
+class _Watch(tune.Callback):
+    """Says which runs begin and end, and remembers how.
+
+    Attributes:
+        left: how many have not ended.
+        failed: name -> why.
+        fell_behind: those that the scheduler stopped.
+    """
+
+    def __init__(self, plan: Plan, num_runs: int):
+        self._plan, self.left = plan, num_runs
+        self.failed: dict[str, str] = {}
+        self.fell_behind: list[Run] = []
+
+    def on_trial_start(self, iteration, trials, trial, **info):
+        say(f"{_run_of(self._plan, trial.config).name} begins")
+
+    def on_trial_complete(self, iteration, trials, trial, **info):
+        run, found = _run_of(self._plan, trial.config), trial.last_result
+        how = "is over"
+        if found.get("reason"):
+            self.failed[run.name], how = found["reason"], f"failed: {found['reason']}"
+        elif not found.get("over"):
+            self.fell_behind.append(run)
+            how = "fell behind and is stopped"
+        self._over(run, how, found.get(_METRIC, math.inf))
+
+    def on_trial_error(self, iteration, trials, trial, **info):
+        if trial.status == trial.ERROR:  # Not if it is begun again.
+            run, lines = _run_of(self._plan, trial.config), str(trial.get_error()).strip().splitlines()
+            self.failed[run.name] = f"{lines[-1][:300]}; begun {trial.num_failures} times"
+            self._over(run, f"failed: {self.failed[run.name]}", math.inf)
+
+    def _over(self, run: Run, how: str, loss: float) -> None:
+        self.left -= 1
+        scored = f", validation loss {loss:.4f} nats per character" if math.isfinite(loss) else ""
+        say(f"{run.name} {how}{scored}; {self.left} runs are left")
+
+
+class _Trial(tune.Trainable):
+    """A run, as Tune sees it: a process that is watched through what it leaves on disk."""
+
+    def setup(self, config: dict[str, Any], plan: Plan, folder: Path, cwd: str, cpus: int) -> None:
+        """Start it. `cwd` is where the command was called, from which paths in a config count."""
+        run = _run_of(plan, config)
+        self._path, self._best, self._step, self._refused = folder / run.name, math.inf, 0, run.refused
+        self._open = contextlib.ExitStack()
+        if run.refused:
+            return
+        cores = self._open.enter_context(_cores(cpus))
+        (folder / "logs").mkdir(exist_ok=True)
+        log = self._open.enter_context(open(folder / "logs" / f"{run.name}.txt", "a", encoding="utf-8"))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "charlm.worker"],
+            cwd=cwd if os.path.isdir(cwd) else None,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        order = {"config": to_json(run.config), "workdir": str(self._path), "cores": sorted(cores)}
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+
+    def step(self) -> dict[str, Any]:
+        """Wait for the next validation, or for the end."""
+        if self._refused:
+            return self._found(reason=self._refused)
+        while True:
+            code = self._process.poll()
+            for line in read_metrics(self._path / "metrics.jsonl"):
+                if line["split"] == "val" and line["step"] > self._step:
+                    self._step, self._best = line["step"], min(self._best, line["nats_per_char"])
+                    return self._found()
+            if code == 0:
+                return self._found(over=True)
+            if code is not None:
+                said = self._process.stdout.read().strip()
+                if code < 0 or not said:
+                    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+                    raise RunFailed(f"the process of the run was {how}" if code < 0 else f"the process of the run {how}")
+                return self._found(reason=json.loads(said.splitlines()[-1])["reason"])
+            time.sleep(_POLL)
+
+    def _found(self, **more: Any) -> dict[str, Any]:
+        return {_METRIC: self._best, "step": self._step, "done": bool(more), **more}
+
+    def cleanup(self) -> None:
+        """Have the process save and end, if it has not ended yet."""
+        if not self._refused:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+            self._process.wait()
+        self._open.close()
+
+
+@contextlib.contextmanager
+def _cores(wanted: int) -> Iterator[set[int]]:
+    """So many cores of this machine, such as no other run of a sweep has, as far as there are.
+
+    A run computes with as many cores as it may use, and its bits depend on their number. Ray counts cores and binds nobody to
+    them.
+    """
+    here = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(num_cores()))
+    folder = Path(tempfile.gettempdir()) / f"charlm-cores-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    free: list[int] = []
+    with contextlib.ExitStack() as stack:
+        for core in here:
+            lock = stack.enter_context(open(folder / str(core), "a"))
+            with contextlib.suppress(BlockingIOError):
+                if len(free) < wanted:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    free.append(core)
+        yield {*free, *[core for core in here if core not in free][: wanted - len(free)]}
+
+
+def _run_of(plan: Plan, config: dict[str, Any]) -> Run:
+    """The run of a trial: an entry of the grid, or what Optuna suggests."""
+    if "overrides" in config:
+        return plan.run(config["overrides"])
+    draws = plan.overrides.draws
+    return plan.run({k: draws[k].rounded(v) if isinstance(draws[k], Floats) else v for k, v in config.items()})
+
+
+def _optuna(done: Sequence[Run], folder: Path, plan: Plan) -> Any:
+    """Optuna's search over the ranges of a plan, told of the runs that are done."""
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    def distribution(draw: Any) -> Any:
+        if isinstance(draw, Floats):
+            return optuna.distributions.FloatDistribution(draw.low, draw.high, log=draw.log)
+        if isinstance(draw, Integers):
+            return optuna.distributions.IntDistribution(draw.low, draw.high)
+        return optuna.distributions.CategoricalDistribution(draw.values)
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    losses = {run.name: (workdir.read_result(folder / run.name) or {}).get("val_nats_per_char") for run in done}
+    known = [run for run in done if losses[run.name] is not None]
+    return OptunaSearch(
+        {key: distribution(draw) for key, draw in plan.overrides.draws.items()},
+        metric=_METRIC,
+        mode="min",
+        points_to_evaluate=[run.overrides for run in known] or None,
+        evaluated_rewards=[losses[run.name] for run in known] or None,
+        # Another one each time, or a search that goes on would begin with the first one's values again.
+        seed=plan.overrides.seed + len(done),
+    )
+
+
+def _scheduler(name: str, longest: int) -> Any:
+    """Both look first after a ninth of the steps; ASHA (Li et al. 2020) again after a third, and keeps a third each time."""
+    grace = max(1, longest // 9)
+    if name == "asha":
+        return tune.schedulers.ASHAScheduler(time_attr="step", max_t=longest + 1, grace_period=grace, reduction_factor=3)
+    if name == "median":
+        return tune.schedulers.MedianStoppingRule(time_attr="step", grace_period=grace)
+    return None
+
+
+def _num_steps(run: Run) -> int:
+    return run.config.train.steps or prepare(run.config).num_steps
+
+
+def _mark_stopped(run: Run, path: Path, by: str) -> None:
+    """Have result.json say that a scheduler stopped a run, as of its latest checkpoint."""
+    flat, meta = checkpoint.Checkpoints(path).find("latest", say)
+    params = {name.removeprefix("params."): value for name, value in flat.items() if name.startswith("params.")}
+    size, progress = sum(value.size for value in params.values()), outcome.Progress(**meta["progress"])
+    result = outcome.result_of("stopped_early", meta["step"], run.config, progress, size)
+    workdir.write_result(path, result | {"stopped_by": by, "params_sha256": checkpoint.sha256(params)})

@@ -1,0 +1,123 @@
+"""The page of a sweep as a person would use it: headless Chromium, no network, the page opened from disk."""
+
+import json
+import shutil
+import time
+
+import pytest
+
+from charlm.report import write_report_of_sweep
+
+webdriver = pytest.importorskip("selenium.webdriver")
+pytestmark = pytest.mark.skipif(not shutil.which("chromedriver"), reason="there is no Chromium with its driver")
+
+FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-background-networking --window-size=1250,1450"
+# Nothing listens there: whatever the page wanted to fetch would be missing.
+NO_NETWORK = "--proxy-server=127.0.0.1:9"
+# Bokeh's widgets stand in shadow roots, which no selector of the browser's looks into.
+DEEP = """
+    function deep(root, selector, found = []) {
+        root.querySelectorAll(selector).forEach(each => found.push(each))
+        root.querySelectorAll("*").forEach(each => { if (each.shadowRoot) deep(each.shadowRoot, selector, found) })
+        return found
+    }
+    const model = name => Bokeh.documents[0].get_model_by_name(name)
+"""
+
+
+@pytest.fixture(scope="module")
+def sweep_folder(tmp_path_factory):
+    """Twelve runs of 1,000 points each."""
+    folder = tmp_path_factory.mktemp("sweep")
+    with open(folder / "results.jsonl", "w") as file:
+        for k in range(12):
+            name, loss = f"cell={('lstm', 'gru')[k % 2]},seed={k}", 1.5 + k / 100
+            overrides = {"model.cell": ("lstm", "gru")[k % 2], "seed": k}
+            result = {"val_nats_per_char": loss, "best_step": 10, "steps": 20, "train_seconds": 1.5, "params_sha256": "ab"}
+            record = {"run": name, "overrides": overrides, "config": None, "manifest": None, "reason": None}
+            record |= {"result": result | {"status": "completed"}, "status": "completed"}
+            file.write(json.dumps(record) + "\n")
+            (folder / name).mkdir()
+            lines = [{"step": s, "split": "val", "chars": 1e4 * s, "nats_per_char": loss + 1 / s} for s in range(1, 1001)]
+            (folder / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            (folder / name / "samples.txt").write_text(f"=== step 1 ===\nthus spoke {name}\n")
+    write_report_of_sweep(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser(sweep_folder):
+    """The page, once it is drawn."""
+    options = webdriver.ChromeOptions()
+    for flag in (*FLAGS.split(), NO_NETWORK):
+        options.add_argument(flag)
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    with webdriver.Chrome(options=options, service=service) as driver:
+        driver.get((sweep_folder / "report.html").as_uri())
+        until(lambda: driver.execute_script("return window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].is_idle"))
+        yield driver
+
+
+def until(what):
+    """Wait for something to be true, and return it."""
+    give_up = time.monotonic() + 30
+    while not (found := what()):
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    return found
+
+
+def rows(browser):
+    return browser.execute_script(DEEP + "return deep(document, '.slick-row').map(row => row.innerText.replaceAll('\\n', ' '))")
+
+
+def filter_by(browser, words):
+    """Type into the field above the table."""
+    field = browser.execute_script(DEEP + "return deep(document, 'input')[0]")
+    field.clear()
+    field.send_keys(words)
+
+
+def test_the_page_shows_table_curves_and_samples(browser):
+    until(lambda: len(rows(browser)) == 12)
+    assert "1.5000" in rows(browser)[0]
+    assert browser.execute_script(DEEP + "return deep(document, 'canvas').filter(each => each.width > 200).length") >= 2
+    assert "thus spoke cell=lstm,seed=0" in browser.find_element("tag name", "body").text
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_typing_filters_and_a_click_on_a_header_sorts(browser):
+    filter_by(browser, "gru")
+    until(lambda: len(rows(browser)) == 6)
+    filter_by(browser, " ")
+    until(lambda: len(rows(browser)) == 12)
+    seeds = browser.execute_script(
+        DEEP + "return deep(document, '.slick-header-column').find(e => e.innerText.trim() == 'seed')"
+    )
+    for _ in range(2):
+        seeds.click()
+    until(lambda: rows(browser)[0].split()[1] == "11" and rows(browser)[-1].split()[1] == "0")
+
+
+def test_choosing_a_row_shows_its_command(browser, sweep_folder):
+    until(lambda: len(rows(browser)) == 12)
+    browser.execute_script(DEEP + "return deep(document, '.slick-row')[0].querySelector('.slick-cell')").click()
+    shown = until(lambda: browser.execute_script(DEEP + "return model('chosen').text.includes('pre') && model('chosen').text"))
+    assert f"python -m charlm.reproduce --result {sweep_folder.as_posix()}/results.jsonl --run" in shown
+
+
+def test_hovering_over_a_curve_names_its_run(browser):
+    where = """
+        const view = Bokeh.index.find_one(model("curves")), box = view.el.getBoundingClientRect()
+        const source = view.model.renderers[0].data_source
+        const point = [view.frame.x_scale.compute(source.data.xs[0][300]), view.frame.y_scale.compute(source.data.ys[0][300])]
+        return [Math.round(box.x + point[0]), Math.round(box.y + point[1])]
+    """
+    x, y = browser.execute_script("window.scrollTo(0, 0)" + DEEP + where)
+    action = webdriver.ActionChains(browser)
+    action.w3c_actions.pointer_action.move_to_location(x, y - 3).move_to_location(x, y)
+    action.perform()
+    tips = (
+        "return deep(document, '.bk-tooltip-custom, .bk-Tooltip, .bk-tooltip-row-value').map(each => each.innerText).join(' ')"
+    )
+    assert "seed=" in until(lambda: browser.execute_script(DEEP + tips))
