@@ -22,7 +22,8 @@ def address():
     """That of a cluster of two nodes, each of which takes itself to have all cores of this machine."""
     from ray.cluster_utils import Cluster
 
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import charlm.cluster  # noqa: F401  It says how Ray is to behave, before Ray is started.
+
     node = {"num_cpus": num_cores(), "include_dashboard": False, "object_store_memory": 100 << 20}
     cluster = Cluster(initialize_head=True, head_node_args=node)
     cluster.add_node(**{key: value for key, value in node.items() if key != "include_dashboard"})
@@ -81,15 +82,19 @@ def test_two_nodes_find_what_one_run_after_another_finds_although_a_process_is_l
     assert len(list((tmp_path / "w" / "logs").iterdir())) == 4 and not (tmp_path / "w" / ".tune").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_sweep_that_is_stopped_goes_on(address, sequential, tmp_path, number):
+def test_a_sweep_that_is_killed_and_stopped_goes_on(address, sequential, tmp_path):
     path, expected = sequential
     flags = f"--ray_address={address}", ALL_CORES
-    process = sweep_on_ray(path, tmp_path / "w", *flags)
-    wait_for(lambda: list((tmp_path / "w").glob("*/checkpoints/[0-9]*")), process)
-    process.send_signal(number)
-    _, err = process.communicate()
-    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), err
+
+    def saved():
+        return {each.parent.parent.name for each in (tmp_path / "w").glob("*/checkpoints/[0-9]*")}
+
+    for at_least, number in ((1, signal.SIGKILL), (2, signal.SIGTERM), (3, signal.SIGINT)):
+        process = sweep_on_ray(path, tmp_path / "w", *flags)
+        wait_for(lambda least=at_least: len(saved()) >= least, process)
+        process.send_signal(number)
+        _, err = process.communicate()
+        assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), err
     process = sweep_on_ray(path, tmp_path / "w", *flags)
     _, err = process.communicate()
     assert process.returncode == 0, err

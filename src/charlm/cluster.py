@@ -25,17 +25,22 @@ from charlm import checkpoint, outcome, workdir
 from charlm.config import to_json
 from charlm.errors import ConfigError, Exit, RunFailed
 from charlm.machine import num_cores
-from charlm.overrides import Floats, Integers, Sampled
+from charlm.overrides import Floats, Integers
 from charlm.plan import Plan, Run
 from charlm.progress import say
 from charlm.tracking import read_metrics
 from charlm.train import prepare
 
 try:
-    # Ray asks, and reports how it is used, unless it is told not to; and it would have a run begin in a folder of its own.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    # Unless it is told not to, Ray reports how it is used, and begins each run in another folder, at a low priority.
+    for name, value in {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_worker_niceness": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    }.items():
+        os.environ.setdefault(name, value)
     import ray
     from ray import tune
 except ImportError as error:
@@ -69,15 +74,14 @@ class Options(NamedTuple):
 def train_on_ray(runs: Sequence[Run], folder: Path, plan: Plan, options: Options) -> dict[str, str]:
     """Train runs on a cluster, each in its folder; {name: why} of those that failed.
 
-    With `options.search` `optuna`, these are the unfinished ones of a search. It goes on until there are as many runs in the
-    folder as the plan has, with values that Optuna suggests after it was told how the runs before ended.
+    With `options.search` `optuna`, these are the unfinished ones of a search, and the plan's are `Sampled`. It goes on until
+    there are as many runs in the folder as the plan has, with values that Optuna suggests after it was told how those before
+    ended.
 
     Raises:
-        ConfigError: there is no such cluster, no node of it has what a run needs, or the plan has no ranges to search.
+        ConfigError: there is no such cluster, or no node of it has what a run needs.
         Exit: a signal came; everything is saved.
     """
-    if options.search == "optuna" and not isinstance(plan.overrides, Sampled):
-        raise ConfigError(f"{plan.where}: --search optuna needs runs that come from sample() alone, which knows their ranges")
     if not runs and options.search == "file":
         return {}
     with _connected(options):
@@ -91,13 +95,21 @@ def train_on_ray(runs: Sequence[Run], folder: Path, plan: Plan, options: Options
 
 @contextlib.contextmanager
 def _connected(options: Options) -> Iterator[None]:
-    """Be a driver of the cluster. Ray ends a driver by SystemExit at SIGTERM, which becomes an Exit."""
+    """Be a driver of the cluster. Raises Exit after SIGINT, which Tune knows how to end at, and SIGTERM, made into one."""
     here = {"num_cpus": num_cores(), "include_dashboard": False} if options.ray_address == "local" else {}
     try:
         ray.init(address=options.ray_address, log_to_driver=False, logging_level=logging.ERROR, **here)
     except (ConnectionError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise ConfigError(f"--ray_address {options.ray_address}: no Ray cluster answers there: {first}") from None
+    terminated = []
+
+    def catch(number, frame):
+        del frame
+        terminated.append(number)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, catch)
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if not any(node.get("CPU", 0) >= options.cpus_per_run and node.get("GPU", 0) >= options.gpus_per_run for node in nodes):
@@ -107,15 +119,18 @@ def _connected(options: Options) -> Iterator[None]:
                 f"{most['CPU']:g} and {most['GPU']:g}"
             )
         yield
-    except SystemExit:
-        raise Exit(128 + signal.SIGTERM) from None
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on from here")
+        raise Exit(128 + (signal.SIGTERM if terminated else signal.SIGINT)) from None
     finally:
         ray.shutdown()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fit(runs: Sequence[Run], folder: Path, plan: Plan, options: Options, suggest: int = 0) -> dict[str, str]:
     """Have Tune train the runs, or, with `suggest`, so many others than these, which are done."""
     folder = folder.absolute()
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `_Watch` says in a line what it says in many.
     scratch = folder / ".tune"
     shutil.rmtree(scratch, ignore_errors=True)  # That of a sweep that was killed.
     longest = max(_num_steps(run) for run in (plan.runs() if suggest else runs) if run.config)
@@ -130,6 +145,7 @@ def _fit(runs: Sequence[Run], folder: Path, plan: Plan, options: Options, sugges
             num_samples=suggest or 1,
             search_alg=_optuna(runs, folder, plan) if suggest else None,
             scheduler=_scheduler(options.scheduler, longest),
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name="runs",
@@ -146,8 +162,7 @@ def _fit(runs: Sequence[Run], folder: Path, plan: Plan, options: Options, sugges
     for run in watch.fell_behind:
         _mark_stopped(run, folder / run.name, options.scheduler)
     if watch.left:  # Tune catches SIGINT and returns as if all were well.
-        say(f"stopped by SIGINT, {watch.left} runs before the end; the same command goes on from here")
-        raise Exit(128 + signal.SIGINT)
+        raise KeyboardInterrupt
     return watch.failed
 
 
@@ -181,7 +196,7 @@ class _Watch(tune.Callback):
     def on_trial_error(self, iteration, trials, trial, **info):
         if trial.status == trial.ERROR:  # Not if it is begun again.
             run, lines = _run_of(self._plan, trial.config), str(trial.get_error()).strip().splitlines()
-            self.failed[run.name] = f"{lines[-1][:300]}; begun {trial.num_failures} times"
+            self.failed[run.name] = f"{lines[-1][:300]}; begun {max(1, trial.num_failures)} times"
             self._over(run, f"failed: {self.failed[run.name]}", math.inf)
 
     def _over(self, run: Run, how: str, loss: float) -> None:
@@ -195,17 +210,21 @@ class _Trial(tune.Trainable):
 
     def setup(self, config: dict[str, Any], plan: Plan, folder: Path, cwd: str, cpus: int) -> None:
         """Start it. `cwd` is where the command was called, from which paths in a config count."""
-        run = _run_of(plan, config)
+        self._plan, self._folder, self._cwd, self._cpus = plan, folder, cwd, cpus
+        self._begin(config)
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        run, folder = _run_of(self._plan, config), self._folder
         self._path, self._best, self._step, self._refused = folder / run.name, math.inf, 0, run.refused
         self._open = contextlib.ExitStack()
         if run.refused:
             return
-        cores = self._open.enter_context(_cores(cpus))
+        cores = self._open.enter_context(_cores(self._cpus))
         (folder / "logs").mkdir(exist_ok=True)
         log = self._open.enter_context(open(folder / "logs" / f"{run.name}.txt", "a", encoding="utf-8"))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "charlm.worker"],
-            cwd=cwd if os.path.isdir(cwd) else None,
+            cwd=self._cwd if os.path.isdir(self._cwd) else None,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -214,6 +233,12 @@ class _Trial(tune.Trainable):
         order = {"config": to_json(run.config), "workdir": str(self._path), "cores": sorted(cores)}
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Start another run: of the seconds that a run takes to begin half are those of a new actor of Ray."""
+        self.cleanup()
+        self._begin(new_config)
+        return True
 
     def step(self) -> dict[str, Any]:
         """Wait for the next validation, or for the end."""
@@ -234,6 +259,13 @@ class _Trial(tune.Trainable):
                     raise RunFailed(f"the process of the run was {how}" if code < 0 else f"the process of the run {how}")
                 return self._found(reason=json.loads(said.splitlines()[-1])["reason"])
             time.sleep(_POLL)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict:
+        """Nothing: the run keeps checkpoints of its own."""
+        return {}
+
+    def load_checkpoint(self, checkpoint: dict | None) -> None:
+        """The run finds its checkpoints itself."""
 
     def _found(self, **more: Any) -> dict[str, Any]:
         return {_METRIC: self._best, "step": self._step, "done": bool(more), **more}

@@ -26,7 +26,7 @@ from charlm.errors import ConfigError, RunFailed
 from charlm.locks import waited_for
 from charlm.machine import ask_for_determinism, num_cores
 from charlm.outcome import why_failed
-from charlm.overrides import chain, choice, integer, log_uniform, product, sample, uniform_between, zipped
+from charlm.overrides import Sampled, chain, choice, integer, log_uniform, product, sample, uniform_between, zipped
 from charlm.plan import Plan, Run, load_plan
 from charlm.progress import say
 
@@ -99,9 +99,9 @@ def main(argv: Sequence[str]) -> None:
         try:
             failed |= execute(to_do, workdir)
         finally:
-            runs = list_runs()
-            results.write(runs, workdir, failed)
-            report.write_report_of_sweep(workdir)
+            if runs := list_runs():
+                results.write(runs, workdir, failed)
+                report.write_report_of_sweep(workdir)
     say(f"{workdir}: summary.csv, sweep.png, report.html")
     if failed:
         first = next(iter(failed))
@@ -131,6 +131,8 @@ def _executor(values: flags.FlagValues, plan: Plan) -> Executor:
     if values.executor == "vmap":
         together.use_all_cores(num_cores())
         return side_by_side
+    if values.search == "optuna" and not isinstance(plan.overrides, Sampled):
+        raise ConfigError(f"{plan.where}: --search optuna needs runs that come from sample() alone, which knows their ranges")
     from charlm import cluster  # Needs Ray, which comes with an extra.
 
     options = cluster.Options(**{name: values[name].value for name in _OF_RAY})
