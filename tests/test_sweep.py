@@ -227,12 +227,14 @@ def test_a_run_that_fails_is_a_marked_row_and_the_others_finish(run, sweep_file,
 def test_what_cannot_be_one_program_is_trained_by_itself(run, sweep_file, tmp_path):
     path = sweep_file(
         'product({"seed": [0, 1]}) + [{"model.hidden_size": 12}, {"train.seconds": 100.0}, {"model.dropout": 0.1}]'
+        ' + product({"data.device_bytes": [100], "seed": [0, 1]})'
     )
     flags = f"--sweep={path}", f"--workdir={tmp_path / 'w'}", "--executor=vmap"
     process = subprocess.run([sys.executable, "-m", "charlm.sweep", *flags], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert "2 runs as one program: seed=0 to seed=1" in process.stderr
     assert "seconds=100 is trained by itself: train.seconds is a limit for one run" in process.stderr
+    assert "device_bytes=100,seed=1 is trained by itself: its text is larger than data.device_bytes" in process.stderr
     for name in ("hidden_size=12", "dropout=0.1"):
         assert f"{name} is trained by itself: no other run differs from it in numbers alone" in process.stderr
 

@@ -100,12 +100,20 @@ def main(argv: Sequence[str]) -> None:
             failed |= execute(to_do, workdir)
         finally:
             if runs := list_runs():
-                results.write(runs, workdir, failed)
-                report.write_report_of_sweep(workdir)
+                _write_records(runs, workdir, failed)
     say(f"{workdir}: summary.csv, sweep.png, report.html")
     if failed:
         first = next(iter(failed))
         raise RunFailed(f"{len(failed)} of {len(runs)} runs failed; the first is {first}: {failed[first]}")
+
+
+def _write_records(runs: Sequence[Run], workdir: Path, failed: dict[str, str]) -> None:
+    """Table, plot and page. Raises RunFailed if they cannot be written."""
+    try:
+        results.write(runs, workdir, failed)
+        report.write_report_of_sweep(workdir)
+    except OSError as error:
+        raise RunFailed(f"cannot write to {workdir}: {error.strerror or error}; the same command writes it anew") from None
 
 
 def _define_flags_of_ray(values: flags.FlagValues) -> None:

@@ -25,12 +25,13 @@ from charlm import sample, step
 from charlm.batching import Layout, stacked
 from charlm.checkpoint import DamagedCheckpoint, unflatten_state
 from charlm.config import flatten
+from charlm.corpus import load_corpus
 from charlm.errors import Exit, RunFailed, UserError
 from charlm.evaluate import make_scorer
 from charlm.host import Host, Signals
 from charlm.model import CharLM, num_params
 from charlm.progress import ProgressLine, say
-from charlm.train import Prepared, begun, prepare
+from charlm.train import Prepared, begun, marked_if_it_fails, prepare
 
 # Of the memory that there is, the part that a group of runs may take.
 _MEMORY = 0.5
@@ -57,6 +58,10 @@ def groups_of(runs: Sequence[NamedRun]) -> tuple[list[list[NamedRun]], list[tupl
             alone.append((run, why))
         else:
             alike.setdefault(_all_but_numbers(run.config), []).append(run)
+    for kind, group in alike.items():
+        if len(group) > 1 and _is_too_large(group[0].config):
+            alone += [(run, "its text is larger than data.device_bytes") for run in group]
+            alike[kind] = []
     groups = [group for group in alike.values() if len(group) > 1]
     alone += [(group[0], "no other run differs from it in numbers alone") for group in alike.values() if len(group) == 1]
     return groups, alone
@@ -68,6 +73,13 @@ def _why_not(config: config_dict.ConfigDict) -> str | None:
     if config.mesh.data not in (None, 1):
         return f"mesh.data is {config.mesh.data}"
     return None
+
+
+def _is_too_large(config: config_dict.ConfigDict) -> bool:
+    """Whether the training text is not to be on the device; False if there is none, which a run says better."""
+    with contextlib.suppress(UserError):
+        return load_corpus(config.data).train.nbytes > config.data.device_bytes
+    return False
 
 
 def _all_but_numbers(config: config_dict.ConfigDict) -> str:
@@ -86,15 +98,13 @@ def train_together(runs: Sequence[NamedRun], workdir: Path) -> dict[str, str]:
         Exit: a signal came; everything is saved.
     """
     prepared = [prepare(run.config) for run in runs]
-    corpus = prepared[0].corpus
-    if corpus.train.nbytes > runs[0].config.data.device_bytes:
-        raise UserError(f"{corpus.name} is larger than data.device_bytes; runs as one program need it on the device")
     failed: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         started = []
         for run, its in zip(runs, prepared):
             try:
                 if stack.enter_context(begun(run.config, workdir / run.name, its)):
+                    stack.enter_context(marked_if_it_fails(run.config, workdir / run.name))
                     started.append((run, its))
             except (UserError, RunFailed) as error:
                 failed[run.name] = str(error)
