@@ -102,12 +102,12 @@ def test_a_sweep_that_is_killed_and_stopped_goes_on(address, sequential, tmp_pat
 
 
 def test_runs_that_fall_behind_are_stopped_and_one_that_fails_is_a_marked_row(address, small_config, tmp_path):
-    rates = 'product({"optimizer.learning_rate": [1e-2, 1e-7, 1e-8, 1e-9, 1e38]}) + [{"model.hidden_size": 0}]'
+    rates = 'product({"optimizer.learning_rate": [1e-2, 1e-8, 1e-9, 1e38]}) + [{"model.hidden_size": 0}]'
     (tmp_path / "sweep.py").write_text(SWEEP.format(config=str(small_config), runs=rates))
     flags = f"--ray_address={address}", "--scheduler=asha"
     process = sweep_on_ray(tmp_path / "sweep.py", tmp_path / "w", *flags)
     _, err = process.communicate()
-    assert process.returncode == 1 and "2 of 6 runs failed" in err, err
+    assert process.returncode == 1 and "2 of 5 runs failed" in err, err
     rows = {row["run"]: row for row in rows_of(tmp_path / "w")}
     states = [row["status"] for row in rows.values()]
     assert rows["learning_rate=0.01"]["status"] == "completed" and states.count("stopped_early") >= 1
@@ -118,12 +118,12 @@ def test_runs_that_fall_behind_are_stopped_and_one_that_fails_is_a_marked_row(ad
             assert result["stopped_by"] == "asha" and result["steps"] < 40 and result["params_sha256"]
     process = sweep_on_ray(tmp_path / "sweep.py", tmp_path / "w", *flags)
     _, err = process.communicate()
-    assert "4 of 6 runs are finished" in err and {row["run"]: row for row in rows_of(tmp_path / "w")}.keys() == rows.keys()
+    assert "3 of 5 runs are finished" in err and {row["run"]: row for row in rows_of(tmp_path / "w")}.keys() == rows.keys()
 
 
 def test_a_search_draws_within_the_ranges_and_goes_on_where_it_was(address, small_config, tmp_path):
     ranges = '{"optimizer.learning_rate": log_uniform(1e-3, 1e-1), "model.cell": choice(["rnn", "gru"])}'
-    for num_runs in (2, 3):
+    for num_runs in (1, 2):
         (tmp_path / "sweep.py").write_text(SWEEP.format(config=str(small_config), runs=f"sample({num_runs}, {ranges}, 1)"))
         process = sweep_on_ray(tmp_path / "sweep.py", tmp_path / "w", f"--ray_address={address}", "--search=optuna")
         _, err = process.communicate()
@@ -131,7 +131,7 @@ def test_a_search_draws_within_the_ranges_and_goes_on_where_it_was(address, smal
         rows = rows_of(tmp_path / "w")
         assert len(rows) == num_runs and all(row["status"] == "completed" for row in rows)
         assert all(1e-3 <= float(row["optimizer.learning_rate"]) <= 1e-1 for row in rows)
-    assert "2 of 2 runs are finished" in err
+    assert "1 of 1 runs are finished" in err
 
 
 def test_what_a_cluster_cannot_do_is_refused_in_one_line(run, address, sequential, tmp_path):

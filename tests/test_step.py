@@ -262,7 +262,7 @@ def test_runs_are_shared_out_among_devices():
     """The same test where there are two devices."""
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     one = f"{__file__}::test_runs_side_by_side_are_those_one_after_another[windows-False]"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", one]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", one]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 

@@ -15,7 +15,7 @@ from conftest import start
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charlm import plan, sweep
+from charlm import plan, sweep, together
 from charlm.config import default_config
 from charlm.errors import ConfigError
 from charlm.tracking import read_metrics
@@ -224,19 +224,20 @@ def test_a_run_that_fails_is_a_marked_row_and_the_others_finish(run, sweep_file,
     assert math.isfinite(float(rows[0]["val_nats_per_char"])) and rows[1]["val_nats_per_char"] == ""
 
 
-def test_what_cannot_be_one_program_is_trained_by_itself(run, sweep_file, tmp_path):
+def test_what_cannot_be_one_program_is_trained_by_itself(sweep_file):
     path = sweep_file(
         'product({"seed": [0, 1]}) + [{"model.hidden_size": 12}, {"train.seconds": 100.0}, {"model.dropout": 0.1}]'
-        ' + product({"data.device_bytes": [100], "seed": [0, 1]})'
+        ' + [{"model.dropout": 0.2}, {"mesh.data": 2}] + product({"data.device_bytes": [100], "seed": [0, 1]})'
     )
-    flags = f"--sweep={path}", f"--workdir={tmp_path / 'w'}", "--executor=vmap"
-    process = subprocess.run([sys.executable, "-m", "charlm.sweep", *flags], capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    assert "2 runs as one program: seed=0 to seed=1" in process.stderr
-    assert "seconds=100 is trained by itself: train.seconds is a limit for one run" in process.stderr
-    assert "device_bytes=100,seed=1 is trained by itself: its text is larger than data.device_bytes" in process.stderr
-    for name in ("hidden_size=12", "dropout=0.1"):
-        assert f"{name} is trained by itself: no other run differs from it in numbers alone" in process.stderr
+    groups, alone = together.groups_of(plan.load_plan(path).runs())
+    assert [[run.name for run in group] for group in groups] == [["seed=0", "seed=1"], ["dropout=0.1", "dropout=0.2"]]
+    assert {run.name: why for run, why in alone} == {
+        "hidden_size=12": "no other run differs from it in numbers alone",
+        "seconds=100": "train.seconds is a limit for one run",
+        "data=2": "mesh.data is 2",
+        "device_bytes=100,seed=0": "its text is larger than data.device_bytes",
+        "device_bytes=100,seed=1": "its text is larger than data.device_bytes",
+    }
 
 
 def test_a_base_of_its_own(tmp_path):

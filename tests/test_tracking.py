@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import start
 from matplotlib.image import imread
 
 from charlm.config import default_config
@@ -81,14 +80,13 @@ def test_event_files_hold_hyperparameters_if_asked_to(run, small_config, tmp_pat
     assert {info.name.tag for info in shown.metric_infos} <= found.keys() and "_hparams_/session_end_info" in found
 
 
-def test_weights_and_biases_without_a_network(small_config, tmp_path, monkeypatch):
+def test_weights_and_biases_without_a_network(run, small_config, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     flags = f"--config={small_config}", f"--workdir={tmp_path / 'sweep' / 'w'}", "--config.train.wandb_project=tests"
     for steps in (20, 40):
-        process = start("train", *flags, f"--config.train.steps={steps}", "--extend")
-        _, err = process.communicate()
-        assert process.returncode == 0, err
+        code, _, err = run("train", *flags, f"--config.train.steps={steps}", "--extend")
+        assert code == 0, err
     files = sorted((tmp_path / "sweep" / "w" / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(files) == 2 and files[0].name == files[1].name, "both starts are one run"
     first, second = (path.read_bytes() for path in files)

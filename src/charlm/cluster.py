@@ -255,8 +255,8 @@ class _Trial(tune.Trainable):
             if code is not None:
                 said = self._process.stdout.read().strip()
                 if code < 0 or not said:
-                    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-                    raise RunFailed(f"the process of the run was {how}" if code < 0 else f"the process of the run {how}")
+                    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+                    raise RunFailed(f"the process of the run {how}")
                 return self._found(reason=json.loads(said.splitlines()[-1])["reason"])
             time.sleep(_POLL)
 
