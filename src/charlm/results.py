@@ -141,7 +141,12 @@ def _draw_effect(axis, scored: Sequence[Mapping], key: str, shade: Mapping[str, 
     if numbers and values and values[0] > 0 and values[-1] / values[0] > 20:
         axis.set_xscale("log")
     elif len(values) <= 12:
-        axis.set_xticks([place[value] for value in values], [str(value) for value in values])
+        # Labels of values that lie close to each other would cover each other.
+        apart, shown = (0.12 * (values[-1] - values[0]) if numbers else 0), []
+        for value in values:
+            if not shown or place[value] - place[shown[-1]] >= apart:
+                shown.append(value)
+        axis.set_xticks([place[value] for value in shown], [str(value) for value in shown])
     axis.set_xlabel(key)
 
 
