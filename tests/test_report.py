@@ -72,3 +72,9 @@ def test_what_is_neither_a_run_nor_a_sweep_is_refused(run, tmp_path):
 def test_values_stand_in_order():
     assert results.in_order([10, 9, 10, 1.5]) == [1.5, 9, 10]
     assert results.in_order(["b", None, "a"]) == [None, "a", "b"] and not results.are_numbers([True, 1])
+
+
+def test_a_sweep_of_which_no_run_was_scored_is_drawn(tmp_path):
+    records = [record(f"seed={k}", {"seed": k, "model.cell": "lstm"}, None, "failed", "why") for k in (0, 1)]
+    results.draw(records, ["seed", "model.cell"], {each["run"]: [] for each in records}, tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").stat().st_size > 1000

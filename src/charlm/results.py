@@ -142,7 +142,7 @@ def _draw_effect(axis, scored: Sequence[Mapping], key: str, shade: Mapping[str, 
         axis.set_xscale("log")
     elif len(values) <= 12:
         # Labels of values that lie close to each other would cover each other.
-        apart, shown = (0.12 * (values[-1] - values[0]) if numbers else 0), []
+        apart, shown = (0.12 * (values[-1] - values[0]) if numbers and values else 0), []
         for value in values:
             if not shown or place[value] - place[shown[-1]] >= apart:
                 shown.append(value)
