@@ -122,16 +122,25 @@ def test_runs_that_fall_behind_are_stopped_and_one_that_fails_is_a_marked_row(ad
 
 
 def test_a_search_draws_within_the_ranges_and_goes_on_where_it_was(address, small_config, tmp_path):
-    ranges = '{"optimizer.learning_rate": log_uniform(1e-3, 1e-1), "model.cell": choice(["rnn", "gru"])}'
-    for num_runs in (1, 2):
-        (tmp_path / "sweep.py").write_text(SWEEP.format(config=str(small_config), runs=f"sample({num_runs}, {ranges}, 1)"))
+    def search(num_runs, highest, cells):
+        draws = f'{{"optimizer.learning_rate": log_uniform(1e-3, {highest}), "model.cell": choice({cells})}}'
+        (tmp_path / "sweep.py").write_text(SWEEP.format(config=str(small_config), runs=f"sample({num_runs}, {draws}, 1)"))
         process = sweep_on_ray(tmp_path / "sweep.py", tmp_path / "w", f"--ray_address={address}", "--search=optuna")
         _, err = process.communicate()
-        assert process.returncode == 0, err
-        rows = rows_of(tmp_path / "w")
-        assert len(rows) == num_runs and all(row["status"] == "completed" for row in rows)
-        assert all(1e-3 <= float(row["optimizer.learning_rate"]) <= 1e-1 for row in rows)
-    assert "1 of 1 runs are finished" in err
+        return process.returncode, err, {row["run"]: row for row in rows_of(tmp_path / "w")}
+
+    code, err, first = search(1, 1e-1, ["rnn", "gru"])
+    assert code == 0 and len(first) == 1, err
+    code, err, rows = search(2, 1e-1, ["rnn", "gru"])
+    assert code == 0 and "1 of 1 runs are finished" in err and len(rows) == 2 and rows.items() > first.items(), err
+    for row in rows.values():
+        assert row["status"] == "completed" and 1e-3 <= float(row["optimizer.learning_rate"]) <= 1e-1
+    # Other ranges, which no run of before lies in and of which no value can be trained.
+    code, err, rows = search(1, 2e-3, ["elman"])
+    (row,) = rows.values()
+    assert code == 1 and row["status"] == "failed" and "model.cell is 'elman'" in row["reason"], err
+    (refused,) = plan.load_plan(tmp_path / "sweep.py").runs_in(tmp_path / "w")
+    assert refused.refused and refused.name == row["run"], "it is not tried again"
 
 
 def test_what_a_cluster_cannot_do_is_refused_in_one_line(run, address, sequential, tmp_path):

@@ -90,8 +90,9 @@ def test_devices_share_a_batch_without_changing_the_training(small_config, alone
 
 
 def test_two_devices_of_a_cpu_draw_large_first_states(small_config, tmp_path):
-    """Drawn on both at once, orthogonal kernels of this size kept each other from ending."""
-    short = "--config.model.hidden_size=192", "--config.train.steps=2", "--config.train.sample_every=0"
+    """Drawn at once, the orthogonal kernels of two layers, or devices, of this size kept each other from ending."""
+    large = "--config.model.hidden_size=384", "--config.model.num_layers=2"
+    short = *large, "--config.train.steps=2", "--config.train.sample_every=0"
     result, _ = train(tmp_path / "run", small_config, 1, 2, "--config.mesh.data=2", *short)
     assert result["steps"] == 2
 
@@ -120,20 +121,21 @@ def until_step(path, step, processes):
 LONG = ["--config.train.steps=100_000", "--config.train.eval_every=0", "--config.train.sample_every=0"]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_process_that_is_killed_ends_the_other_and_the_job_goes_on(small_config, tmp_path, victim):
+def test_a_process_that_is_killed_ends_the_other_and_the_job_goes_on(small_config, tmp_path):
+    """First the one that leads, then the other; then one of them is asked to stop."""
     flags = f"--config={small_config}", f"--workdir={tmp_path / 'run'}", *LONG
+    for victim in (0, 1):
+        job = start_job(2, 1, *flags)
+        until_step(tmp_path / "run", 30 * (victim + 1), job)
+        job[victim].kill()
+        killed = time.monotonic()
+        found = ended(job)
+        assert time.monotonic() - killed < 60
+        code, err = found[1 - victim]
+        assert code == 1 and "another process of the job was lost; started again, the job goes on" in err
     job = start_job(2, 1, *flags)
-    until_step(tmp_path / "run", 30, job)
-    job[victim].kill()
-    killed = time.monotonic()
-    found = ended(job)
-    assert time.monotonic() - killed < 60
-    code, err = found[1 - victim]
-    assert code == 1 and "another process of the job was lost; started again, the job goes on" in err
-    job = start_job(2, 1, *flags)
-    until_step(tmp_path / "run", 60, job)
-    job[victim].send_signal(signal.SIGTERM)
+    until_step(tmp_path / "run", 90, job)
+    job[1].send_signal(signal.SIGTERM)
     found = ended(job)
     assert [code for code, _ in found] == [143, 143], found
     assert "; from step " in found[0][1] and "stopped by SIGTERM" in found[0][1]

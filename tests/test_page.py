@@ -1,19 +1,15 @@
 """The page of a sweep as a person would use it: headless Chromium, no network, the page opened from disk."""
 
-import json
 import shutil
 import time
 
 import pytest
 
-from charlm.report import write_report_of_sweep
+from experiments.page import measure
 
 webdriver = pytest.importorskip("selenium.webdriver")
 pytestmark = pytest.mark.skipif(not shutil.which("chromedriver"), reason="there is no Chromium with its driver")
 
-FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-background-networking --window-size=1250,1450"
-# Nothing listens there: whatever the page wanted to fetch would be missing.
-NO_NETWORK = "--proxy-server=127.0.0.1:9"
 # Bokeh's widgets stand in shadow roots, which no selector of the browser's looks into.
 DEEP = """
     function deep(root, selector, found = []) {
@@ -27,34 +23,16 @@ DEEP = """
 
 @pytest.fixture(scope="module")
 def sweep_folder(tmp_path_factory):
-    """Twelve runs of 1,000 points each."""
     folder = tmp_path_factory.mktemp("sweep")
-    with open(folder / "results.jsonl", "w") as file:
-        for k in range(12):
-            name, loss = f"cell={('lstm', 'gru')[k % 2]},seed={k}", 1.5 + k / 100
-            overrides = {"model.cell": ("lstm", "gru")[k % 2], "seed": k}
-            result = {"val_nats_per_char": loss, "best_step": 10, "steps": 20, "train_seconds": 1.5, "params_sha256": "ab"}
-            record = {"run": name, "overrides": overrides, "config": None, "manifest": None, "reason": None}
-            record |= {"result": result | {"status": "completed"}, "status": "completed"}
-            file.write(json.dumps(record) + "\n")
-            (folder / name).mkdir()
-            lines = [{"step": s, "split": "val", "chars": 1e4 * s, "nats_per_char": loss + 1 / s} for s in range(1, 1001)]
-            (folder / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-            (folder / name / "samples.txt").write_text(f"=== step 1 ===\nthus spoke {name}\n")
-    write_report_of_sweep(folder)
+    measure.make_sweep(folder, 12, 1000)
     return folder
 
 
 @pytest.fixture(scope="module")
 def browser(sweep_folder):
     """The page, once it is drawn."""
-    options = webdriver.ChromeOptions()
-    for flag in (*FLAGS.split(), NO_NETWORK):
-        options.add_argument(flag)
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
-    with webdriver.Chrome(options=options, service=service) as driver:
-        driver.get((sweep_folder / "report.html").as_uri())
-        until(lambda: driver.execute_script("return window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].is_idle"))
+    with measure.browser() as driver:
+        measure.open_page(driver, sweep_folder / "report.html")
         yield driver
 
 

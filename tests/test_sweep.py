@@ -70,6 +70,9 @@ def test_draws_stay_within_their_ranges_and_do_not_depend_on_how_many_there_are(
     for run in runs:
         assert 1e-4 <= run["rate"] <= 1e-1 and 0 <= run["dropout"] <= 0.5
         assert run["layers"] in (1, 2, 3) and run["cell"] in ("lstm", "gru")
+        assert all(draws[key].holds(value) for key, value in run.items())
+    outside = {"rate": 2e-1, "dropout": -0.1, "layers": 4, "cell": "rnn"}
+    assert not any(draws[key].holds(value) for key, value in outside.items())
 
 
 def test_a_log_uniform_draw_is_uniform_in_its_logarithm():

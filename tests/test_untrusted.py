@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from charlm import config as configs
+from charlm import rules
 from charlm.checkpoint import Checkpoints
+from charlm.config import default_config
 from charlm.errors import UserError
 from charlm.vocab import Vocab
 from charlm.workdir import load_run, read_result
@@ -93,7 +94,7 @@ def workdir(trained, tmp_path_factory):
     return path
 
 
-CONFIG = configs.default_config().to_dict()
+CONFIG = default_config().to_dict()
 VOCAB = Vocab.of_chars("abc\n").to_json()
 SHARED = settings(suppress_health_check=list(HealthCheck))
 
@@ -112,8 +113,8 @@ def test_configs(workdir, content):
     (workdir / "config.json").write_bytes(content)
     run = loads_or_refuses(lambda: load_run(workdir))
     if run is not None:  # Then it is one that the rules allow.
-        configs.check_keys(run.config, "test")
-        configs.check(run.config, "test")
+        rules.check_keys(run.config, "test")
+        rules.check(run.config, "test")
 
 
 @SHARED

@@ -19,9 +19,10 @@ from pathlib import Path
 
 from absl import logging
 
-from charlm.config import default_config, set_key
+from charlm.config import default_config
 from charlm.corpus import load_corpus
 from charlm.machine import num_cores
+from charlm.rules import set_key
 from charlm.tracking import read_metrics
 from charlm.train import train
 

@@ -17,8 +17,9 @@ from ml_collections import config_dict, config_flags
 
 from charlm import processes
 from charlm.cache import keep_compiled_programs
-from charlm.config import check, check_keys, default_config, flatten, unknown_key
+from charlm.config import default_config, flatten
 from charlm.errors import ConfigError, Exit, RunFailed, UserError
+from charlm.rules import check, check_keys, unknown_key
 
 
 def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:

@@ -6,29 +6,21 @@ there. Tune's own folder is only scratch.
 """
 
 import contextlib
-import fcntl
-import json
 import logging
 import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from charlm import checkpoint, outcome, workdir
-from charlm.config import to_json
-from charlm.errors import ConfigError, Exit, RunFailed
+from charlm.errors import ConfigError, Exit
 from charlm.machine import num_cores
 from charlm.overrides import Floats, Integers
 from charlm.plan import Plan, Run
 from charlm.progress import say
-from charlm.tracking import read_metrics
 from charlm.train import prepare
 
 try:
@@ -43,13 +35,10 @@ try:
         os.environ.setdefault(name, value)
     import ray
     from ray import tune
+
+    from charlm.trial import METRIC, Trial, run_of
 except ImportError as error:
     raise ConfigError(f"--executor ray needs the extra ray (pip install 'charlm[ray]'): {error}") from None
-
-# The lowest validation loss so far, which schedulers and the search go by.
-_METRIC = "val_nats_per_char"
-# Seconds between two looks at a run's metrics.
-_POLL = 0.5
 
 
 class Options(NamedTuple):
@@ -63,12 +52,12 @@ class Options(NamedTuple):
         search: `file`: the runs of the sweep file; `optuna`: as many, with values that it suggests.
     """
 
-    ray_address: str = "local"
-    cpus_per_run: int = 1
-    gpus_per_run: float = 0
-    retries: int = 3
-    scheduler: str = "none"
-    search: str = "file"
+    ray_address: str
+    cpus_per_run: int
+    gpus_per_run: float
+    retries: int
+    scheduler: str
+    search: str
 
 
 def train_on_ray(runs: Sequence[Run], folder: Path, plan: Plan, options: Options) -> dict[str, str]:
@@ -133,14 +122,14 @@ def _fit(runs: Sequence[Run], folder: Path, plan: Plan, options: Options, sugges
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `_Watch` says in a line what it says in many.
     scratch = folder / ".tune"
     shutil.rmtree(scratch, ignore_errors=True)  # That of a sweep that was killed.
-    longest = max(_num_steps(run) for run in (plan.runs() if suggest else runs) if run.config)
+    longest = max((_num_steps(run) for run in (plan.runs() if suggest else runs) if not run.refused), default=1)
     watch = _Watch(plan, suggest or len(runs))
-    trial = tune.with_parameters(_Trial, plan=plan, folder=folder, cwd=os.getcwd(), cpus=options.cpus_per_run)
+    trial = tune.with_parameters(Trial, plan=plan, folder=folder, cwd=os.getcwd(), cpus=options.cpus_per_run)
     tuner = tune.Tuner(
         tune.with_resources(trial, {"cpu": options.cpus_per_run, "gpu": options.gpus_per_run}),
         param_space=None if suggest else {"overrides": tune.grid_search([run.overrides for run in runs])},
         tune_config=tune.TuneConfig(
-            metric=_METRIC,
+            metric=METRIC,
             mode="min",
             num_samples=suggest or 1,
             search_alg=_optuna(runs, folder, plan) if suggest else None,
@@ -181,21 +170,21 @@ class _Watch(tune.Callback):
         self.fell_behind: list[Run] = []
 
     def on_trial_start(self, iteration, trials, trial, **info):
-        say(f"{_run_of(self._plan, trial.config).name} begins")
+        say(f"{run_of(self._plan, trial.config).name} begins")
 
     def on_trial_complete(self, iteration, trials, trial, **info):
-        run, found = _run_of(self._plan, trial.config), trial.last_result
+        run, found = run_of(self._plan, trial.config), trial.last_result
         how = "is over"
         if found.get("reason"):
             self.failed[run.name], how = found["reason"], f"failed: {found['reason']}"
         elif not found.get("over"):
             self.fell_behind.append(run)
             how = "fell behind and is stopped"
-        self._over(run, how, found.get(_METRIC, math.inf))
+        self._over(run, how, found.get(METRIC, math.inf))
 
     def on_trial_error(self, iteration, trials, trial, **info):
         if trial.status == trial.ERROR:  # Not if it is begun again.
-            run, lines = _run_of(self._plan, trial.config), str(trial.get_error()).strip().splitlines()
+            run, lines = run_of(self._plan, trial.config), str(trial.get_error()).strip().splitlines()
             self.failed[run.name] = f"{lines[-1][:300]}; begun {max(1, trial.num_failures)} times"
             self._over(run, f"failed: {self.failed[run.name]}", math.inf)
 
@@ -203,109 +192,6 @@ class _Watch(tune.Callback):
         self.left -= 1
         scored = f", validation loss {loss:.4f} nats per character" if math.isfinite(loss) else ""
         say(f"{run.name} {how}{scored}; {self.left} runs are left")
-
-
-class _Trial(tune.Trainable):
-    """A run, as Tune sees it: a process that is watched through what it leaves on disk."""
-
-    def setup(self, config: dict[str, Any], plan: Plan, folder: Path, cwd: str, cpus: int) -> None:
-        """Start it. `cwd` is where the command was called, from which paths in a config count."""
-        self._plan, self._folder, self._cwd, self._cpus = plan, folder, cwd, cpus
-        self._begin(config)
-
-    def _begin(self, config: dict[str, Any]) -> None:
-        run, folder = _run_of(self._plan, config), self._folder
-        self._path, self._best, self._step, self._refused = folder / run.name, math.inf, 0, run.refused
-        self._open = contextlib.ExitStack()
-        if run.refused:
-            return
-        cores = self._open.enter_context(_cores(self._cpus))
-        (folder / "logs").mkdir(exist_ok=True)
-        log = self._open.enter_context(open(folder / "logs" / f"{run.name}.txt", "a", encoding="utf-8"))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "charlm.worker"],
-            cwd=self._cwd if os.path.isdir(self._cwd) else None,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        order = {"config": to_json(run.config), "workdir": str(self._path), "cores": sorted(cores)}
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Start another run: of the seconds that a run takes to begin half are those of a new actor of Ray."""
-        self.cleanup()
-        self._begin(new_config)
-        return True
-
-    def step(self) -> dict[str, Any]:
-        """Wait for the next validation, or for the end."""
-        if self._refused:
-            return self._found(reason=self._refused)
-        while True:
-            code = self._process.poll()
-            for line in read_metrics(self._path / "metrics.jsonl"):
-                if line["split"] == "val" and line["step"] > self._step:
-                    self._step, self._best = line["step"], min(self._best, line["nats_per_char"])
-                    return self._found()
-            if code == 0:
-                return self._found(over=True)
-            if code is not None:
-                said = self._process.stdout.read().strip()
-                if code < 0 or not said:
-                    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-                    raise RunFailed(f"the process of the run {how}")
-                return self._found(reason=json.loads(said.splitlines()[-1])["reason"])
-            time.sleep(_POLL)
-
-    def save_checkpoint(self, checkpoint_dir: str) -> dict:
-        """Nothing: the run keeps checkpoints of its own."""
-        return {}
-
-    def load_checkpoint(self, checkpoint: dict | None) -> None:
-        """The run finds its checkpoints itself."""
-
-    def _found(self, **more: Any) -> dict[str, Any]:
-        return {_METRIC: self._best, "step": self._step, "done": bool(more), **more}
-
-    def cleanup(self) -> None:
-        """Have the process save and end, if it has not ended yet."""
-        if not self._refused:
-            with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.close()
-            self._process.wait()
-        self._open.close()
-
-
-@contextlib.contextmanager
-def _cores(wanted: int) -> Iterator[set[int]]:
-    """So many cores of this machine, such as no other run of a sweep has, as far as there are.
-
-    A run computes with as many cores as it may use, and its bits depend on their number. Ray counts cores and binds nobody to
-    them.
-    """
-    here = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(num_cores()))
-    folder = Path(tempfile.gettempdir()) / f"charlm-cores-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
-    free: list[int] = []
-    with contextlib.ExitStack() as stack:
-        for core in here:
-            lock = stack.enter_context(open(folder / str(core), "a"))
-            with contextlib.suppress(BlockingIOError):
-                if len(free) < wanted:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    free.append(core)
-        yield {*free, *[core for core in here if core not in free][: wanted - len(free)]}
-
-
-def _run_of(plan: Plan, config: dict[str, Any]) -> Run:
-    """The run of a trial: an entry of the grid, or what Optuna suggests."""
-    if "overrides" in config:
-        return plan.run(config["overrides"])
-    draws = plan.overrides.draws
-    return plan.run({k: draws[k].rounded(v) if isinstance(draws[k], Floats) else v for k, v in config.items()})
 
 
 def _optuna(done: Sequence[Run], folder: Path, plan: Plan) -> Any:
@@ -325,7 +211,7 @@ def _optuna(done: Sequence[Run], folder: Path, plan: Plan) -> Any:
     known = [run for run in done if losses[run.name] is not None]
     return OptunaSearch(
         {key: distribution(draw) for key, draw in plan.overrides.draws.items()},
-        metric=_METRIC,
+        metric=METRIC,
         mode="min",
         points_to_evaluate=[run.overrides for run in known] or None,
         evaluated_rewards=[losses[run.name] for run in known] or None,

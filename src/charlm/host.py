@@ -19,12 +19,12 @@ from ml_collections import config_dict
 from charlm import checkpoint, optim, outcome, processes, sample, tracking, workdir
 from charlm import mesh as meshes
 from charlm.batching import Layout
-from charlm.config import LARGEST_SEED
 from charlm.corpus import Corpus
 from charlm.errors import Exit, RunFailed, WorkdirError
 from charlm.evaluate import shortest_text
 from charlm.model import CharLM
 from charlm.progress import ProgressLine
+from charlm.rules import LARGEST_SEED
 from charlm.step import MAX_STEPS_PER_DISPATCH, TrainState
 
 # A dispatch is sized to take about this long, so that signals and the progress line are never far away.

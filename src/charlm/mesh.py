@@ -110,14 +110,6 @@ def put_tree(mesh: Mesh | None, tree: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, sharding: put(mesh, np.asarray(x), sharding.spec), tree, shardings)
 
 
-def made(mesh: Mesh | None, make: Callable, argument: Any, shardings: Any) -> Any:
-    """The tree `make(argument)`, by one program in place of one an operation, on the devices as the shardings say."""
-    if mesh is None or mesh.devices.flat[0].platform != "cpu":
-        return jax.jit(make, out_shardings=shardings)(argument)
-    # On one device first: several of one CPU keep each other from ending when all factorise matrices (orthogonal kernels).
-    return put_tree(mesh, jax.jit(make)(argument), shardings)
-
-
 def on_each(mesh: Mesh | None, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
     """The function as each device runs it on its own part; itself where there is one device."""
     if mesh is None:

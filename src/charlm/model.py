@@ -103,7 +103,9 @@ def _per_gate(init, gates: int):
 
     def initialise(key, shape, dtype=jnp.float32):
         hidden = shape[1]
-        blocks = jax.vmap(lambda k: init(k, (hidden, hidden), dtype).T)(jax.random.split(key, gates))
+        # One after another: LAPACK's calls with several matrices share one pool of threads, in which two such calls at once, as
+        # of two layers, wait for each other for ever.
+        blocks = jax.lax.map(lambda k: init(k, (hidden, hidden), dtype).T, jax.random.split(key, gates))
         return blocks.reshape(shape)
 
     return initialise

@@ -17,6 +17,9 @@ class Draw(Protocol):
     def __call__(self, number: float) -> Any:
         """From a number in [0, 1) to a value."""
 
+    def holds(self, value: Any) -> bool:
+        """Whether it could be drawn."""
+
 
 def product(values: Mapping[str, Sequence[Any]]) -> list[Overrides]:
     """Every combination of the values of some keys, the last key's changing fastest."""
@@ -72,6 +75,9 @@ class Floats(NamedTuple):
     def rounded(self, value: float) -> float:
         return min(max(float(f"{value:.4g}"), self.low), self.high)
 
+    def holds(self, value: Any) -> bool:
+        return self.low <= value <= self.high
+
 
 class Integers(NamedTuple):
     """Whole numbers from low to high, both included."""
@@ -82,6 +88,9 @@ class Integers(NamedTuple):
     def __call__(self, number: float) -> int:
         return self.low + int(number * (self.high - self.low + 1))
 
+    def holds(self, value: Any) -> bool:
+        return self.low <= value <= self.high
+
 
 class Choices(NamedTuple):
     """One of some values."""
@@ -90,6 +99,9 @@ class Choices(NamedTuple):
 
     def __call__(self, number: float) -> Any:
         return self.values[int(number * len(self.values))]
+
+    def holds(self, value: Any) -> bool:
+        return value in self.values
 
 
 def log_uniform(low: float, high: float) -> Floats:
@@ -109,4 +121,4 @@ def integer(low: int, high: int) -> Integers:
 
 def choice(values: Sequence[Any]) -> Choices:
     """One of some values."""
-    return Choices(tuple(values))
+    return Choices(tuple(tuple(value) if isinstance(value, list) else value for value in values))

@@ -13,27 +13,28 @@ from absl import flags
 from ml_collections import config_dict
 
 from charlm import cli
-from charlm.config import check, check_keys, flatten, set_key, settle, to_json, unknown_key
+from charlm.config import flatten, to_json
 from charlm.errors import ConfigError
 from charlm.overrides import Overrides
+from charlm.rules import check, check_keys, set_key, settle, unknown_key
 
 _LONGEST_NAME = 120
 
 
 class Run(NamedTuple):
-    """A run of a sweep: its name, what it changes, its config; or why it cannot be one.
+    """A run of a sweep.
 
     Attributes:
         name: of its folder, made of what it changes: the same for as long as that is the same.
         overrides: dotted key -> value.
-        config: None where `refused` says why there is none.
-        refused: one line.
+        config: that it has, or would have.
+        refused: why it breaks a rule of configs, in one line.
     """
 
     name: str
     overrides: Overrides
-    config: config_dict.ConfigDict | None
-    refused: str | None = None
+    config: config_dict.ConfigDict
+    refused: str | None
 
 
 class Plan(NamedTuple):
@@ -58,19 +59,20 @@ class Plan(NamedTuple):
         return runs
 
     def runs_in(self, folder: Path) -> list[Run]:
-        """The runs that a folder holds of this plan, with whatever values of its keys."""
-        found = []
+        """The runs that a folder holds, of any values within the ranges of this plan (`Sampled`)."""
+        found, draws = [], self.overrides.draws
         for path in sorted(folder.glob("*/config.json")):
             text = path.read_text(encoding="utf-8")
-            values = dict(flatten(json.loads(text)))
-            run = self.run({key: values[key] for key in self._keys()})
-            if run.config and run.name == path.parent.name and to_json(run.config) == text:
+            values = {key: tuple(value) if isinstance(value, list) else value for key, value in flatten(json.loads(text))}
+            run = self.run({key: values[key] for key in draws})
+            same = run.name == path.parent.name and to_json(run.config) == text
+            if same and all(draw.holds(values[key]) for key, draw in draws.items()):
                 found.append(run)
         return found
 
     def run(self, overrides: Overrides) -> Run:
         """One run. Raises ConfigError if a value is of the wrong type."""
-        last = {key: key.rsplit(".")[-1] for key in self._keys()}
+        last = {key: key.rsplit(".")[-1] for each in self.overrides for key in each}
         shown = {key: key if list(last.values()).count(last[key]) > 1 else last[key] for key in last}
         name, refused = run_name({shown[key]: value for key, value in overrides.items()}), None
         config = copy.deepcopy(self.base)
@@ -80,12 +82,8 @@ class Plan(NamedTuple):
             check(config, f"{self.where}, run {name}")
             settle(config)
         except ConfigError as error:
-            config, refused = None, str(error)
-        return Run(name, dict(overrides), config.lock() if config else None, refused)
-
-    def _keys(self) -> list[str]:
-        """Those that any run changes."""
-        return list(dict.fromkeys(key for each in self.overrides for key in each))
+            refused = str(error)
+        return Run(name, dict(overrides), config.lock(), refused)
 
 
 def load_plan(path: Path) -> Plan:

@@ -18,11 +18,12 @@ import numpy as np
 from absl import flags
 from ml_collections import config_dict
 
-from charlm import checkpoint, cli, config, train, workdir
+from charlm import checkpoint, cli, train, workdir
 from charlm.corpus import load_corpus
 from charlm.errors import ConfigError, RunFailed, WorkdirError
 from charlm.machine import ask_for_determinism
 from charlm.progress import say
+from charlm.rules import from_json
 from charlm.tracking import read_metrics
 
 # What is compared of a line of metrics, and of a result. Times are not.
@@ -95,7 +96,7 @@ def of_line(file: Path, name: str) -> Record:
     result = line["result"]
     if not isinstance(result.get("steps"), int):
         raise WorkdirError(f"{file}: the result of run {name!r} has no steps, so it cannot be reproduced")
-    run_config = config.from_json(json.dumps(line["config"]), f"{file}: run {name!r}").lock()
+    run_config = from_json(json.dumps(line["config"]), f"{file}: run {name!r}").lock()
     return Record(name, run_config, line["manifest"], result["steps"], result, result.get("params_sha256"), None, {})
 
 

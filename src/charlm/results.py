@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from charlm import config as configs
+from charlm.config import flatten, to_json
 from charlm.errors import WorkdirError
 from charlm.tracking import read_metrics
 from charlm.workdir import read_result, read_text, write_text
@@ -28,7 +28,7 @@ def is_finished(path: Path, config: config_dict.ConfigDict) -> bool:
         there = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return there == json.loads(configs.to_json(config))
+    return there == json.loads(to_json(config))
 
 
 def write(runs: Sequence[Any], workdir: Path, failed: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -89,7 +89,7 @@ def row_of(record: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     """What the table shows of a run: the swept keys' values, its result, its name, and why it failed."""
     result, row = record["result"] or {}, {}
     for key in keys:
-        value = record["overrides"].get(key, dict(configs.flatten(record["config"])).get(key) if record["config"] else None)
+        value = record["overrides"].get(key, dict(flatten(record["config"])).get(key) if record["config"] else None)
         row[key] = json.dumps(value) if isinstance(value, list | tuple) else value
     row |= {key: result.get(key) for key in _MEASURED}
     return row | {"status": record["status"], "run": record["run"], "reason": record["reason"]}

@@ -23,11 +23,11 @@ from absl import flags
 from charlm import cli
 from charlm.batching import uniform
 from charlm.checkpoint import Checkpoints, params_of
-from charlm.config import LARGEST_SEED, check
 from charlm.corpus import load_corpus
 from charlm.errors import ConfigError, CorpusError
 from charlm.model import CharLM
 from charlm.progress import say
+from charlm.rules import LARGEST_SEED, check
 from charlm.text import normalise
 from charlm.vocab import Vocab, utf8_transitions
 from charlm.workdir import check_corpus, load_run

@@ -114,6 +114,13 @@ def init_state(program: Program, numbers: Mapping[str, Any]) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), carry, ema)
 
 
+def first_state(init: Callable, program: Program, numbers: Mapping[str, Any], shardings: Any = None) -> TrainState:
+    """`init_state`, or `init_state_of_runs`, by one program, on the devices as the shardings say."""
+    # The program runs once: a CPU's compiler, told to hurry, takes half the time, and the bits are the same.
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return jax.jit(functools.partial(init, program), out_shardings=shardings, compiler_options=options)(numbers)
+
+
 def state_shardings(program: Program, shapes: TrainState) -> TrainState | None:
     """Where each array of a state lies: the recurrent states with their rows of the batch, what belongs to parameters whole
     on every device, or with `mesh.shard_params` split. None without a mesh.
@@ -285,7 +292,7 @@ def compile_train_chunk(
 
 def init_state_of_runs(program: Program, numbers_R: Mapping[str, jax.Array]) -> TrainState:
     """The states of R runs side by side: every leaf with a leading axis of R. Each number has shape (R,)."""
-    return jax.vmap(functools.partial(init_state, program))(numbers_R)
+    return jax.lax.map(functools.partial(init_state, program), numbers_R)
 
 
 def train_chunk_of_runs(

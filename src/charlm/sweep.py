@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
     # A search begins with the runs that it has begun before.
     list_runs = functools.partial(plan.runs_in, workdir) if values.search == "optuna" else plan.runs
     runs = list_runs()
-    if any(run.config.train.deterministic for run in runs if run.config):
+    if any(run.config.train.deterministic for run in runs):
         ask_for_determinism()
     execute = _executor(values, plan)
     workdir.mkdir(parents=True, exist_ok=True)

@@ -58,12 +58,14 @@ def groups_of(runs: Sequence[NamedRun]) -> tuple[list[list[NamedRun]], list[tupl
             alone.append((run, why))
         else:
             alike.setdefault(_all_but_numbers(run.config), []).append(run)
-    for kind, group in alike.items():
-        if len(group) > 1 and _is_too_large(group[0].config):
+    groups = []
+    for group in alike.values():
+        if len(group) == 1:
+            alone.append((group[0], "no other run differs from it in numbers alone"))
+        elif _is_too_large(group[0].config):
             alone += [(run, "its text is larger than data.device_bytes") for run in group]
-            alike[kind] = []
-    groups = [group for group in alike.values() if len(group) > 1]
-    alone += [(group[0], "no other run differs from it in numbers alone") for group in alike.values() if len(group) == 1]
+        else:
+            groups.append(group)
     return groups, alone
 
 
@@ -232,8 +234,7 @@ def _first_states(
         host.restored(lambda checkpoints: None)
         host.checkpoints.drop_after(0)
     # On one device, as in `charlm.train`.
-    first = jax.jit(functools.partial(step.init_state_of_runs, program))
-    return jax.device_put(first(numbers_R), by_run), 0
+    return jax.device_put(step.first_state(step.init_state_of_runs, program, numbers_R), by_run), 0
 
 
 def _mesh(devices: Sequence[jax.Device]) -> Mesh:

@@ -24,7 +24,7 @@ from ml_collections import config_dict
 from charlm import checkpoint, cli, cudnn, outcome, processes, sample, step, workdir
 from charlm import mesh as meshes
 from charlm.batching import Gather, Layout, device_gather, host_gather, make_layout
-from charlm.config import settle, to_json
+from charlm.config import to_json
 from charlm.corpus import Corpus, load_corpus
 from charlm.errors import ConfigError, Exit, RunFailed, UserError
 from charlm.evaluate import make_scorer, shortest_text
@@ -32,6 +32,7 @@ from charlm.host import Host, Signals
 from charlm.machine import ask_for_determinism
 from charlm.model import CharLM, num_params
 from charlm.progress import say
+from charlm.rules import settle
 from charlm.tracking import check_trackers
 
 # The step counter is an int32.
@@ -188,7 +189,7 @@ def _fit(config: config_dict.ConfigDict, path: Path, prepared: Prepared, mesh: M
         if (flat := host.restored(lambda checkpoints: checkpoints.restore_latest(say))) is not None:
             state = meshes.put_tree(mesh, checkpoint.unflatten_state(jax.eval_shape(init, numbers), flat), shardings)
         else:
-            state = meshes.made(mesh, init, numbers, shardings)
+            state = step.first_state(step.init_state, program, numbers, shardings)
         host.begin(num_params(state.params))
         gather = _make_gather(config, corpus, layout, mesh, host.at, end)
         stack.callback(gather.close)

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import config_dict
 
-from charlm import config as configs
+from charlm.config import LENGTH_KEYS, to_json
 from charlm.corpus import Corpus
 from charlm.errors import ConfigError, FolderInUse, WorkdirError
 from charlm.machine import cpu_model, num_cores
+from charlm.rules import check_extension, describe_differences, differing_keys, from_json
 from charlm.vocab import Vocab
 
 _LOCK = ".lock"
@@ -46,7 +47,7 @@ def load_run(path: Path) -> Run:
         found = "is not a run: it has no config.json" if path.is_dir() else "does not exist"
         near = ", ".join(sorted(p.parent.as_posix() for p in Path("runs").glob("*/config.json")))
         raise WorkdirError(f"--workdir {path} {found}; {'there are ' + near if near else 'train a run first'}")
-    config = configs.from_json(read_text(path / "config.json"), str(path / "config.json"))
+    config = from_json(read_text(path / "config.json"), str(path / "config.json"))
     try:
         vocab = Vocab.from_json(json.loads(read_text(path / "vocab.json")))
         manifest = json.loads(read_text(path / "manifest.json"))
@@ -65,13 +66,11 @@ def check_same_run(run: Run, config: config_dict.ConfigDict, corpus: Corpus, ext
         WorkdirError: as `check_corpus`.
     """
     if extend:
-        configs.check_extension(run.config, config, str(run.path))
-    elif keys := configs.differing_keys(run.config, config):
-        longer = set(keys) <= set(configs.LENGTH_KEYS)
+        check_extension(run.config, config, str(run.path))
+    elif keys := differing_keys(run.config, config):
+        longer = set(keys) <= set(LENGTH_KEYS)
         hint = "--extend goes on with the run, or choose another --workdir" if longer else "choose another --workdir"
-        raise ConfigError(
-            f"{run.path} holds a run of another config: {configs.describe_differences(run.config, config, keys)}; {hint}"
-        )
+        raise ConfigError(f"{run.path} holds a run of another config: {describe_differences(run.config, config, keys)}; {hint}")
     check_corpus(run.path, run.manifest, corpus)
 
 
@@ -100,7 +99,7 @@ def create_run(path: Path, config: config_dict.ConfigDict, corpus: Corpus) -> Ru
     manifest = make_manifest(corpus)
     write_text(path / "vocab.json", json.dumps(corpus.vocab.to_json()) + "\n")
     write_text(path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-    write_text(path / "config.json", configs.to_json(config))
+    write_text(path / "config.json", to_json(config))
     return Run(path, config, corpus.vocab, manifest)
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from ml_collections import config_dict
 
 from charlm import cli, train
-from charlm.config import from_json
 from charlm.errors import ConfigError, Exit, FolderInUse
 from charlm.machine import ask_for_determinism
 from charlm.outcome import why_failed
+from charlm.rules import from_json
 
 
 def main(argv: Sequence[str]) -> None:
