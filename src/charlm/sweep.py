@@ -78,6 +78,7 @@ def main(argv: Sequence[str]) -> None:
     cli.parse(values, argv, __doc__)
     path = Path(cli.required(values, "sweep"))
     plan = load_plan(path)
+    _check_flags_of_ray(values, plan)
     if values.dry_run:
         for run in plan.runs():
             refused = f"  REFUSED: {run.refused}" if run.refused else ""
@@ -131,16 +132,19 @@ def _define_flags_of_ray(values: flags.FlagValues) -> None:
     )
 
 
-def _executor(values: flags.FlagValues, plan: Plan) -> Executor:
+def _check_flags_of_ray(values: flags.FlagValues, plan: Plan) -> None:
     if values.executor != "ray" and (given := [name for name in _OF_RAY if values[name].present]):
         raise ConfigError(f"--{given[0]} is for --executor ray; found --executor {values.executor}")
+    if values.search == "optuna" and not isinstance(plan.overrides, Sampled):
+        raise ConfigError(f"{plan.where}: --search optuna needs runs that come from sample() alone, which knows their ranges")
+
+
+def _executor(values: flags.FlagValues, plan: Plan) -> Executor:
     if values.executor == "sequential":
         return one_by_one
     if values.executor == "vmap":
         together.use_all_cores(num_cores())
         return side_by_side
-    if values.search == "optuna" and not isinstance(plan.overrides, Sampled):
-        raise ConfigError(f"{plan.where}: --search optuna needs runs that come from sample() alone, which knows their ranges")
     from charlm import cluster  # Needs Ray, which comes with an extra.
 
     options = cluster.Options(**{name: values[name].value for name in _OF_RAY})
