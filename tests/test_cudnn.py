@@ -81,7 +81,7 @@ def test_first_parameters_and_runs_side_by_side_do_without(reference_cudnn):
     config.model.update(hidden_size=6, embedding_size=4)
     program = step.Program(config, V, 10, carries_state=True)
     numbers_R = {"seed": np.arange(2, dtype=np.uint32)}
-    states = step.init_state_of_runs(program, numbers_R)
+    states = step.first_state(step.init_state_of_runs, program, numbers_R)
     text = jnp.arange(100, dtype=jnp.uint8) % V
     starts = np.zeros((2, step.MAX_STEPS_PER_DISPATCH, 2), np.int32)
     _, losses_RK, *_ = step.train_chunk_of_runs(

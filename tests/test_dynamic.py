@@ -33,7 +33,7 @@ def static(model, params, ids):
 
 def test_a_model_that_does_not_learn_is_the_static_one(scoring):
     model, params, _, score = scoring
-    for length in (2, 3, T + 1, T + 2, 1000, len(TEXT)):
+    for length in (2, T + 1, T + 2, len(TEXT)):
         losses = score(TEXT[:length])
         assert losses.shape == (length - 1,)
         np.testing.assert_allclose(losses, static(model, params, TEXT[:length]), rtol=1e-4, atol=1e-5)

@@ -24,6 +24,13 @@ def build(**changes):
     return model, jax.jit(model.initial_params)(jax.random.key(0))
 
 
+def build_of_any(**changes):
+    """A model with parameters of float64 such that no scale is 1 and no bias 0."""
+    model, draw = model_of(**changes), np.random.default_rng(5)
+    shapes = jax.eval_shape(model.initial_params, jax.random.key(0))
+    return model.clone(dtype="float64"), jax.tree.map(lambda leaf: jnp.asarray(draw.normal(size=leaf.shape) / 2), shapes)
+
+
 def ids(time, batch, seed=0):
     return jnp.asarray(np.random.default_rng(seed).integers(0, V, (time, batch)))
 
@@ -31,11 +38,7 @@ def ids(time, batch, seed=0):
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_model_is_its_equations(x64, cell, encoding):
-    model, params = build(cell=cell, encoding=encoding)
-    draw = np.random.default_rng(5)
-    # Drawn anew, so that no scale is 1 and no bias 0.
-    params = jax.tree.map(lambda p: p + jnp.asarray(draw.normal(size=p.shape)) / 5, params)
-    model = model.clone(dtype="float64")
+    model, params = build_of_any(cell=cell, encoding=encoding)
     ids_TB = ids(9, 3)
     carry = model.initial_carry(params, 3)
     x = jax.nn.one_hot(ids_TB, V, dtype=jnp.float64)
@@ -53,9 +56,7 @@ def test_the_model_is_its_equations(x64, cell, encoding):
 @pytest.mark.parametrize("cell", ["rnn", "ln_lstm"])
 @pytest.mark.parametrize("encoding, tied", [("embedding", False), ("embedding", True), ("one_hot", False), ("scalar", False)])
 def test_a_folded_model_is_the_same_function(x64, cell, encoding, tied):
-    model, params = build(cell=cell, num_layers=2, encoding=encoding, tie_weights=tied, embedding_size=6)
-    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64) + 0.1, params)
-    model = model.clone(dtype="float64")
+    model, params = build_of_any(cell=cell, encoding=encoding, tie_weights=tied, embedding_size=6)
     folded, weights = model.folded("float64"), model.fold(params, "float64")
     assert "embedding" not in weights
     for length, batch in ((1, 2), (9, 3)):  # Fewer ids than symbols, and more.
@@ -73,10 +74,8 @@ def layer_of(cell, p, x, carry):
 
 
 def test_residual_connections_and_tied_weights_are_their_equations(x64):
-    model, params = build(num_layers=3, residual=True, tie_weights=True, embedding_size=6)
+    model, params = build_of_any(num_layers=3, residual=True, tie_weights=True, embedding_size=6)
     assert "head_W" not in params
-    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), params)
-    model = model.clone(dtype="float64")
     ids_TB = ids(9, 3)
     carry = model.initial_carry(params, 3)
     x, _ = layer_of("lstm", params["layer_0"], params["embedding"][ids_TB], carry[0])

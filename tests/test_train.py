@@ -25,6 +25,8 @@ CONTRACT = {
 # Every source of state: carried states and resets, dropout, momenta; and shuffles.
 STREAM = ("--config.model.dropout=0.3", "--config.batching.reset_prob=0.1", "--config.model.num_layers=2")
 WINDOWS = ("--config.batching.layout=windows", "--config.model.dropout=0.3", "--config.model.cell=gru")
+# Of runs whose looks at themselves are of no interest.
+RARELY = ("--config.train.eval_every=100", "--config.train.checkpoint_every=0", "--config.train.sample_every=0")
 
 
 def result(workdir):
@@ -138,7 +140,7 @@ def until(process, condition):
 )
 def test_a_run_that_is_stopped_and_started_again_is_the_undisturbed_run(whole, small_config, tmp_path, kind, number):
     """For more steps than pass before the signal comes; the second start changes the cadences as well."""
-    steps = "--config.train.steps=3000"
+    steps = "--config.train.steps=1500"
     flags = "--config", str(small_config), "--workdir", str(tmp_path / "run"), *kind, steps, "--config.train.sample_every=0"
     slow = "--config.train.eval_every=0", "--config.train.checkpoint_every=130", "--config.train.log_every=100"
     undisturbed = whole(*kind, steps, "--config.train.sample_every=0", *slow)
@@ -284,7 +286,7 @@ def test_a_run_goes_on_where_less_fits_the_device(whole, run, small_config, tmp_
 @pytest.mark.parametrize("layout", ["stream", "sliding"])
 def test_a_text_too_large_for_the_device_trains_to_the_same_bits(whole, layout):
     """Windows cut on the device, and windows read from the memory map by Grain."""
-    flags = f"--config.batching.layout={layout}", "--config.train.steps=200", "--config.model.dropout=0.3"
+    flags = f"--config.batching.layout={layout}", "--config.train.steps=200", "--config.model.dropout=0.3", *RARELY
     if layout == "sliding":
         flags += "--config.batching.loss_on=last", "--config.model.encoding=scalar"
     on_device, on_host = whole(*flags), whole(*flags, "--config.data.device_bytes=0")
@@ -312,7 +314,7 @@ def test_static_and_dynamic_scores_stand_apart(whole, run):
 def test_many_scripts_train_and_their_samples_decode(run, small_config, tmp_path, vocab):
     text, path = tmp_path / "t.txt", tmp_path / "run"
     text.write_text(SCRIPTS)
-    flags = f"--config.data.path={text}", f"--config.data.vocab={vocab}", "--config.optimizer.learning_rate=0.02"
+    flags = f"--config.data.path={text}", f"--config.data.vocab={vocab}", "--config.optimizer.learning_rate=0.02", *RARELY
     code, _, err = run("train", "--config", str(small_config), "--workdir", str(path), *flags, "--config.train.steps=400")
     assert code == 0, err
     assert result(path)["val_nats_per_char"] < 1.0
@@ -366,7 +368,7 @@ def test_lower_case_and_one_hot(run, small_config, tmp_path):
 
 def test_a_many_to_one_model_from_training_to_text(run, small_config, text_file, tmp_path):
     path = tmp_path / "run"
-    flags = "--config.batching.layout=sliding", "--config.batching.loss_on=last", "--config.eval.max_chars=50"
+    flags = "--config.batching.layout=sliding", "--config.batching.loss_on=last", "--config.eval.max_chars=50", *RARELY
     code, _, err = run("train", "--config", str(small_config), "--workdir", str(path), *flags, "--config.train.steps=200")
     assert code == 0, err
     val = lines(path, "val")
@@ -391,8 +393,7 @@ def test_the_best_by_its_training_loss(run, small_config, tmp_path):
     (tmp_path / "noise.txt").write_text("".join(draw.choices("abcdefghijklmnop", k=400)))
     flags = (
         "--config", str(small_config), f"--config.data.path={tmp_path / 'noise.txt'}", "--config.optimizer.learning_rate=0.01",
-        "--config.train.steps=600", "--config.train.eval_every=100", "--config.train.log_every=100",
-        "--config.train.sample_every=0", "--config.model.hidden_size=32",
+        "--config.train.steps=600", "--config.train.log_every=100", "--config.model.hidden_size=32", *RARELY,
     )  # fmt: skip
     found = {}
     for by in ("val", "train"):
