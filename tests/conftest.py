@@ -43,6 +43,12 @@ def get_config():
 """
 
 
+def pytest_collection_modifyitems(items):
+    """The files that take minutes first, so that no worker is left alone with one of them at the end."""
+    longest = ("test_cluster.py", "test_train.py", "test_mesh.py", "test_step.py", "test_sweep.py")
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """Encoded corpora go where no other run looks; and no program is compiled twice, not even in another process."""
