@@ -75,7 +75,7 @@ def test_a_cpu_has_no_cudnn():
 
 
 def test_first_parameters_and_runs_side_by_side_do_without(reference_cudnn):
-    """Both are vmapped, which cuDNN's call cannot be."""
+    """The one needs no loop over time; the others are vmapped, which cuDNN's call cannot be."""
     config = default_config()
     config.batching.update(batch_size=2, seq_len=4)
     config.model.update(hidden_size=6, embedding_size=4)
