@@ -10,7 +10,8 @@ import jax
 import pytest
 from hypothesis import settings
 
-from charlm import cli, evaluate, report, reproduce, sample, sweep, train
+from charlm import evaluate, report, reproduce, sample, sweep, train
+from charlm.config import cli
 
 # The same examples every time, and no deadline: compilation falls on whichever comes first.
 settings.register_profile("charlm", deadline=None, derandomize=True)
@@ -21,7 +22,6 @@ settings.load_profile("charlm")
 COMMANDS = {"train": train.main, "sample": sample.main, "evaluate": evaluate.main, "reproduce": reproduce.main}
 COMMANDS |= {"sweep": sweep.main, "report": report.main}
 SMALL = """
-from charlm.config import default_config
 
 def get_config():
     config = default_config()

@@ -20,11 +20,11 @@ from pathlib import Path
 from absl import logging
 
 from charlm.config import default_config
-from charlm.corpus import load_corpus
-from charlm.machine import num_cores
-from charlm.rules import set_key
-from charlm.tracking import read_metrics
-from charlm.train import train
+from charlm.config.rules import set_key
+from charlm.data.corpus import load_corpus
+from charlm.runs.loop import train
+from charlm.runs.tracking import read_metrics
+from charlm.system.machine import num_cores
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

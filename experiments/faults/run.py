@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 import jax
 
-from charlm.machine import cpu_model, num_cores
-from charlm.tracking import read_metrics
+from charlm.runs.tracking import read_metrics
+from charlm.system.machine import cpu_model, num_cores
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

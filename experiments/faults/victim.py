@@ -12,7 +12,9 @@ import sys
 import threading
 from collections.abc import Callable
 
-from charlm import checkpoint, cli, sample, step, train, workdir
+from charlm import train
+from charlm.config import cli
+from charlm.runs import checkpoint, host, loop, workdir
 
 PHASES = ("begin", "steps", "evaluation", "sample", "save", "end")
 
@@ -39,11 +41,11 @@ def die_in(phase: str, number: int, delay: float) -> None:
     if phase == "begin":
         workdir.create_run = trapped(workdir.create_run)
     elif phase == "steps":
-        step.compile_train_chunk = making(step.compile_train_chunk)
+        loop.compile_train_chunk = making(loop.compile_train_chunk)
     elif phase == "evaluation":
-        train.make_scorer = making(train.make_scorer)
+        loop.make_scorer = making(loop.make_scorer)
     elif phase == "sample":
-        sample.sample_text = trapped(sample.sample_text)
+        host.sample_text = trapped(host.sample_text)
     elif phase == "save":
         checkpoint.Checkpoints.save = trapped(checkpoint.Checkpoints.save)
     elif phase == "end":

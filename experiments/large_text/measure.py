@@ -22,8 +22,8 @@ import threading
 import time
 from pathlib import Path
 
-from charlm.machine import cpu_model, num_cores
-from charlm.text import play_paths, play_text
+from charlm.data.text import play_paths, play_text
+from charlm.system.machine import cpu_model, num_cores
 
 LINES = """\
 Être ou ne pas être, voilà la question; où êtes-vous, mon cœur?
@@ -42,7 +42,7 @@ Zażółć gęślą jaźń; příliš žluťoučký kůň.
 ENCODE = """
 import sys, time
 from charlm.config import default_config
-from charlm.corpus import load_corpus
+from charlm.data.corpus import load_corpus
 data = default_config().data
 data.path = sys.argv[1]
 start = time.perf_counter()

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from charlm.report import write_report_of_sweep
+from charlm.sweeps.page import write_page_of_sweep
 
 _FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-background-networking --window-size=1250,1450"
 # Nothing listens there: whatever the page wanted to fetch would be missing.
@@ -41,7 +41,7 @@ def make_sweep(folder: Path, num_runs: int, num_points: int) -> Path:
             )
             (folder / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
             (folder / name / "samples.txt").write_text(f"=== step 1 ===\nthus spoke {name}\n")
-    write_report_of_sweep(folder)
+    write_page_of_sweep(folder)
     return folder / "report.html"
 
 

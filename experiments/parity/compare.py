@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from charlm.cells import CELLS
 from charlm.config import default_config
-from charlm.model import CharLM
-from charlm.step import nats
+from charlm.nn.cells import CELLS
+from charlm.nn.model import CharLM
+from charlm.training.loss import cross_entropy
 
 V, E, H, T, B = 65, 32, 64, 50, 8
 TORCH_LAYERS = {"rnn": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}
@@ -92,7 +92,7 @@ def of_charlm(cell: str, num_layers: int, dtype: str, weights, ids: np.ndarray, 
     def objective(params, first):
         carry = tuple(tuple(state[layer] for state in first) for layer in range(num_layers))
         logits, last = model.apply({"params": params}, ids, carry)
-        loss = nats(logits, targets).mean() * T
+        loss = cross_entropy(logits, targets).mean() * T
         last = [jnp.stack(states) for states in zip(*last)]
         return loss, {"logits": logits, "loss": loss, "last": last}
 

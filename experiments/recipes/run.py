@@ -24,14 +24,14 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from charlm.batching import make_layout
-from charlm.checkpoint import Checkpoints, params_of
 from charlm.config import default_config
-from charlm.corpus import load_corpus
-from charlm.evaluate import make_scorer
-from charlm.model import CharLM
-from charlm.tracking import read_metrics
-from charlm.workdir import load_run
+from charlm.data.batching import make_layout
+from charlm.data.corpus import load_corpus
+from charlm.inference.scorer import make_scorer
+from charlm.nn.model import CharLM
+from charlm.runs.checkpoint import Checkpoints, params_of
+from charlm.runs.tracking import read_metrics
+from charlm.runs.workdir import load_run
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

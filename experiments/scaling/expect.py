@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 
 from charlm.config import default_config
-from charlm.model import CharLM
+from charlm.nn.model import CharLM
 
 
 class Links(NamedTuple):

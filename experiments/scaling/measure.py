@@ -21,7 +21,7 @@ from pathlib import Path
 
 import jax
 
-from charlm.machine import cpu_model, num_cores
+from charlm.system.machine import cpu_model, num_cores
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent.parent / "configs" / "quickstart.py"

@@ -33,10 +33,10 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from charlm.cells import CELLS  # noqa: E402
-from charlm.machine import cpu_model, num_cores  # noqa: E402
-from charlm.sample import Settings, generate, make_sampler, sample_keys  # noqa: E402
-from charlm.vocab import Vocab  # noqa: E402
+from charlm.data.vocab import Vocab  # noqa: E402
+from charlm.inference.sampler import Settings, generate, make_sampler, sample_keys  # noqa: E402
+from charlm.nn.cells import CELLS  # noqa: E402
+from charlm.system.machine import cpu_model, num_cores  # noqa: E402
 from experiments.throughput.peers import (  # noqa: E402
     TRAINERS,
     Task,

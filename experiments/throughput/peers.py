@@ -23,10 +23,11 @@ import optax
 import torch
 from ml_collections import config_dict
 
-from charlm import step
-from charlm.cells import CELLS
 from charlm.config import default_config
-from charlm.model import CharLM
+from charlm.nn.cells import CELLS
+from charlm.nn.model import CharLM
+from charlm.training.chunk import MAX_STEPS_PER_DISPATCH, compile_train_chunk, train_chunk_of_runs
+from charlm.training.state import Program, TrainState, init_state_of_runs
 from experiments.parity.compare import TorchModel, to_charlm
 
 LEARNING_RATE, CLIP_NORM = 1e-3, 1.0
@@ -76,49 +77,49 @@ def charlm_model(task: Task) -> CharLM:
     return CharLM.from_config(charlm_config(task).model, task.vocab)
 
 
-def charlm_program(task: Task, recurrence: str = "auto") -> step.Program:
+def charlm_program(task: Task, recurrence: str = "auto") -> Program:
     config = charlm_config(task, recurrence)
     config.batching.update(layout="random", batch_size=task.batch, seq_len=task.seq_len)
     config.optimizer.update(learning_rate=LEARNING_RATE, clip_norm=CLIP_NORM)
-    return step.Program(config, task.vocab, 1, carries_state=False)
+    return Program(config, task.vocab, 1, carries_state=False)
 
 
 def charlm(task: Task, model: TorchModel, windows: np.ndarray, recurrence: str = "auto") -> Train:
     """The chunk that `charlm.train` dispatches, windows cut on the device."""
-    program, numbers = charlm_program(task, recurrence), {"seed": np.uint32(0)}
-    _, _, optimizer = program.of(numbers)
+    program, hyperparameters = charlm_program(task, recurrence), {"seed": np.uint32(0)}
+    _, _, optimizer = program.bind(hyperparameters)
     params = charlm_params(task, model)
-    state = step.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), (), ())
+    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), (), ())
     text = jax.device_put(windows.astype(np.uint8).ravel())
-    compiled = step.compile_train_chunk(program, state, numbers, text)
-    capacity = step.MAX_STEPS_PER_DISPATCH
+    compiled = compile_train_chunk(program, state, hyperparameters, text)
+    capacity = MAX_STEPS_PER_DISPATCH
     starts_KB = np.tile(np.arange(task.batch, dtype=np.int32) * windows.shape[1], (capacity, 1))
     reset_KB = np.ones((capacity, task.batch), bool)
 
     def train(n: int) -> float:
         nonlocal state
-        state, losses_K, *_ = compiled(state, numbers, text, starts_KB, reset_KB, np.int32(n))
-        return float(losses_K[n - 1])
+        state, metrics_K, _ = compiled(state, hyperparameters, text, starts_KB, reset_KB, np.int32(n))
+        return float(metrics_K["loss"][n - 1])
 
     return train
 
 
 def side_by_side(task: Task, windows: np.ndarray, num_runs: int) -> Train:
     """charlm's runs of as many seeds as one program, shared out among all devices."""
-    program, numbers_R = charlm_program(task), {"seed": np.arange(num_runs, dtype=np.uint32)}
-    states = step.init_state_of_runs(program, numbers_R)
+    program, hyperparameters_R = charlm_program(task), {"seed": np.arange(num_runs, dtype=np.uint32)}
+    states = init_state_of_runs(program, hyperparameters_R)
     text = jax.device_put(windows.astype(np.uint8).ravel())
     devices = jax.devices()
-    share = functools.partial(step.train_chunk_of_runs, program, devices, devices[0].platform != "cpu")
-    chunk = jax.jit(share, donate_argnums=0)
-    shape = (num_runs, step.MAX_STEPS_PER_DISPATCH, task.batch)
+    share = functools.partial(train_chunk_of_runs, program, devices, devices[0].platform != "cpu")
+    compiled = jax.jit(share, donate_argnums=0)
+    shape = (num_runs, MAX_STEPS_PER_DISPATCH, task.batch)
     starts_RKB = np.broadcast_to(np.arange(task.batch, dtype=np.int32) * windows.shape[1], shape)
     reset_RKB = np.ones(shape, bool)
 
     def train(n: int) -> float:
         nonlocal states
-        states, losses_RK, *_ = chunk(states, numbers_R, text, starts_RKB, reset_RKB, np.int32(n))
-        return float(losses_RK[0, n - 1])
+        states, metrics_RK, _ = compiled(states, hyperparameters_R, text, starts_RKB, reset_RKB, np.int32(n))
+        return float(metrics_RK["loss"][0, n - 1])
 
     return train
 

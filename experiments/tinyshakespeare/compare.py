@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from charlm.config import default_config  # noqa: E402
-from charlm.corpus import load_corpus  # noqa: E402
+from charlm.data.corpus import load_corpus  # noqa: E402
 from experiments.quickstart.compare import torch_chars_per_second  # noqa: E402
 
 TORCH_CHARS = 3.5e6

@@ -1,249 +1,29 @@
-"""One page about a run or a sweep, which needs no server and no network.
+"""Write one page about a run or a sweep. The page needs no server and no network.
 
     python -m charlm.report --workdir DIR
 
-Writes DIR/report.html. Of a sweep: its runs in a table that can be sorted and filtered, their curves, the loss over each key
-that they differ in, the best runs' samples side by side, and for the runs chosen the command that reproduces them. Of a run:
-its curves, its result, its samples, its config and manifest. The plots are Bokeh's, whose scripts the page carries.
+The page of a sweep, DIR/report.html, has a table of its runs to sort and filter, their curves, the loss against each swept key,
+samples of the best runs, and the commands that reproduce the selected runs. The page of a run has its curves, its result, its
+samples, its config and its manifest.
 """
 
-import html
-import json
-import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
-from charlm import cli
-from charlm.config import flatten
-from charlm.errors import WorkdirError
-from charlm.progress import say
-from charlm.results import are_numbers, in_order, read_records, row_of, swept_keys
-from charlm.tracking import read_metrics
-from charlm.workdir import load_run, read_result, read_text, write_text
-
-# Points of a curve: more cannot be seen.
-_POINTS = 1000
-# Up to so many values of a key stand side by side, as far apart as the next.
-_CATEGORIES = 8
-_SAMPLES, _SAMPLE_CHARS = 4, 700
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 1180px; margin: 24px auto; padding: 0 16px; color: #1c2733; }
-h1 { font-size: 22px; margin-bottom: 2px; } h2 { font-size: 17px; margin-top: 28px; }
-pre { background: #f4f6f8; padding: 10px; overflow: auto; white-space: pre-wrap; font-size: 13px; margin: 0; }
-.samples { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 12px; }
-.note { color: #5b6b7b; overflow-wrap: anywhere; }
-table { border-collapse: collapse; } td { padding: 2px 14px 2px 0; vertical-align: top; }
-"""
+from charlm.config import cli
+from charlm.sweeps.page import write_page
+from charlm.system.progress import say
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Run the command."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "the folder of a run or of a sweep", flag_values=values)
     cli.parse(values, argv, __doc__)
-    path = Path(cli.required(values, "workdir"))
-    if (path / "results.jsonl").is_file():
-        write_report_of_sweep(path)
-    elif (path / "config.json").is_file():
-        write_report_of_run(path)
-    else:
-        raise WorkdirError(f"--workdir {path} is neither a run nor a sweep: it has no config.json and no results.jsonl")
-    say(f"{path / 'report.html'}")
-
-
-def write_report_of_sweep(workdir: Path) -> None:
-    """DIR/report.html, from results.jsonl and the runs' folders."""
-    from bokeh.layouts import column, row
-
-    records = read_records(workdir / "results.jsonl")
-    keys = swept_keys(records)
-    rows = sorted((row_of(record, keys) for record in records), key=_best_first)
-    source = _source(rows, keys, workdir)
-    chosen = _chosen(source, workdir)
-    table, words = _table(source, keys)
-    plots = row(_curves(source), _effects(source, rows, keys), sizing_mode="stretch_width")
-    page = column(plots, words, table, chosen, sizing_mode="stretch_width")
-    counts = ", ".join(
-        f"{sum(r['status'] == status for r in rows)} {status}" for status in dict.fromkeys(r["status"] for r in rows)
-    )
-    parts = [f"<h1>{html.escape(workdir.name)}</h1><p class=note>{len(rows)} runs: {counts.replace('_', ' ')}</p>", page]
-    parts.append(
-        "<h2>Samples of the best</h2><div class=samples>" + "".join(_sample_of(each, workdir) for each in rows[:_SAMPLES])
-    )
-    write_text(workdir / "report.html", _page(workdir.name, [*parts, "</div>"]))
-
-
-def write_report_of_run(path: Path) -> None:
-    """DIR/report.html of one run."""
-    run, result = load_run(path), read_result(path) or {}
-    lines = read_metrics(path / "metrics.jsonl")
-    samples = re.split(r"^(=== step \d+ ===)$", read_text(path / "samples.txt"), flags=re.MULTILINE)[1:]
-    history = [(samples[i].strip("= "), samples[i + 1].strip("\n")) for i in range(0, len(samples), 2)]
-    parts = [f"<h1>{html.escape(path.name)}</h1>", _curves_of_run(lines), f"<h2>Result</h2>{_pairs(result)}"]
-    parts.append("<h2>Samples, the latest first</h2><div class=samples>")
-    parts += [f"<div><p class=note>{name}</p><pre>{html.escape(text)}</pre></div>" for name, text in reversed(history)]
-    parts.append(f"</div><h2>Config</h2>{_pairs(dict(flatten(run.config)))}<h2>Manifest</h2>{_pairs(run.manifest)}")
-    write_text(path / "report.html", _page(path.name, parts))
-
-
-def _page(title: str, parts: Sequence[Any]) -> str:
-    """HTML of text and at most one of Bokeh's models, with its scripts."""
-    from bokeh.embed import components
-    from bokeh.resources import INLINE
-
-    (model,) = (part for part in parts if not isinstance(part, str))
-    script, place = components(model)
-    body = "\n".join(part if isinstance(part, str) else place for part in parts)
-    head = f"<meta charset='utf-8'><title>{html.escape(title)}</title><style>{_STYLE}</style>{INLINE.render()}"
-    return f"<!doctype html><html lang='en'><head>{head}{script}</head><body>{body}</body></html>\n"
-
-
-def _best_first(row: Mapping[str, Any]) -> tuple[bool, float]:
-    loss = row["val_nats_per_char"]
-    return loss is None, loss or 0.0
-
-
-def _source(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], workdir: Path):
-    """Everything of each run that plots and table show, a row each."""
-    from bokeh.models import ColumnDataSource
-    from bokeh.palettes import viridis
-
-    xs, ys = [], []
-    for each in rows:
-        lines = [line for line in read_metrics(workdir / each["run"] / "metrics.jsonl") if line["split"] == "val"]
-        lines = lines[:: max(1, len(lines) // _POINTS)]
-        xs.append([line["chars"] / 1e6 for line in lines])
-        ys.append([line["nats_per_char"] for line in lines])
-    data = {name: [each[name] for each in rows] for name in rows[0]}
-    data["reason"] = [each["reason"] or "" for each in rows]
-    for key in keys:
-        data[f"shown {key}"] = [_shown(each[key]) for each in rows]
-    colors = [viridis(256)[255 * k // max(len(rows) - 1, 1)] for k in range(len(rows))]
-    return ColumnDataSource(data | {"xs": xs, "ys": ys, "color": colors})
-
-
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _figure(**more):
-    from bokeh.plotting import figure
-
-    options = {"height": 360, "tools": "pan,wheel_zoom,box_zoom,tap,reset,save", "toolbar_location": "above"}
-    return figure(**options | {"sizing_mode": "stretch_width"} | more)
-
-
-def _curves(source):
-    from bokeh.models import HoverTool
-
-    plot = _figure(x_axis_label="million characters", y_axis_label="validation, nats per character", name="curves")
-    style = {"line_color": "color", "line_width": 1.6, "nonselection_line_alpha": 0.08, "hover_line_width": 4}
-    lines = plot.multi_line("xs", "ys", source=source, **style)
-    tips = [("run", "@run"), ("loss at its best", "@val_nats_per_char{0.0000}"), ("here", "$data_x million, $data_y")]
-    plot.add_tools(HoverTool(renderers=[lines], tooltips=tips, line_policy="interp"))
-    return plot
-
-
-def _effects(source, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]):
-    """A tab a key: the best loss of every run over its value."""
-    from bokeh.models import HoverTool, TabPanel, Tabs
-    from bokeh.transform import jitter
-
-    panels = []
-    for key in keys:
-        values = in_order(each[key] for each in rows)
-        if len(values) == 1 and len(keys) > 1:
-            continue
-        if are_numbers(values) and len(values) > _CATEGORIES:
-            wide = values[0] > 0 and values[-1] / values[0] > 20
-            plot, x = _figure(x_axis_type="log" if wide else "linear"), key
-        else:
-            plot = _figure(x_range=[_shown(value) for value in values])
-            x = jitter(f"shown {key}", width=0.2, range=plot.x_range)
-        plot.xaxis.axis_label, plot.yaxis.axis_label = key, "validation, nats per character"
-        points = plot.scatter(x, "val_nats_per_char", source=source, size=8, color="color", nonselection_alpha=0.1)
-        plot.add_tools(HoverTool(renderers=[points], tooltips=[("run", "@run"), ("loss", "@val_nats_per_char{0.0000}")]))
-        panels.append(TabPanel(child=plot, title=key))
-    return Tabs(tabs=panels, sizing_mode="stretch_width", name="effects")
-
-
-def _table(source, keys: Sequence[str]):
-    """(table, field to filter it by words)."""
-    from bokeh.models import CDSView, CustomJS, CustomJSFilter, DataTable, NumberFormatter, TableColumn, TextInput
-
-    words = TextInput(
-        sizing_mode="stretch_width", placeholder="filter: words that a row must contain, such as gru completed", name="words"
-    )
-    names = [*keys, "run", "status", "reason"]
-    code = """
-        const words = field.value.toLowerCase().split(/\\s+/).filter(word => word)
-        const rows = []
-        for (let i = 0; i < source.get_length(); i++) {
-            const text = names.map(name => String(source.data[name][i])).join(" ").toLowerCase()
-            if (words.every(word => text.includes(word))) rows.push(i)
-        }
-        return rows
-    """
-    view = CDSView(filter=CustomJSFilter(code=code, args={"field": words, "names": names}))
-    words.js_on_change("value_input", CustomJS(code="field.value = field.value_input", args={"field": words}))
-    words.js_on_change("value", CustomJS(code="source.change.emit()", args={"source": source}))
-    loss = NumberFormatter(format="0.0000")
-    columns = [TableColumn(field=key, title=key) for key in keys]
-    columns.append(TableColumn(field="val_nats_per_char", title="validation", formatter=loss))
-    columns += [TableColumn(field=name, title=name.replace("_", " ")) for name in ("best_step", "steps")]
-    columns.append(TableColumn(field="train_seconds", title="seconds", formatter=NumberFormatter(format="0.0")))
-    columns += [TableColumn(field=name, title=name) for name in ("status", "reason")]
-    height = min(480, 60 + 26 * len(source.data["run"]))
-    table = DataTable(
-        source=source, view=view, columns=columns, height=height, sizing_mode="stretch_width", name="table", index_position=None
-    )
-    return table, words
-
-
-def _chosen(source, workdir: Path):
-    """What to type for the runs that are chosen, in the table or in a plot."""
-    from bokeh.models import CustomJS, Div
-
-    hint = "<p class=note>Choose runs in the table or in a plot to see how to reproduce them.</p>"
-    shown = Div(text=hint, sizing_mode="stretch_width", name="chosen")
-    code = """
-        const commands = source.selected.indices.map(i =>
-            `python -m charlm.reproduce --result ${folder}/results.jsonl --run "${source.data.run[i]}"`)
-        const text = commands.join("\\n").replaceAll("&", "&amp;").replaceAll("<", "&lt;")
-        shown.text = commands.length ? `<pre>${text}</pre>` : hint
-    """
-    arguments = {"source": source, "shown": shown, "hint": hint, "folder": workdir.as_posix()}
-    source.selected.js_on_change("indices", CustomJS(code=code, args=arguments))
-    return shown
-
-
-def _sample_of(row: Mapping[str, Any], workdir: Path) -> str:
-    """The last sample that a run drew."""
-    path = workdir / row["run"] / "samples.txt"
-    text = re.split(r"^=== step \d+ ===\n", read_text(path), flags=re.MULTILINE)[-1] if path.is_file() else ""
-    loss = "" if row["val_nats_per_char"] is None else f", {row['val_nats_per_char']:.4f}"
-    return f"<div><p class=note>{html.escape(row['run'])}{loss}</p><pre>{html.escape(text[:_SAMPLE_CHARS])}</pre></div>"
-
-
-def _curves_of_run(lines: Sequence[Mapping[str, Any]]):
-    from bokeh.models import HoverTool
-
-    plot = _figure(x_axis_label="million characters", y_axis_label="nats per character", name="curves")
-    for split, color in (("train", "#9bb8d3"), ("val", "#c2410c")):
-        of_split = [line for line in lines if line["split"] == split]
-        points = [line["chars"] / 1e6 for line in of_split], [line["nats_per_char"] for line in of_split]
-        drawn = plot.line(*points, color=color, line_width=2, legend_label=split)
-        plot.add_tools(HoverTool(renderers=[drawn], tooltips=[(split, "$y{0.0000}"), ("million characters", "$x{0.00}")]))
-    return plot
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    cells = (f"<tr><td>{html.escape(key)}</td><td>{html.escape(json.dumps(value))}</td></tr>" for key, value in values.items())
-    return f"<table>{''.join(cells)}</table>"
+    say(f"{write_page(Path(cli.required(values, 'workdir')))}")
 
 
 if __name__ == "__main__":

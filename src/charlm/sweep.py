@@ -2,127 +2,71 @@
 
     python -m charlm.sweep --sweep FILE [--workdir DIR] [--executor sequential|vmap|ray] [--dry_run]
 
-A sweep file has a function `get_sweep()`, which returns a config, or the path of a config file, and what each run changes:
+A sweep file has a function `get_sweep()`. It returns a config, or the path of a config file, and the changes of each run:
 
     from charlm.sweep import product
 
     def get_sweep():
         return "configs/quickstart.py", product({"optimizer.learning_rate": [1e-3, 4e-3], "seed": [0, 1, 2]})
 
-Every run has a workdir of its own in that of the sweep. A run that is finished is not done again, so that the same command goes
-on with a sweep that was stopped. Exit codes: 0 all runs are finished; 1 some failed.
+Each run has its own folder in the folder of the sweep. A finished run is not trained again, so the same command continues a
+sweep that was stopped. Exit codes: 0: all runs are finished; 1: some runs failed.
 """
 
-import functools
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-from charlm import cli, report, results, together, train
-from charlm.errors import ConfigError, RunFailed
-from charlm.locks import waited_for
-from charlm.machine import ask_for_determinism, num_cores
-from charlm.outcome import why_failed
-from charlm.overrides import Sampled, chain, choice, integer, log_uniform, product, sample, uniform_between, zipped
-from charlm.plan import Plan, Run, load_plan
-from charlm.progress import say
+from charlm.config import cli
+from charlm.sweeps.executors import EXECUTORS
+from charlm.sweeps.options import RayOptions
+from charlm.sweeps.overrides import Sampled, chain, choice, integer, log_uniform, product, sample, uniform_between, zipped
+from charlm.sweeps.plan import Plan, load_plan
+from charlm.sweeps.run import run_sweep
+from charlm.system.errors import ConfigError
 
-# What sweep files are written with, and the command.
+# The functions for sweep files, and the command.
 __all__ = ["chain", "choice", "integer", "log_uniform", "main", "product", "sample", "uniform_between", "zipped"]
-
-EXECUTORS = ("sequential", "vmap", "ray")
-# Flags of --executor ray alone.
-_OF_RAY = ("ray_address", "cpus_per_run", "gpus_per_run", "retries", "scheduler", "search")
-# (runs, the sweep's workdir) -> {name: why} of those that failed. Exit, after a signal, ends it.
-Executor = Callable[[Sequence[Run], Path], dict[str, str]]
-
-
-def one_by_one(runs: Sequence[Run], workdir: Path) -> dict[str, str]:
-    """Train runs one after another (an `Executor`)."""
-    failed = {}
-    for number, run in enumerate(runs, 1):
-        say(f"run {number} of {len(runs)}: {run.name}")
-        if reason := why_failed(lambda run=run: train.train(run.config, workdir / run.name)):
-            failed[run.name] = reason
-            say(f"{run.name} failed: {reason}")
-    return failed
-
-
-def side_by_side(runs: Sequence[Run], workdir: Path) -> dict[str, str]:
-    """Train runs that differ in numbers alone as one program, the others one after another (an `Executor`)."""
-    groups, alone = together.groups_of(runs)
-    for run, why in alone:
-        say(f"{run.name} is trained by itself: {why}")
-    failed = {}
-    for group in groups:
-        say(f"{len(group)} runs as one program: {group[0].name} to {group[-1].name}")
-        found: dict[str, str] = {}
-        reason = why_failed(lambda group=group, found=found: found.update(together.train_together(group, workdir)))
-        failed |= {run.name: reason for run in group} if reason else found
-    return failed | one_by_one([run for run, _ in alone], workdir)
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Run the command."""
     values = flags.FlagValues()
     flags.DEFINE_string("sweep", None, "the sweep file", flag_values=values)
     flags.DEFINE_string(
-        "workdir", None, "the sweep's folder; default runs/<name of the sweep file's folder>", flag_values=values
+        "workdir", None, "the sweep's folder; default: runs/<name of the sweep file's folder>", flag_values=values
     )
-    flags.DEFINE_enum("executor", "sequential", EXECUTORS, "how the runs are trained", flag_values=values)
-    flags.DEFINE_bool("dry_run", False, "list the runs and train none", flag_values=values)
-    _define_flags_of_ray(values)
+    flags.DEFINE_enum("executor", "sequential", list(EXECUTORS), "how the runs are trained", flag_values=values)
+    flags.DEFINE_bool("dry_run", False, "list the runs and train none of them", flag_values=values)
+    _define_ray_flags(values)
     cli.parse(values, argv, __doc__)
     path = Path(cli.required(values, "sweep"))
     plan = load_plan(path)
-    _check_flags_of_ray(values, plan)
+    _check_ray_flags(values, plan)
     if values.dry_run:
-        for run in plan.runs():
-            refused = f"  REFUSED: {run.refused}" if run.refused else ""
-            print(f"{run.name}  {json.dumps(run.overrides, default=list)}{refused}")
+        _list_runs(plan)
         return
-    workdir = Path(values.workdir or f"runs/{path.absolute().parent.name}")
-    # A search begins with the runs that it has begun before.
-    list_runs = functools.partial(plan.runs_in, workdir) if values.search == "optuna" else plan.runs
-    runs = list_runs()
-    if any(run.config.train.deterministic for run in runs):
-        ask_for_determinism()
-    execute = _executor(values, plan)
-    workdir.mkdir(parents=True, exist_ok=True)
-    with waited_for(workdir / ".lock", "training this sweep"):
-        failed = {run.name: run.refused for run in runs if run.refused}
-        to_do = [run for run in runs if not run.refused and not results.is_finished(workdir / run.name, run.config)]
-        if finished := len(runs) - len(to_do) - len(failed):
-            say(f"{finished} of {len(runs)} runs are finished")
-        try:
-            failed |= execute(to_do, workdir)
-        finally:
-            if runs := list_runs():
-                _write_records(runs, workdir, failed)
-    say(f"{workdir}: summary.csv, sweep.png, report.html")
-    if failed:
-        first = next(iter(failed))
-        raise RunFailed(f"{len(failed)} of {len(runs)} runs failed; the first is {first}: {failed[first]}")
+    options = RayOptions(**{name: values[name].value for name in RayOptions._fields})
+    run_sweep(plan, Path(values.workdir or f"runs/{path.absolute().parent.name}"), values.executor, options)
 
 
-def _write_records(runs: Sequence[Run], workdir: Path, failed: dict[str, str]) -> None:
-    """Table, plot and page. Raises RunFailed if they cannot be written."""
-    try:
-        results.write(runs, workdir, failed)
-        report.write_report_of_sweep(workdir)
-    except OSError as error:
-        raise RunFailed(f"cannot write to {workdir}: {error.strerror or error}; the same command writes it anew") from None
+def _list_runs(plan: Plan) -> None:
+    for run in plan.runs():
+        refused = f"  REFUSED: {run.refused}" if run.refused else ""
+        print(f"{run.name}  {json.dumps(run.overrides, default=list)}{refused}")
 
 
-def _define_flags_of_ray(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("ray_address", "local", "ray: HOST:PORT, auto, or local, which starts Ray here", flag_values=values)
-    flags.DEFINE_integer("cpus_per_run", 1, "ray: cores that each run has to itself", 1, flag_values=values)
-    flags.DEFINE_float("gpus_per_run", 0, "ray: GPUs that each run has to itself", 0, flag_values=values)
+def _define_ray_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "ray_address", "local", "ray: HOST:PORT, auto, or local, which starts Ray on this machine", flag_values=values
+    )
+    flags.DEFINE_integer("cpus_per_run", 1, "ray: cores reserved for each run", 1, flag_values=values)
+    flags.DEFINE_float("gpus_per_run", 0, "ray: GPUs reserved for each run", 0, flag_values=values)
     flags.DEFINE_integer(
-        "retries", 3, "ray: how often a run is begun again whose process or node is lost", 0, flag_values=values
+        "retries", 3, "ray: how often a run is restarted after its process or node was lost", 0, flag_values=values
     )
     flags.DEFINE_enum(
         "scheduler", "none", ["none", "asha", "median"], "ray: how runs that fall behind are stopped", flag_values=values
@@ -132,23 +76,11 @@ def _define_flags_of_ray(values: flags.FlagValues) -> None:
     )
 
 
-def _check_flags_of_ray(values: flags.FlagValues, plan: Plan) -> None:
-    if values.executor != "ray" and (given := [name for name in _OF_RAY if values[name].present]):
-        raise ConfigError(f"--{given[0]} is for --executor ray; found --executor {values.executor}")
+def _check_ray_flags(values: flags.FlagValues, plan: Plan) -> None:
+    if values.executor != "ray" and (given := [name for name in RayOptions._fields if values[name].present]):
+        raise ConfigError(f"--{given[0]} needs --executor ray; found --executor {values.executor}")
     if values.search == "optuna" and not isinstance(plan.overrides, Sampled):
         raise ConfigError(f"{plan.where}: --search optuna needs runs that come from sample() alone, which knows their ranges")
-
-
-def _executor(values: flags.FlagValues, plan: Plan) -> Executor:
-    if values.executor == "sequential":
-        return one_by_one
-    if values.executor == "vmap":
-        together.use_all_cores(num_cores())
-        return side_by_side
-    from charlm import cluster  # Needs Ray, which comes with an extra.
-
-    options = cluster.Options(**{name: values[name].value for name in _OF_RAY})
-    return functools.partial(cluster.train_on_ray, plan=plan, options=options)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""What needs parameters and no training step: scoring, sampling, dynamic evaluation."""

@@ -1,0 +1,1 @@
+"""The model as pure functions: recurrent cells, the recurrence that unrolls any cell, cuDNN, and CharLM."""

@@ -1,0 +1,186 @@
+"""How far a run has come and how it ended: what is remembered between starts, limits, result.json."""
+
+import dataclasses
+import math
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from charlm.system.errors import Exit, RunFailed, UserError
+from charlm.system.progress import say
+
+
+@dataclasses.dataclass
+class Progress:
+    """What the host remembers of a run besides the device's state. Every checkpoint holds it.
+
+    Attributes:
+        best_step, best_loss: the evaluation with the lowest loss so far, by `train.best_by`.
+        best_val: the validation loss at that evaluation.
+        patience_loss, bad_evals: the lowest loss at the cadence of evaluations, and the number of evaluations since. The
+            evaluation at the end of a run does not count, so that an extended run stops where an uninterrupted one does.
+        eval_sum, eval_steps: the training loss, summed over the steps since the last evaluation.
+        sums, counts: each training metric, summed over the training steps since the last line of metrics, and how many steps
+            that is.
+        steps, seconds: the training steps since the last line of metrics, and their duration.
+        train_seconds: duration of all training steps, without compilation, evaluation, saving and sampling.
+        elapsed: duration of everything.
+        interrupted: a signal arrived during the evaluation of this step, so the evaluation has to be repeated.
+    """
+
+    best_step: int | None = None
+    best_loss: float | None = None
+    best_val: float | None = None
+    patience_loss: float | None = None
+    bad_evals: int = 0
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    steps: int = 0
+    eval_sum: float = 0.0
+    eval_steps: int = 0
+    seconds: float = 0.0
+    train_seconds: float = 0.0
+    elapsed: float = 0.0
+    interrupted: bool = False
+
+    @classmethod
+    def from_saved(cls, saved: Mapping[str, Any]) -> "Progress":
+        """Return the progress in a checkpoint, of an older or a newer version too.
+
+        A field that is missing has its default. A field that this version does not know is ignored.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        progress = cls(**{name: value for name, value in saved.items() if name in known})
+        if "norm_sum" in saved:  # Before the metrics of a step were a dict, there were two sums.
+            counted = saved["steps"] - saved["left_out"]
+            progress.sums = {"loss": saved["loss_sum"], "grad_norm": saved["norm_sum"]}
+            progress.counts = dict.fromkeys(progress.sums, counted)
+        return progress
+
+    def add_steps(self, metrics: Mapping[str, Sequence[float]], seconds: float, only_finite: bool) -> None:
+        """Add the metrics of some steps, one step after another, so the sums do not depend on the size of a chunk.
+
+        Args:
+            metrics: name -> one value for each step.
+            seconds: duration of the steps.
+            only_finite: leave out the steps whose loss or gradient is not finite.
+        """
+        for values in zip(*metrics.values()):
+            step = dict(zip(metrics, values))
+            if only_finite and not (math.isfinite(step["loss"]) and math.isfinite(step["grad_norm"])):
+                continue
+            for name, value in step.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+                self.counts[name] = self.counts.get(name, 0) + 1
+            self.eval_sum += step["loss"]
+            self.eval_steps += 1
+        self.steps += len(metrics["loss"])
+        self.seconds += seconds
+        self.train_seconds += seconds
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each training metric over the steps since the last line of metrics; {} if there are none."""
+        return {name: total / self.counts[name] for name, total in self.sums.items()}
+
+    def start_line(self) -> None:
+        """Start the next line of metrics: the line before it was written."""
+        self.sums, self.counts = {}, {}
+        self.steps, self.seconds = 0, 0.0
+
+    def add_evaluation(self, step: int, loss: float, val: float | None, at_cadence: bool) -> bool:
+        """Add an evaluation; return whether it is the best so far."""
+        self.eval_sum, self.eval_steps = 0.0, 0
+        improved = self.best_loss is None or loss < self.best_loss
+        if improved:
+            self.best_step, self.best_loss, self.best_val = step, loss, val
+        if at_cadence:
+            better = self.patience_loss is None or loss < self.patience_loss
+            self.patience_loss = loss if better else self.patience_loss
+            self.bad_evals = 0 if better else self.bad_evals + 1
+        return improved
+
+
+def chars_per_step(config: ConfigDict) -> int:
+    """Characters (bytes for the byte vocabulary) that a step reads."""
+    return config.batching.batch_size * config.batching.seq_len
+
+
+def limit_reached(config: ConfigDict, progress: Progress) -> str | None:
+    """The key of the limit that a run has reached, if it has."""
+    if config.train.patience is not None and progress.bad_evals >= config.train.patience:
+        return "train.patience"
+    if config.train.seconds is not None and progress.train_seconds >= config.train.seconds:
+        return "train.seconds"
+    return None
+
+
+def make_result(status: str, steps: int, config: ConfigDict, progress: Progress, size: int | None = None) -> dict:
+    """What result.json says of a run that ended after so many steps, but for what only a finished one has."""
+    chars, value = steps * chars_per_step(config), progress.best_val
+    return {
+        "status": status,
+        "steps": steps,
+        "chars": chars,
+        "num_params": size,
+        "stopped_by": None,
+        "best_step": progress.best_step,
+        "val_nats_per_char": value,
+        "val_bits_per_char": None if value is None else value / math.log(2),
+        "test_nats_per_char": None,
+        "train_seconds": progress.train_seconds,
+        "chars_per_second": chars / progress.train_seconds if progress.train_seconds else None,
+        "params_sha256": None,
+    }
+
+
+def is_over(path: Path, result: dict, config: ConfigDict, num_steps: int) -> bool:
+    """Whether there is nothing left to do; says so. Raises RunFailed if the run diverged, as it would again."""
+    steps, status = result["steps"], result["status"]
+    if status == "diverged":
+        raise RunFailed(f"the run in {path} diverged after step {steps}; change the config and choose another --workdir")
+    if status == "stopped_early":
+        more_time = config.train.seconds is None or config.train.seconds > result["train_seconds"]
+        over = not (result.get("stopped_by") == "train.seconds" and more_time)
+        status += f" by {result.get('stopped_by')}"
+    else:
+        over = status == "completed" and steps == num_steps
+    if over:
+        value = result["val_nats_per_char"]
+        scored = "" if value is None else f", validation loss {value:.4f} nats per character at step {result['best_step']}"
+        say(f"the run in {path} is finished: {status.replace('_', ' ')} after {steps} steps{scored}")
+    return over
+
+
+def failure_reason(what: Callable[[], None]) -> str | None:
+    """Why something failed, in one line, or None; a traceback is shown where nobody thought of the error.
+
+    Raises:
+        Exit: a signal came.
+    """
+    try:
+        what()
+    except Exit:
+        raise
+    except (UserError, RunFailed) as error:
+        return str(error)
+    except Exception as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            return "out of memory"
+        traceback.print_exc()
+        return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return None
+
+
+def summary_line(result: dict, path: Path) -> str:
+    """A result in one line, and what to do with it."""
+    parts = [f"{result['status'].replace('_', ' ')} after {result['steps']} steps"]
+    if result["val_nats_per_char"] is not None:
+        parts.append(f"validation loss {result['val_nats_per_char']:.4f} nats per character (step {result['best_step']})")
+    if result["test_nats_per_char"] is not None:
+        parts.append(f"test {result['test_nats_per_char']:.4f}")
+    if result["chars_per_second"]:
+        parts.append(f"{result['chars_per_second']:,.0f} chars/s")
+    return f"{'; '.join(parts)}. Text from it: python -m charlm.sample --workdir {path}"

@@ -1,0 +1,139 @@
+"""The start of a run: is the config trainable here, and does the folder hold this run?"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from charlm.config import to_json
+from charlm.config.rules import check, check_keys, resolve
+from charlm.data.batching import Layout, make_layout
+from charlm.data.corpus import Corpus, load_corpus
+from charlm.inference.sampler import make_prompt
+from charlm.inference.scorer import min_text_length
+from charlm.nn import cudnn
+from charlm.parallel import processes
+from charlm.runs import checkpoint, outcome, workdir
+from charlm.runs.tracking import check_trackers
+from charlm.system.errors import ConfigError, Exit, RunFailed, UserError
+from charlm.system.machine import request_determinism
+from charlm.system.progress import say
+
+# The step counter is an int32.
+_MAX_STEPS = (1 << 31) - 1
+
+
+class Prepared(NamedTuple):
+    """A config that can be trained on this machine, with its text, its layout and its number of steps."""
+
+    config: ConfigDict
+    corpus: Corpus
+    layout: Layout
+    num_steps: int
+
+
+def prepare(config: ConfigDict) -> Prepared:
+    """Check a config, load its text and check that the config can be trained on it. Writes no workdir.
+
+    Raises:
+        UserError: the config or the text does not allow it.
+    """
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"the config is of type {type(config).__name__}; it must come from charlm.config.default_config()")
+    config = ConfigDict(config)  # A copy: the caller may change its own later.
+    check_keys(config, "the config")
+    check(config, "the config")
+    resolve(config)
+    config.lock()
+    if config.train.deterministic:
+        request_determinism()
+    corpus = load_corpus(config.data)
+    layout = make_layout(config.batching, config.seed, len(corpus.train))
+    num_steps = _num_steps(config, layout)
+    shortest = min_text_length(config.batching)
+    if len(corpus.val) < shortest and config.train.patience is not None and config.train.best_by == "val":
+        raise ConfigError(f"train.patience needs {shortest} characters to validate on; data.split leaves {len(corpus.val)}")
+    make_prompt(config, corpus.vocab, corpus.train, config.seed)
+    check_trackers(config)
+    if config.model.recurrence == "cudnn" and not cudnn.is_available():
+        device = jax.devices()[0].device_kind
+        raise ConfigError(f"model.recurrence is 'cudnn', which needs an NVIDIA GPU; found {device}; auto chooses what works")
+    return Prepared(config, corpus, layout, num_steps)
+
+
+@contextlib.contextmanager
+def open_run(path: Path, prepared: Prepared, extend: bool = False) -> Iterator[bool]:
+    """Lock a folder and make it into this run, or check that it holds this run; yield whether there is anything left to do.
+
+    Raises:
+        UserError: the folder holds something else. Nothing was written.
+        RunFailed: the run in the folder has diverged.
+    """
+    with workdir.locked(path):
+        yield _create_or_check(path, prepared, extend)
+
+
+def _create_or_check(path: Path, prepared: Prepared, extend: bool) -> bool:
+    config, corpus, layout, num_steps = prepared
+    if not (path / "config.json").is_file():
+        workdir.create_run(path, config, corpus)
+        return True
+    run = workdir.load_run(path)
+    workdir.check_same_run(run, config, corpus, extend)
+    if num_steps < (before := _num_steps(run.config, layout)):
+        raise ConfigError(f"{path} holds a run of {before} steps; {num_steps} are fewer, and --extend only lengthens")
+    if extend and not _is_at_least(config.train.seconds, run.config.train.seconds):
+        raise ConfigError(
+            f"{path} holds a run of train.seconds {run.config.train.seconds}; {config.train.seconds} are fewer, and "
+            "--extend only lengthens"
+        )
+    if result := workdir.read_result(path):
+        if outcome.is_over(path, result, config, num_steps):
+            return False
+        (path / "result.json").unlink()
+    workdir.write_text(path / "config.json", to_json(config))
+    if changed := workdir.manifest_differences(run.manifest, workdir.make_manifest(corpus)):
+        say(f"{path} was started elsewhere, so its bits may change: {', '.join(changed)}")
+    return True
+
+
+@contextlib.contextmanager
+def record_failure(config: ConfigDict, path: Path) -> Iterator[None]:
+    """Write into result.json that the run failed, if it fails by any error. An error of the disk becomes a RunFailed."""
+    try:
+        yield
+    except (UserError, Exit):
+        raise
+    except OSError as error:
+        _mark_failed(path, config)
+        reason = error.strerror or error
+        raise RunFailed(f"cannot write to {path}: {reason}; the same command continues from the last checkpoint") from None
+    except Exception:
+        _mark_failed(path, config)
+        raise
+
+
+def _mark_failed(path: Path, config: ConfigDict) -> None:
+    """Write result.json, unless it exists already or the disk refuses it."""
+    if processes.is_primary() and workdir.read_result(path) is None:
+        steps = checkpoint.Checkpoints(path).steps()
+        with contextlib.suppress(OSError):
+            result = outcome.make_result("failed", steps[-1] if steps else 0, config, outcome.Progress())
+            workdir.write_result(path, result)
+
+
+def _num_steps(config: ConfigDict, layout: Layout) -> int:
+    """Return the length of a run."""
+    num_steps = config.train.steps or config.train.epochs * layout.steps_per_epoch
+    if num_steps > _MAX_STEPS:
+        raise ConfigError(f"train.epochs {config.train.epochs} are {num_steps:.3g} steps; at most {_MAX_STEPS} can be counted")
+    return math.ceil(num_steps)
+
+
+def _is_at_least(limit: float | None, other: float | None) -> bool:
+    """Return whether a limit is at least another limit; None is no limit."""
+    return limit is None or (other is not None and limit >= other)

@@ -1,0 +1,197 @@
+"""The files that make a folder a run: config.json, vocab.json, manifest.json, result.json, and the lock."""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import config_dict
+
+from charlm.config import LENGTH_KEYS, to_json
+from charlm.config.rules import check_extension, describe_differences, differing_keys, from_json
+from charlm.data.corpus import Corpus
+from charlm.data.vocab import Vocab
+from charlm.system.errors import ConfigError, FolderInUse, WorkdirError
+from charlm.system.machine import cpu_model, num_cores
+
+_LOCK = ".lock"
+# What a run writes before config.json, which says that the others are there.
+_BEFORE_CONFIG = {_LOCK, "vocab.json", "manifest.json"}
+_PACKAGES = ("charlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy", "grain")
+
+
+class Run(NamedTuple):
+    """What there is to know of a run before its checkpoints are read."""
+
+    path: Path
+    config: config_dict.ConfigDict
+    vocab: Vocab
+    manifest: dict
+
+
+def load_run(path: Path) -> Run:
+    """Read a run's config, vocabulary and manifest. Runs no code from the folder.
+
+    Raises:
+        WorkdirError: the folder is not a run, or its files cannot be read.
+        ConfigError: its config.json breaks a rule.
+    """
+    if not (path / "config.json").is_file():
+        found = "is not a run: it has no config.json" if path.is_dir() else "does not exist"
+        near = ", ".join(sorted(p.parent.as_posix() for p in Path("runs").glob("*/config.json")))
+        raise WorkdirError(f"--workdir {path} {found}; {'there are ' + near if near else 'train a run first'}")
+    config = from_json(read_text(path / "config.json"), str(path / "config.json"))
+    try:
+        vocab = Vocab.from_json(json.loads(read_text(path / "vocab.json")))
+        manifest = json.loads(read_text(path / "manifest.json"))
+    except (ValueError, RecursionError) as error:
+        raise WorkdirError(f"{path}: vocab.json or manifest.json cannot be read: {error}") from None
+    if not isinstance(manifest, dict):
+        raise WorkdirError(f"{path / 'manifest.json'} holds no JSON object")
+    return Run(path, config.lock(), vocab, manifest)
+
+
+def check_same_run(run: Run, config: config_dict.ConfigDict, corpus: Corpus, extend: bool) -> None:
+    """Whether training `config` on `corpus` may go on with this run.
+
+    Raises:
+        ConfigError: the configs differ in more than the cadences (or, with `extend`, the length).
+        WorkdirError: as `check_corpus`.
+    """
+    if extend:
+        check_extension(run.config, config, str(run.path))
+    elif keys := differing_keys(run.config, config):
+        longer = set(keys) <= set(LENGTH_KEYS)
+        hint = "--extend goes on with the run, or choose another --workdir" if longer else "choose another --workdir"
+        raise ConfigError(f"{run.path} holds a run of another config: {describe_differences(run.config, config, keys)}; {hint}")
+    check_corpus(run.path, run.manifest, corpus)
+
+
+def manifest_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In what two manifests differ that bits may depend on, corpus and commit aside."""
+    pairs = [("device", then.get("device_kind"), now["device_kind"])]
+    pairs += [(key, then.get(key), now[key]) for key in ("device_count", "cpu_model", "cpu_cores", "process_count")]
+    packages = then.get("packages")
+    pairs += [
+        (name, packages.get(name) if isinstance(packages, dict) else None, now["packages"][name]) for name in now["packages"]
+    ]
+    return [f"{name} ({before} then, {after} now)" for name, before, after in pairs if before != after]
+
+
+def check_corpus(name: str | Path, manifest: Mapping[str, Any], corpus: Corpus) -> None:
+    """Raises WorkdirError if the corpus is not what the run `name` of this manifest began with."""
+    if manifest.get("corpus_sha256") != corpus.sha256:
+        raise WorkdirError(
+            f"the corpus {corpus.name} is not what the run in {name} began with: sha256 {corpus.sha256[:16]}... now, "
+            f"{str(manifest.get('corpus_sha256'))[:16]}... then; restore it, or choose another --workdir"
+        )
+
+
+def create_run(path: Path, config: config_dict.ConfigDict, corpus: Corpus) -> Run:
+    """Make a locked, empty folder into a run. config.json comes last: with it the run is begun."""
+    manifest = make_manifest(corpus)
+    write_text(path / "vocab.json", json.dumps(corpus.vocab.to_json()) + "\n")
+    write_text(path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    write_text(path / "config.json", to_json(config))
+    return Run(path, config, corpus.vocab, manifest)
+
+
+def make_manifest(corpus: Corpus) -> dict[str, Any]:
+    """What a run's numbers depend on besides its config."""
+    devices = jax.devices()
+    return {
+        "packages": {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        "device_kind": devices[0].device_kind,
+        "device_count": len(devices),
+        "cpu_model": cpu_model(),
+        "cpu_cores": num_cores(),
+        "process_count": jax.process_count(),
+        "corpus": corpus.name,
+        "corpus_sha256": corpus.sha256,
+        "vocab_size": corpus.vocab.size,
+        "git_commit": _git_commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the folder the command runs in, with `-dirty` if files differ from it."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        if found.returncode == 0:
+            return found.stdout.strip()
+    return None
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a folder, made if need be, against other processes; the lock goes with the process, however it ends.
+
+    Raises:
+        FolderInUse: another process trains in it.
+        WorkdirError: it is not a folder for a run.
+    """
+    if path.exists() and not path.is_dir():
+        raise WorkdirError(f"--workdir {path} is a file; name a folder")
+    if path.is_dir() and not (path / "config.json").exists():
+        strange = sorted({p.name for p in path.iterdir() if p.suffix != ".partial"} - _BEFORE_CONFIG)
+        if strange:
+            raise WorkdirError(f"--workdir {path} is not a run and not empty: it holds {strange[0]!r}; choose another")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open(path / _LOCK, "a")
+    except OSError as error:
+        raise WorkdirError(f"cannot write to --workdir {path}: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FolderInUse(f"another process is training in {path}; wait for it, or choose another --workdir") from None
+        except OSError as error:
+            raise WorkdirError(f"cannot lock {path / _LOCK}: {error.strerror}; choose a --workdir on another disk") from None
+        yield
+
+
+def read_text(path: Path) -> str:
+    """A file of a run. Raises WorkdirError if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise WorkdirError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_result(path: Path) -> dict | None:
+    """result.json of a run that ended, else None."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        result = json.loads((path / "result.json").read_text(encoding="utf-8"))
+        if isinstance(result, dict) and {"status", "steps", "val_nats_per_char", "best_step", "train_seconds"} <= result.keys():
+            return result
+    return None
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """result.json, which says how the run ended."""
+    write_text(path / "result.json", json.dumps(result, indent=2) + "\n")

@@ -1,0 +1,1 @@
+"""Many runs from one file: overrides, the plan, the executors, the records and the page."""

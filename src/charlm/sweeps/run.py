@@ -1,0 +1,63 @@
+"""Train all runs of a sweep and write its records."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from charlm.sweeps import page, results
+from charlm.sweeps.executors import EXECUTORS
+from charlm.sweeps.options import RayOptions
+from charlm.sweeps.plan import Plan, Run
+from charlm.system.errors import RunFailed
+from charlm.system.locks import exclusive
+from charlm.system.machine import request_determinism
+from charlm.system.progress import say
+
+
+def run_sweep(plan: Plan, workdir: Path, executor: str = "sequential", options: RayOptions | None = None) -> None:
+    """Train the runs of a plan that are not finished, each in a folder of `workdir`, and write the sweep's records.
+
+    Args:
+        plan: from `load_plan`.
+        workdir: the sweep's folder.
+        executor: a key of `EXECUTORS`.
+        options: for the executor `ray`; None: the defaults.
+
+    Raises:
+        RunFailed: some runs failed, or the records cannot be written. The other runs are finished.
+        ConfigError: the executor cannot be used here.
+        Exit: a signal came; everything is saved.
+    """
+
+    options = options or RayOptions()
+
+    def list_runs() -> list[Run]:
+        # A search starts from the runs that the folder holds already.
+        return plan.runs_in(workdir) if options.search == "optuna" else plan.runs()
+
+    runs = list_runs()
+    if any(run.config.train.deterministic for run in runs):
+        request_determinism()
+    workdir.mkdir(parents=True, exist_ok=True)
+    with exclusive(workdir / ".lock", "training this sweep"):
+        failed = {run.name: run.refused for run in runs if run.refused}
+        unfinished = [run for run in runs if not run.refused and not results.is_finished(workdir / run.name, run.config)]
+        if finished := len(runs) - len(unfinished) - len(failed):
+            say(f"{finished} of {len(runs)} runs are finished")
+        try:
+            failed |= EXECUTORS[executor](unfinished, workdir, plan, options)
+        finally:
+            if runs := list_runs():
+                _write_records(runs, workdir, failed)
+    say(f"{workdir}: summary.csv, sweep.png, report.html")
+    if failed:
+        first = next(iter(failed))
+        raise RunFailed(f"{len(failed)} of {len(runs)} runs failed; the first is {first}: {failed[first]}")
+
+
+def _write_records(runs: Sequence[Run], workdir: Path, failed: Mapping[str, str]) -> None:
+    """Write the table, the plot and the page. Raises RunFailed if the disk refuses them."""
+    try:
+        results.write(runs, workdir, failed)
+        page.write_page_of_sweep(workdir)
+    except OSError as error:
+        raise RunFailed(f"cannot write to {workdir}: {error.strerror or error}; the same command writes it again") from None

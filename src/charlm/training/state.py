@@ -1,0 +1,149 @@
+"""The state of a training run, and what one compiled program can train.
+
+Letters: B batch, V vocabulary, R runs.
+"""
+
+import copy
+import functools
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from charlm.nn.model import CharLM, is_zero
+from charlm.parallel import mesh as meshes
+from charlm.training.optimizers import make_optimizer
+
+# Dotted config keys whose values may be traced: no shape and no branch of the program depends on them, except on whether they
+# are 0 or unset.
+TRACED_HYPERPARAMETERS = (
+    "seed",
+    "model.dropout",
+    "model.recurrent_dropout",
+    "model.init_std",
+    "model.forget_bias",
+    "optimizer.learning_rate",
+    "optimizer.final_learning_rate",
+    "optimizer.b1",
+    "optimizer.b2",
+    "optimizer.eps",
+    "optimizer.mean_square_decay",
+    "optimizer.weight_decay",
+    "optimizer.clip_value",
+    "optimizer.clip_norm",
+    "optimizer.activation_reg",
+    "optimizer.temporal_reg",
+    "train.ema_decay",
+)
+# Dotted key -> scalar, possibly traced. The seed is always there.
+Hyperparameters = Mapping[str, Any]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that changes from step to step.
+
+    Attributes:
+        step: number of steps done, int32.
+        params: parameter tree, float32.
+        opt_state: optax's state.
+        carry: the recurrent states of the B streams, one for each layer; () if the layout carries no state.
+        ema: the moving average of `params`; () if none is kept.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    carry: Any
+    ema: Any
+
+    @property
+    def eval_params(self) -> Any:
+        """The parameters for scoring and sampling: the moving average if there is one."""
+        return self.ema or self.params
+
+
+class Program(NamedTuple):
+    """What one compiled program can train: runs that differ only in their traced hyperparameters.
+
+    The traced hyperparameters of a run are arguments of the compiled program, so runs share the program, one after another or
+    side by side (`chunk.train_chunk_of_runs`).
+
+    Attributes:
+        config: the config of one of the runs.
+        vocab_size: V.
+        num_steps: the length of a run, for schedules that span it.
+        carries_state: whether the layout carries states from window to window.
+        mesh: the devices that share a batch (`mesh.make_mesh`); None: one device.
+    """
+
+    config: ConfigDict
+    vocab_size: int
+    num_steps: int
+    carries_state: bool
+    mesh: Mesh | None = None
+
+    def bind(self, hyperparameters: Hyperparameters) -> tuple[ConfigDict, CharLM, optax.GradientTransformation]:
+        """Return (config, model, optimizer) of the run with these hyperparameters."""
+        config = copy.deepcopy(self.config)
+        with config.unlocked(), config.ignore_type():
+            for key, value in hyperparameters.items():
+                *groups, name = key.split(".")
+                functools.reduce(operator.getitem, groups, config)[name] = value
+        return config, CharLM.from_config(config.model, self.vocab_size), make_optimizer(config.optimizer, self.num_steps)
+
+
+def init_state(program: Program, hyperparameters: Hyperparameters) -> TrainState:
+    """Return the state before step 0. The seed determines the parameters."""
+    config, model, optimizer = program.bind(hyperparameters)
+    params = model.initial_params(run_keys(config.seed)[0])
+    carry = model.initial_carry(params, config.batching.batch_size) if program.carries_state else ()
+    ema = () if is_zero(config.train.ema_decay) else jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), carry, ema)
+
+
+def init_state_of_runs(program: Program, hyperparameters_R: Mapping[str, jax.Array]) -> TrainState:
+    """Return the states of R runs: every leaf has a leading axis of R. Each hyperparameter has shape (R,)."""
+    return jax.lax.map(functools.partial(init_state, program), hyperparameters_R)
+
+
+def compute_first_state(
+    init: Callable[[Program, Hyperparameters], TrainState],
+    program: Program,
+    hyperparameters: Hyperparameters,
+    shardings: Any = None,
+) -> TrainState:
+    """Compile and run `init_state` or `init_state_of_runs`; the result lies on the devices as `shardings` says."""
+    # This program runs once. A low optimization level halves its compile time on a CPU, and the bits are the same.
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return jax.jit(functools.partial(init, program), out_shardings=shardings, compiler_options=options)(hyperparameters)
+
+
+def state_shardings(program: Program, shapes: TrainState) -> TrainState | None:
+    """Return the sharding of each array of a state; None without a mesh.
+
+    The recurrent states are sharded with their rows of the batch. Parameters and the optimizer's state are replicated, or
+    sharded with `mesh.shard_params`.
+    """
+    if program.mesh is None:
+        return None
+
+    def of_params(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        sharded = program.config.mesh.shard_params
+        spec = meshes.param_spec(leaf.shape, program.mesh) if sharded else meshes.REPLICATED
+        return meshes.sharding(program.mesh, spec)
+
+    rows = meshes.sharding(program.mesh, meshes.BATCH_SHARDED)
+    return jax.tree.map(of_params, shapes).replace(carry=jax.tree.map(lambda leaf: rows, shapes.carry))
+
+
+def run_keys(seed: int | jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the two PRNG keys of a run: for its parameters, and for its steps (fold in the step)."""
+    params_key, step_key = jax.random.split(jax.random.key(seed))
+    return params_key, step_key

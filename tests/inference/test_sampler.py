@@ -1,0 +1,237 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charlm.config import default_config
+from charlm.data.vocab import Vocab
+from charlm.inference.sampler import (
+    Settings,
+    filter_top_k_top_p,
+    generate,
+    make_prompt,
+    make_sampler,
+    sample_keys,
+    write_samples,
+)
+from charlm.nn.model import CharLM
+from charlm.system.errors import ConfigError
+
+V = 10
+PLAIN = Settings(1.0, V, 1.0, False)
+
+
+@pytest.fixture(scope="module")
+def sampling():
+    config = default_config().model
+    config.update(hidden_size=16, embedding_size=6)
+    model = CharLM.from_config(config, V)
+    params = jax.tree.map(lambda p: 2 * p, model.initial_params(jax.random.key(0)))
+    vocab = Vocab.of_chars("abcdefghij")
+    sampler = make_sampler(model, vocab)
+
+    def draw(length, num_samples=1, seed=0, prompt=(3,), settings=PLAIN, keys=None):
+        keys = sample_keys(seed, num_samples) if keys is None else keys
+        pieces = generate(sampler, params, vocab, np.array(prompt), keys, length, settings)
+        return np.concatenate(list(pieces), axis=1)
+
+    return model, params, sampler, draw
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 200])
+def test_the_length_is_what_was_asked_for_and_a_longer_text_begins_the_same(sampling, length):
+    draw = sampling[3]
+    text = draw(length, num_samples=2)
+    assert text.shape == (2, length)
+    assert (draw(300, num_samples=2)[:, :length] == text).all()
+
+
+def test_seeds_and_samples_differ_and_repeat(sampling):
+    draw = sampling[3]
+    a, b = draw(100, num_samples=3), draw(100, num_samples=3, seed=1)
+    assert (a == draw(100, num_samples=3)).all()
+    assert len({row.tobytes() for row in np.concatenate([a, b])}) == 6
+
+
+def test_each_sample_of_a_batch_is_what_it_would_be_alone(sampling):
+    draw = sampling[3]
+    batch, keys = draw(150, num_samples=9), sample_keys(0, 9)
+    for n in range(9):
+        assert (draw(150, keys=keys[n : n + 1])[0] == batch[n]).all()
+
+
+def test_temperature_seed_and_length_compile_nothing(sampling):
+    _, _, sampler, draw = sampling
+    draw(70, num_samples=4)
+    compiled = sampler.block._cache_size()
+    draw(70, num_samples=4, seed=5, settings=PLAIN._replace(temperature=0.3))
+    draw(200, num_samples=4, prompt=(1, 2, 3), settings=PLAIN._replace(greedy=True))
+    assert sampler.block._cache_size() == compiled
+
+
+@pytest.mark.parametrize("prompt_length", [1, 2, 64, 65, 130])
+def test_a_prompt_primes_the_state(sampling, prompt_length):
+    model, params, _, draw = sampling
+    prompt = np.random.default_rng(prompt_length).integers(0, V, prompt_length)
+    greedy = draw(5, prompt=prompt, settings=PLAIN._replace(greedy=True))[0]
+    logits, carry = model.apply({"params": params}, jnp.asarray(prompt[:, None]), model.initial_carry(params, 1))
+    expected = [int(jnp.argmax(logits[-1, 0]))]
+    apply = jax.jit(model.apply)
+    while len(expected) < 5:
+        logits, carry = apply({"params": params}, jnp.array([[expected[-1]]]), carry)
+        expected.append(int(jnp.argmax(logits[0, 0])))
+    assert greedy.tolist() == expected
+
+
+def test_draws_follow_the_model(sampling):
+    model, params, _, draw = sampling
+    first = draw(1, num_samples=20000, settings=PLAIN._replace(temperature=0.7))[:, 0]
+    logits, _ = model.apply({"params": params}, jnp.array([[3]]), model.initial_carry(params, 1))
+    expected = 20000 * np.asarray(jax.nn.softmax(logits[0, 0] / 0.7), np.float64)
+    chi_squared = ((np.bincount(first, minlength=V) - expected) ** 2 / expected).sum()
+    assert chi_squared < 27.9  # The 99.9th percentile for 9 degrees of freedom.
+
+
+def test_weights_of_bfloat16(sampling):
+    """They are kept so, nothing else is, and the text is as probable as before but for rounding."""
+    model, params, full, _ = sampling
+    low = make_sampler(model, Vocab.of_chars("abcdefghij"), dtype="bfloat16")
+    weights = low.prepare(params)
+    assert {leaf.ndim: leaf.dtype for leaf in jax.tree.leaves(weights)} == {1: jnp.float32, 2: jnp.bfloat16}
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(low.start(weights, 2)))
+    logits = []
+    for dtype, w in (("float32", full.prepare(params)), ("bfloat16", weights)):
+        folded = model.folded(dtype)
+        logits.append(np.asarray(folded.apply({"params": w}, jnp.array([[3]]), folded.initial_carry(w, 1))[0]))
+    assert logits[1].dtype == np.float32 and 0 < np.abs(logits[0] - logits[1]).max() < 0.05
+
+
+def nucleus(logits, top_k, top_p):
+    """What may be drawn, by the definition, in plain Python."""
+    order = sorted(range(len(logits)), key=lambda i: -logits[i])[:top_k]
+    weights = [np.exp(logits[i] - logits[order[0]]) for i in order]
+    kept, mass = set(), 0.0
+    for i, weight in zip(order, weights):
+        if kept and mass >= top_p - 1e-9:
+            break
+        kept.add(i)
+        mass += weight / sum(weights)
+    return kept
+
+
+@given(
+    st.lists(st.integers(-40, 40), min_size=V, max_size=V, unique=True),
+    st.integers(1, V),
+    st.floats(0.01, 0.99),
+)
+def test_top_k_and_top_p(scores, top_k, top_p):
+    logits = np.array(scores) / 10 + 0.0123
+    kept = np.isfinite(np.asarray(filter_top_k_top_p(jnp.asarray(logits), top_k, top_p)))
+    expected = nucleus(logits, top_k, top_p)
+    near = {len(nucleus(logits, top_k, top_p + d)) for d in (-1e-4, 1e-4)}
+    assert set(np.flatnonzero(kept)) == expected or len(near) > 1
+
+
+def test_top_k_of_one_is_greedy_and_both_stay_inside_their_sets(sampling):
+    draw = sampling[3]
+    greedy = draw(80, settings=PLAIN._replace(greedy=True))
+    assert (draw(80, settings=PLAIN._replace(top_k=1)) == greedy).all()
+    assert (draw(80, settings=PLAIN._replace(top_p=1e-6)) == greedy).all()
+
+
+def test_samples_are_written_one_after_another_and_the_first_as_it_comes():
+    vocab = Vocab.of_chars("abc")
+    written = []
+
+    def pieces():
+        yield np.array([[0, 1], [2, 2]])
+        assert written == [">", "ab"]
+        yield np.array([[2], [0]])
+
+    write_samples(pieces(), vocab, 2, ">", written.append)
+    assert "".join(written) == ">abc\n>cca\n"
+
+
+@pytest.fixture(scope="module")
+def byte_sampler():
+    """A byte model that has learnt nothing: without rules three draws in four would not be UTF-8."""
+    config = default_config().model
+    config.update(hidden_size=4, embedding_size=4)
+    vocab = Vocab.of_bytes()
+    model = CharLM.from_config(config, vocab.size)
+    return make_sampler(model, vocab), jax.jit(model.initial_params)(jax.random.key(0)), vocab
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 9.0}, {"top_k": 3}, {"top_p": 0.2}, {"greedy": True}])
+@pytest.mark.parametrize("prompt", ["a", "漢", "🙂é"])
+def test_a_byte_model_writes_utf_8(byte_sampler, settings, prompt):
+    sampler, params, vocab = byte_sampler
+    settings = Settings(1.0, 256, 1.0, False)._replace(**settings)
+    ids = vocab.encode(prompt)
+    pieces = list(generate(sampler, params, vocab, ids, sample_keys(0, 8), 300, settings))
+    for row in np.concatenate(pieces, axis=1).astype(np.uint8):
+        text = vocab.decode(row)
+        assert "\ufffd" not in text and row.tobytes().startswith(text.encode()) and len(text.encode()) > 296
+    written = []
+    write_samples(iter(pieces), vocab, 8, prompt, written.append)
+    assert "\ufffd" not in "".join(written) and all(part.startswith(prompt) for part in "".join(written[-7:]).split("\n")[:1])
+
+
+def test_bytes_are_drawn_as_probable_as_they_are_among_those_that_can_come(byte_sampler):
+    sampler, params, vocab = byte_sampler
+    draws = np.concatenate(
+        list(generate(sampler, params, vocab, vocab.encode("a"), sample_keys(1, 20000), 1, Settings(1.0, 256, 1.0, False)))
+    )[:, 0]
+    allowed = [byte for byte in range(256) if byte < 0x80 or 0xC2 <= byte <= 0xF4]
+    counts = np.bincount(draws, minlength=256)
+    assert counts[allowed].sum() == 20000 and (counts[allowed] > 0).all()
+
+
+def test_a_sliding_window_agrees_with_the_carried_state_on_the_first_symbol_alone(sampling):
+    """A prompt of W symbols leaves the same state either way; then the window forgets its first symbol, the state not."""
+    model, params, carried, _ = sampling
+    vocab, window = Vocab.of_chars("abcdefghij"), 12
+    sliding = make_sampler(model, vocab, window)
+    greedy = PLAIN._replace(greedy=True)
+    prompts = np.random.default_rng(0).integers(0, V, (20, window))
+    apply = jax.jit(lambda ids: model.apply({"params": params}, ids[:, None], model.initial_carry(params, 1))[0][-1, 0])
+    differ = 0
+    for prompt in prompts:
+        ids = list(prompt)
+        for _ in range(30):  # By the definition: read the last W anew.
+            ids.append(int(jnp.argmax(apply(jnp.asarray(ids[-window:])))))
+        slid, kept = (
+            np.concatenate(list(generate(sampler, params, vocab, prompt, sample_keys(0, 1), 30, greedy)), axis=1)[0].tolist()
+            for sampler in (sliding, carried)
+        )
+        assert slid == ids[window:]
+        assert slid[0] == kept[0]
+        differ += slid != kept
+    assert differ
+
+
+def options_of(**sample):
+    config = default_config().unlock()
+    config.sample.update(sample)
+    return config
+
+
+@given(st.integers(1, 30), st.integers(0, 50), st.booleans())
+def test_a_random_prompt_is_a_piece_of_the_text(length, seed, as_bytes):
+    text = "aé漢🙂b\nc" * 20
+    vocab = Vocab.of_bytes() if as_bytes else Vocab.of_chars(text)
+    prompt, ids = make_prompt(options_of(random_prompt=length), vocab, vocab.encode(text), seed)
+    assert prompt in text and length <= len(ids) <= length + (3 if as_bytes else 0)
+    # Of bytes, whole characters: what is drawn after them begins with a character.
+    assert (vocab.encode(prompt) == ids).all()
+    assert (ids == make_prompt(options_of(random_prompt=length), vocab, vocab.encode(text), seed)[1]).all()
+
+
+def test_prompts_that_are_too_short_or_too_long():
+    vocab = Vocab.of_chars("abc")
+    with pytest.raises(ConfigError, match="sample.window is 5, but the prompt has 3 symbols; give it as many, or set"):
+        make_prompt(options_of(window=5, prompt="abc"), vocab, None, 0)
+    with pytest.raises(ConfigError, match="sample.random_prompt is 9, but the training text has 8 symbols"):
+        make_prompt(options_of(random_prompt=9), vocab, vocab.encode("abcabcab"), 0)

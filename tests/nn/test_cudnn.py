@@ -1,0 +1,115 @@
+"""cuDNN's LSTM. There is none on a CPU: what JAX says that it computes (`lstm_ref`, checked against it in JAX's own tests)
+takes its place, so that what is tested is that charlm asks for the right thing."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import rnn
+
+from charlm.config import default_config
+from charlm.nn import cudnn
+from charlm.nn.model import CharLM
+from charlm.training.chunk import MAX_STEPS_PER_DISPATCH, train_chunk_of_runs
+from charlm.training.state import Program, compute_first_state, init_state_of_runs
+
+T, B, V = 9, 3, 13
+
+
+@pytest.fixture
+def reference_cudnn(monkeypatch):
+    """A machine with a GPU, as far as charlm can see, and the shapes that it asked cuDNN for."""
+    asked = []
+
+    def lstm(x, h_0, c_0, weights, seq_lengths, input_size, hidden_size, num_layers, dropout, bidirectional):
+        asked.append((x.shape, hidden_size))
+        matrices = rnn.unpack_lstm_weights(weights, input_size, hidden_size, num_layers, bidirectional)
+        shape = input_size, hidden_size, num_layers, dropout, bidirectional
+        return rnn.lstm_ref(x, h_0, c_0, *matrices, seq_lengths, *shape)
+
+    monkeypatch.setattr(cudnn.rnn, "lstm", lstm)
+    monkeypatch.setattr(cudnn, "is_available", lambda: True)
+    return asked
+
+
+def model_of(**changes):
+    config = default_config().model
+    config.update(hidden_size=6, embedding_size=4, num_layers=2)
+    config.update(changes)
+    return CharLM.from_config(config, V)
+
+
+@pytest.mark.parametrize("encoding", ["embedding", "one_hot", "scalar"])
+def test_outputs_states_and_all_gradients_are_those_of_the_scan(x64, reference_cudnn, encoding):
+    draw = np.random.default_rng(0)
+    options = {"encoding": encoding, "recurrent_dropout": 0.3, "residual": True, "learn_initial_state": True}
+    models = [model_of(recurrence=name, **options).clone(dtype="float64") for name in ("scan", "cudnn")]
+    params = jax.tree.map(lambda p: jnp.asarray(p + draw.normal(size=p.shape) / 5), models[0].initial_params(jax.random.key(0)))
+    ids_TB = jnp.asarray(draw.integers(0, V, (T, B)))
+    weights_TBV = jnp.asarray(draw.normal(size=(T, B, V)))
+
+    def loss(model, params):
+        carry = model.initial_carry(params, B)
+        logits, last = model.apply({"params": params}, ids_TB, carry, train=True, rngs={"dropout": jax.random.key(1)})
+        return jnp.sum(jnp.sin(logits) * weights_TBV) + sum(jnp.sum(jnp.cos(each)) for each in jax.tree.leaves(last))
+
+    scan, fast = (jax.jit(jax.value_and_grad(lambda p, m=model: loss(m, p)))(params) for model in models)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11), scan, fast)
+    size = {"embedding": 4, "one_hot": V, "scalar": 1}[encoding]
+    assert set(reference_cudnn) == {((B, T, size), 6), ((B, T, 6), 6)}
+
+
+def test_auto_takes_cudnn_for_what_it_can_do_alone(reference_cudnn, monkeypatch):
+    def found(**changes):
+        return model_of(**changes).recurrence
+
+    assert found() == found(recurrence="cudnn") == "cudnn"
+    assert found(recurrence="scan") == found(cell="gru") == found(cell="ln_lstm") == found(dtype="bfloat16") == "scan"
+    # What was trained with it can be scored and sampled anywhere.
+    monkeypatch.setattr(cudnn, "is_available", lambda: False)
+    assert found() == found(recurrence="cudnn") == "scan"
+
+
+def test_a_cpu_has_no_cudnn():
+    assert not cudnn.is_available()
+
+
+def test_first_parameters_and_runs_side_by_side_do_without(reference_cudnn):
+    """The one needs no loop over time; the others are vmapped, which cuDNN's call cannot be."""
+    config = default_config()
+    config.batching.update(batch_size=2, seq_len=4)
+    config.model.update(hidden_size=6, embedding_size=4)
+    program = Program(config, V, 10, carries_state=True)
+    hyperparameters_R = {"seed": np.arange(2, dtype=np.uint32)}
+    states = compute_first_state(init_state_of_runs, program, hyperparameters_R)
+    text = jnp.arange(100, dtype=jnp.uint8) % V
+    starts = np.zeros((2, MAX_STEPS_PER_DISPATCH, 2), np.int32)
+    _, metrics_RK, _ = train_chunk_of_runs(
+        program, jax.devices(), True, states, hyperparameters_R, text, starts, np.zeros(starts.shape, bool), 2
+    )
+    losses_RK = metrics_RK["loss"]
+    assert np.isfinite(losses_RK).all() and (losses_RK[:, :2] > 0).all()
+    assert not reference_cudnn
+
+
+def test_a_run_that_asks_for_it_in_vain_is_refused(run, small_config, tmp_path):
+    argv = f"--config={small_config}", f"--workdir={tmp_path / 'w'}", "--config.model.recurrence=cudnn"
+    code, _, err = run("train", *argv)
+    assert code == 2
+    assert err == "charlm: model.recurrence is 'cudnn', which needs an NVIDIA GPU; found cpu; auto chooses what works\n"
+    assert not (tmp_path / "w").exists()
+    code, _, err = run("train", *argv, "--config.model.cell=gru")
+    assert code == 2 and "it needs model.cell lstm and model.dtype float32, not gru and float32" in err
+
+
+def test_a_run_that_was_trained_with_it_is_scored_and_sampled_without(run, small_config, tmp_path):
+    workdir = tmp_path / "w"
+    assert run("train", f"--config={small_config}", f"--workdir={workdir}", "--config.train.steps=10")[0] == 0
+    commands = [("evaluate", f"--workdir={workdir}"), ("sample", f"--workdir={workdir}")]
+    before = [run(*command)[1] for command in commands]
+    config = json.loads((workdir / "config.json").read_text())
+    config["model"]["recurrence"] = "cudnn"
+    (workdir / "config.json").write_text(json.dumps(config))
+    assert [run(*command)[1] for command in commands] == before and all(before)

@@ -1,0 +1,206 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+from charlm.config import default_config
+from charlm.nn.cells import CELLS
+from charlm.nn.model import ENCODINGS, CharLM, num_params
+from charlm.runs.checkpoint import flatten_state
+
+V = 13
+
+
+def model_of(**changes):
+    config = default_config().model
+    config.update(hidden_size=6, embedding_size=4, num_layers=2)
+    config.update(changes)
+    return CharLM.from_config(config, V)
+
+
+def build(**changes):
+    model = model_of(**changes)
+    return model, jax.jit(model.initial_params)(jax.random.key(0))
+
+
+def build_of_any(**changes):
+    """A model with parameters of float64 such that no scale is 1 and no bias 0."""
+    model, draw = model_of(**changes), np.random.default_rng(5)
+    shapes = jax.eval_shape(model.initial_params, jax.random.key(0))
+    return model.clone(dtype="float64"), jax.tree.map(lambda leaf: jnp.asarray(draw.normal(size=leaf.shape) / 2), shapes)
+
+
+def ids(time, batch, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).integers(0, V, (time, batch)))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_model_is_its_equations(x64, cell, encoding):
+    model, params = build_of_any(cell=cell, encoding=encoding)
+    ids_TB = ids(9, 3)
+    carry = model.initial_carry(params, 3)
+    x = jax.nn.one_hot(ids_TB, V, dtype=jnp.float64)
+    if encoding == "embedding":
+        x = x @ params["embedding"]
+    elif encoding == "scalar":
+        x = ids_TB[:, :, None] / V
+    for layer in range(2):
+        x, _ = layer_of(cell, params[f"layer_{layer}"], x, carry[layer])
+    expected = x @ params["head_W"] + params["head_b"]
+    logits, _ = jax.jit(model.apply)({"params": params}, ids_TB, carry)
+    np.testing.assert_allclose(logits, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "ln_lstm"])
+@pytest.mark.parametrize("encoding, tied", [("embedding", False), ("embedding", True), ("one_hot", False), ("scalar", False)])
+def test_a_folded_model_is_the_same_function(x64, cell, encoding, tied):
+    model, params = build_of_any(cell=cell, encoding=encoding, tie_weights=tied, embedding_size=6)
+    folded, weights = model.folded("float64"), model.fold(params, "float64")
+    assert "embedding" not in weights
+    for length, batch in ((1, 2), (9, 3)):  # Fewer ids than symbols, and more.
+        ids_TB = ids(length, batch)
+        outputs = [m.apply({"params": p}, ids_TB, m.initial_carry(p, batch)) for m, p in ((model, params), (folded, weights))]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), *outputs)
+
+
+def layer_of(cell, p, x, carry):
+    """A layer by its equations."""
+    x_proj = x @ p["W_x"]
+    if cell in reference.NORMALISE_X:
+        x_proj = p["scale_x"] * reference.NORMALISE_X[cell](x_proj)
+    return reference.unroll(reference.CELLS[cell], p, p["W_h"], jnp.swapaxes(x_proj + p["b"], 1, 2), carry)
+
+
+def test_residual_connections_and_tied_weights_are_their_equations(x64):
+    model, params = build_of_any(num_layers=3, residual=True, tie_weights=True, embedding_size=6)
+    assert "head_W" not in params
+    ids_TB = ids(9, 3)
+    carry = model.initial_carry(params, 3)
+    x, _ = layer_of("lstm", params["layer_0"], params["embedding"][ids_TB], carry[0])
+    for layer in (1, 2):
+        x = x + layer_of("lstm", params[f"layer_{layer}"], x, carry[layer])[0]
+    expected = x @ params["embedding"].T + params["head_b"]
+    logits, _ = jax.jit(model.apply)({"params": params}, ids_TB, carry)
+    np.testing.assert_allclose(logits, expected, rtol=1e-12, atol=1e-12)
+    last, _ = jax.jit(model.apply, static_argnames="only_last")({"params": params}, ids_TB, carry, only_last=True)
+    np.testing.assert_allclose(last, expected[-1:], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_first_state_is_zero_or_that_of_the_parameters(cell):
+    for learned in (False, True):
+        model = model_of(cell=cell, learn_initial_state=learned)
+        shapes = jax.eval_shape(model.initial_params, jax.random.key(0))
+        params = jax.tree.map(lambda leaf: jnp.arange(leaf.size, dtype=leaf.dtype).reshape(leaf.shape), shapes)
+        carry = model.initial_carry(params, 3)
+        assert len(carry) == 2 and [len(layer) for layer in carry] == [CELLS[cell].carries] * 2
+        for layer in carry:
+            for state in layer:
+                assert state.tolist() == [list(range(6)) if learned else [0] * 6] * 3
+
+
+def test_a_learned_first_state_begins_as_zero():
+    model, params = build(learn_initial_state=True)
+    assert not any(state.any() for layer in model.initial_carry(params, 3) for state in layer)
+
+
+def test_recurrent_dropout_drops_weights_for_a_whole_window():
+    model, params = build(num_layers=1, recurrent_dropout=0.5, cell="rnn", hidden_size=V)
+    # The head is the identity, and the outputs are small enough for tanh to be all but linear.
+    params = {**params, "head_W": jnp.eye(V), "layer_0": {**params["layer_0"], "W_h": jnp.eye(V), "b": jnp.zeros(V)}}
+    params["layer_0"]["W_x"] = jnp.zeros_like(params["layer_0"]["W_x"])
+    carry = ((jnp.full((4, V), 1e-3),),)
+    apply = jax.jit(model.apply, static_argnames="train")
+
+    def logits(train):
+        rngs = {"dropout": jax.random.key(3)}
+        return np.asarray(apply({"params": params}, ids(4, 4), carry, train=train, rngs=rngs)[0])
+
+    # A unit's own recurrent weight of 1 is 2 or 0, the same at every step and in every sequence.
+    kept_V = logits(True)[0, 0] > 0
+    assert 0 < kept_V.sum() < V
+    doubled_T = 1e-3 * 2.0 ** np.arange(1, 5)
+    np.testing.assert_allclose(logits(True), kept_V * doubled_T[:, None, None] * np.ones((4, 4, 1)), rtol=1e-3)
+    np.testing.assert_allclose(logits(False), 1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("cell, blocks", [("rnn", 1), ("lstm", 4), ("gru", 3)])
+def test_the_number_of_parameters(cell, blocks):
+    params = jax.eval_shape(model_of(cell=cell).initial_params, jax.random.key(0))
+    biases = 2 * 6 if cell == "gru" else 0
+    layers = blocks * 6 * (4 + 6 + 1) + blocks * 6 * (6 + 6 + 1) + biases
+    assert num_params(params) == V * 4 + layers + 6 * V + V
+
+
+def test_initial_values():
+    _, params = build(num_layers=1, forget_bias=1.0)
+    layer = params["layer_0"]
+    assert layer["b"].tolist() == [0.0] * 6 + [1.0] * 6 + [0.0] * 12
+    for block in np.split(np.asarray(layer["W_h"]), 4):
+        np.testing.assert_allclose(block.T @ block, np.eye(6), atol=1e-5)
+    blocks = np.split(np.asarray(layer["W_h"]), 4)
+    assert not np.allclose(blocks[0], blocks[1])
+
+
+def test_all_weights_of_one_distribution():
+    _, params = build(init_std=0.01, forget_bias=0.0, hidden_size=40, embedding_size=40)
+    for name, value in flatten_state(params).items():
+        if value.ndim == 1:
+            assert not value.any(), name
+        else:
+            assert abs(value.std() / 0.01 - 1) < 0.1 and abs(value.mean()) < 0.001, name
+
+
+def test_dropout_acts_in_training_alone_and_follows_its_key():
+    model, params = build(dropout=0.5)
+    ids_TB, carry = ids(5, 2), model.initial_carry(params, 2)
+
+    apply = jax.jit(model.apply, static_argnames="train")
+
+    def logits(train, key=0):
+        rngs = {"dropout": jax.random.key(key)}
+        return np.asarray(apply({"params": params}, ids_TB, carry, train=train, rngs=rngs)[0])
+
+    assert (logits(False, 0) == logits(False, 1)).all()
+    assert (logits(True, 0) == logits(True, 0)).all()
+    assert not np.allclose(logits(True, 0), logits(True, 1))
+    assert not np.allclose(logits(True, 0), logits(False))
+
+
+def test_variational_dropout_drops_the_same_units_at_every_step():
+    masks = {}
+    for variational in (False, True):
+        # The head is the identity and the cell's output far from 0, so that the logits show what was dropped.
+        model, params = build(num_layers=1, dropout=0.5, variational_dropout=variational, cell="rnn", hidden_size=V)
+        params = {**params, "head_W": jnp.eye(V), "layer_0": {**params["layer_0"], "b": jnp.full(V, 9.0)}}
+        logits, _ = model.apply(
+            {"params": params}, ids(50, 4), model.initial_carry(params, 4), train=True, rngs={"dropout": jax.random.key(1)}
+        )
+        masks[variational] = np.asarray(logits) == 0
+        assert 0.3 < masks[variational].mean() < 0.7
+    assert (masks[True] == masks[True][0]).all() and not (masks[True][:, 0] == masks[True][:, 1]).all()
+    assert not (masks[False] == masks[False][0]).all()
+
+
+def test_only_the_last_logits_are_the_last_of_all():
+    model, params = build()
+    ids_TB, carry = ids(8, 2), model.initial_carry(params, 2)
+    apply = jax.jit(model.apply, static_argnames="only_last")
+    logits, end = apply({"params": params}, ids_TB, carry)
+    last, same_end = apply({"params": params}, ids_TB, carry, only_last=True)
+    assert last.shape == (1, 2, V)
+    np.testing.assert_allclose(last, logits[-1:], rtol=1e-5, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), end, same_end)
+
+
+def test_the_state_is_all_that_is_carried():
+    model, params = build()
+    ids_TB, carry = ids(8, 2), model.initial_carry(params, 2)
+    apply = jax.jit(model.apply)
+    whole, last = apply({"params": params}, ids_TB, carry)
+    first, middle = apply({"params": params}, ids_TB[:4], carry)
+    second, end = apply({"params": params}, ids_TB[4:], middle)
+    np.testing.assert_allclose(whole, jnp.concatenate([first, second]), rtol=1e-5, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), last, end)

@@ -1,0 +1,53 @@
+import math
+from pathlib import Path
+
+import pytest
+
+from charlm.config import default_config
+from charlm.runs.outcome import Progress, is_over, limit_reached, make_result, summary_line
+from charlm.system.errors import RunFailed
+
+
+def config_of(**train):
+    config = default_config()
+    config.train.update(train)
+    return config
+
+
+def test_the_best_is_kept_and_evaluations_off_the_cadence_do_not_try_the_patience():
+    progress = Progress(eval_sum=3.0, eval_steps=2)
+    assert progress.evaluated(10, 2.0, 2.5, at_cadence=True) and progress.eval_steps == 0
+    assert progress.evaluated(13, 1.5, 2.4, at_cadence=False)
+    assert (progress.best_step, progress.best_loss, progress.best_val, progress.bad_evals) == (13, 1.5, 2.4, 0)
+    assert not progress.evaluated(20, 1.8, 2.3, at_cadence=True)  # Better than the last at the cadence.
+    assert (progress.best_step, progress.patience_loss, progress.bad_evals) == (13, 1.8, 0)
+    assert not progress.evaluated(30, 1.9, 2.3, at_cadence=True) and progress.bad_evals == 1
+    assert not progress.evaluated(33, 1.9, 2.3, at_cadence=False) and progress.bad_evals == 1
+
+
+def test_limits():
+    assert limit_reached(config_of(), Progress(bad_evals=99, train_seconds=1e9)) is None
+    limits = config_of(patience=3, seconds=10.0)
+    assert limit_reached(limits, Progress(bad_evals=2, train_seconds=9.9)) is None
+    assert limit_reached(limits, Progress(bad_evals=3)) == "train.patience"
+    assert limit_reached(limits, Progress(train_seconds=10.0)) == "train.seconds"
+
+
+def test_a_result_and_when_it_is_the_last_word(capfd):
+    config = config_of(seconds=10.0)
+    config.batching.update(batch_size=4, seq_len=8)
+    progress = Progress(best_step=30, best_val=1.5, train_seconds=12.0)
+    result = make_result("stopped_early", 40, config, progress, 1234) | {"stopped_by": "train.seconds"}
+    assert (result["chars"], result["num_params"]) == (1280, 1234)
+    assert math.isclose(result["val_bits_per_char"], 1.5 / math.log(2)) and math.isclose(result["chars_per_second"], 1280 / 12)
+    assert "stopped early after 40 steps; validation loss 1.5000" in summary_line(result, Path("runs/x"))
+    assert is_over(Path("runs/x"), result, config, 100)
+    assert "the run in runs/x is finished: stopped early by train.seconds after 40 steps" in capfd.readouterr().err
+    assert not is_over(Path("runs/x"), result, config_of(seconds=13.0), 100)
+    assert not is_over(Path("runs/x"), result, config_of(), 100)
+    assert is_over(Path("runs/x"), result | {"stopped_by": "train.patience"}, config_of(), 100)
+    assert is_over(Path("runs/x"), result | {"status": "completed"}, config, 40)
+    assert not is_over(Path("runs/x"), result | {"status": "completed"}, config, 41)
+    assert not is_over(Path("runs/x"), result | {"status": "failed"}, config, 40)
+    with pytest.raises(RunFailed, match="diverged after step 40"):
+        is_over(Path("runs/x"), result | {"status": "diverged"}, config, 40)

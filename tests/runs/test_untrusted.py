@@ -1,0 +1,166 @@
+"""Files of a workdir that nobody vouches for: they load cleanly or are refused in one line, and nothing in them runs."""
+
+import copy
+import json
+import shutil
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from charlm.config import default_config, rules
+from charlm.data.vocab import Vocab
+from charlm.runs.checkpoint import Checkpoints
+from charlm.runs.workdir import load_run, read_result
+from charlm.system.errors import UserError
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(exclude_categories=[]), max_size=8)
+    | st.sampled_from([1 << 31, -1, 1e400, "lstm", "\ud800", "../../x", "!!python/object"])
+)
+JSON = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+)
+
+
+@st.composite
+def altered_values(draw, value):
+    """A JSON value in which up to three things were replaced, removed or added."""
+    value = copy.deepcopy(value)
+    for _ in range(draw(st.integers(1, 3))):
+        place = value
+        while isinstance(place, dict) and place:
+            key = draw(st.sampled_from(sorted(place)))
+            if isinstance(place[key], dict) and place[key] and draw(st.booleans()):
+                place = place[key]
+                continue
+            what = draw(st.sampled_from(["replace", "remove", "add"]))
+            if what == "remove":
+                del place[key]
+            else:
+                place[key if what == "replace" else draw(st.text(max_size=5))] = draw(JSON)
+            break
+        else:
+            return draw(JSON)
+    return value
+
+
+@st.composite
+def altered_bytes(draw, content):
+    """Bytes cut short, flipped, added to, or nothing like what they were."""
+    content = bytearray(content)
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, len(content)))
+        what = draw(st.sampled_from(["cut", "flip", "insert", "deep"]))
+        if what == "cut":
+            del content[at:]
+        elif what == "flip" and at < len(content):
+            content[at] ^= 1 << draw(st.integers(0, 7))
+        elif what == "insert":
+            content[at:at] = draw(st.binary(max_size=6))
+        elif what == "deep":
+            content[at:at] = b"[" * draw(st.sampled_from([10, 3000]))
+    return bytes(content)
+
+
+def altered(value):
+    """The bytes of an altered JSON file."""
+    sound = json.dumps(value).encode()
+    return altered_values(value).map(lambda each: json.dumps(each).encode()) | altered_bytes(sound)
+
+
+@pytest.fixture(scope="module")
+def trained(small_config, tmp_path_factory):
+    """A finished run."""
+    from conftest import COMMANDS
+
+    from charlm.config import cli
+
+    path = tmp_path_factory.mktemp("runs") / "run"
+    assert cli.run(COMMANDS["train"], [f"--config={small_config}", f"--workdir={path}", "--config.train.steps=20"]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def workdir(trained, tmp_path_factory):
+    """A copy of it to do harm to."""
+    path = tmp_path_factory.mktemp("harmed") / "run"
+    shutil.copytree(trained, path)
+    return path
+
+
+CONFIG = default_config().to_dict()
+VOCAB = Vocab.of_chars("abc\n").to_json()
+SHARED = settings(suppress_health_check=list(HealthCheck))
+
+
+def loads_or_refuses(load):
+    try:
+        return load()
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 2000
+        return None
+
+
+@SHARED
+@given(content=altered(CONFIG))
+def test_configs(workdir, content):
+    (workdir / "config.json").write_bytes(content)
+    run = loads_or_refuses(lambda: load_run(workdir))
+    if run is not None:  # Then it is one that the rules allow.
+        rules.check_keys(run.config, "test")
+        rules.check(run.config, "test")
+
+
+@SHARED
+@given(content=altered(VOCAB))
+def test_vocabularies(trained, workdir, content):
+    shutil.copy(trained / "config.json", workdir)
+    (workdir / "vocab.json").write_bytes(content)
+    run = loads_or_refuses(lambda: load_run(workdir))
+    if run is not None and run.vocab.kind == "chars":
+        assert run.vocab.decode(run.vocab.encode(run.vocab.symbols)).encode() == run.vocab.symbols.encode()
+
+
+@SHARED
+@given(content=altered({"packages": {"jax": "0"}, "device_kind": "cpu", "corpus_sha256": "0"}))
+def test_manifests_and_results(trained, workdir, content):
+    for name in ("config.json", "vocab.json"):
+        shutil.copy(trained / name, workdir)
+    (workdir / "manifest.json").write_bytes(content)
+    loads_or_refuses(lambda: load_run(workdir))
+    (workdir / "result.json").write_bytes(content)
+    assert read_result(workdir) is None or isinstance(read_result(workdir), dict)
+
+
+@pytest.fixture(scope="module")
+def metadata(trained):
+    """Every file of a checkpoint that is not an array's data, by its path, with its content."""
+    step = trained / "checkpoints" / "20"
+    files = [path for path in sorted(step.rglob("*")) if path.is_file() and "d" not in path.relative_to(step).parts]
+    return {path.relative_to(step): path.read_bytes() for path in files}
+
+
+@settings(SHARED, max_examples=max(1, settings.default.max_examples // 10))
+@given(data=st.data())
+def test_metadata_of_checkpoints(workdir, metadata, data):
+    """Whatever stands in it, what is restored is what was saved, or nothing is."""
+    step = workdir / "checkpoints" / "20"
+    name = data.draw(st.sampled_from(sorted(metadata)))
+    sound = metadata[name]
+    try:
+        values = altered_values(json.loads(sound)).map(lambda each: json.dumps(each).encode())
+    except ValueError:
+        values = st.nothing()
+    (step / name).write_bytes(data.draw(altered_bytes(sound) | values))
+    checkpoints = Checkpoints(workdir)
+    try:
+        loads_or_refuses(lambda: checkpoints.restore(20))
+        loads_or_refuses(lambda: checkpoints.find("latest", lambda line: None))
+    finally:
+        checkpoints.close()
+        (step / name).write_bytes(sound)

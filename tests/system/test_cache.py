@@ -1,0 +1,60 @@
+import json
+import os
+import time
+
+import jax
+import pytest
+from conftest import start
+
+from charlm.system import cache
+from charlm.system.machine import num_cores
+
+
+@pytest.fixture
+def untold(monkeypatch):
+    """JAX as it is where the user has said nothing of compiled programs."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_where_it_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "own"))
+    assert cache.cache_dir() == tmp_path / "own"
+    monkeypatch.delenv("CHARLM_CACHE")
+    assert cache.cache_dir() == tmp_path / "xdg" / "charlm"
+
+
+def test_old_programs_go_and_what_the_user_says_stays(untold, monkeypatch, tmp_path):
+    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path))
+    folder = tmp_path / "compiled" / f"{num_cores()}_cores"
+    folder.mkdir(parents=True)
+    for name, age in (("old", 31), ("new", 29)):
+        (folder / name).touch()
+        os.utime(folder / name, (time.time() - age * 86400,) * 2)
+    cache.keep_compiled_programs()
+    assert [entry.name for entry in folder.iterdir()] == ["new"]
+    assert jax.config.jax_compilation_cache_dir == str(folder)
+    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "another"))
+    cache.keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir == str(folder) and not (tmp_path / "another").exists()
+
+
+def test_later_runs_find_their_programs_and_get_the_same_bits_damaged_or_not(small_config, tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
+    entries, shas = [], []
+    for name in ("first", "second", "third"):
+        process = start("train", "--config", str(small_config), "--workdir", str(tmp_path / name))
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        entries.append(sorted((tmp_path / "cache" / "compiled").rglob("*-cache")))
+        shas.append(json.loads((tmp_path / name / "result.json").read_text())["params_sha256"])
+        if name == "second":
+            for k, path in enumerate(entries[-1]):
+                data = bytearray(path.read_bytes())
+                data[len(data) // 2] ^= 1
+                path.write_bytes(data if k % 2 else data[: len(data) // 2])
+    assert entries[0] and entries[0] == entries[1] == entries[2] and shas[0] == shas[1] == shas[2]

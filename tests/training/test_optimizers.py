@@ -1,0 +1,88 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charlm.config import default_config
+from charlm.training.optimizers import make_optimizer, make_schedule, schedule_spans_run
+
+
+def options(**changes):
+    optimizer = default_config().optimizer
+    optimizer.update(changes)
+    return optimizer
+
+
+def test_warmup_cosine_rises_linearly_and_falls_to_its_end():
+    schedule = make_schedule(
+        options(schedule="warmup_cosine", learning_rate=1.0, warmup_steps=10, final_learning_rate=0.1), num_steps=110
+    )
+    rates = np.array([float(schedule(step)) for step in range(130)])
+    assert rates[0] > 0 and np.argmax(rates) == 10 and rates[10] == 1.0
+    np.testing.assert_allclose(np.diff(rates[:11]), rates[1] - rates[0], rtol=1e-4)
+    np.testing.assert_allclose(rates[60], 0.55, rtol=1e-5)
+    np.testing.assert_allclose(rates[110:], 0.1, rtol=1e-5)
+
+
+@given(st.integers(1, 50), st.floats(0.1, 0.9), st.integers(0, 500))
+def test_step_decay_falls_after_every_so_many_steps_but_not_below_its_end(every, factor, at):
+    decaying = options(
+        schedule="step_decay", learning_rate=0.5, decay_every=every, decay_factor=factor, final_learning_rate=0.01
+    )
+    expected = max(0.5 * factor ** (at // every), 0.01)
+    np.testing.assert_allclose(float(make_schedule(decaying, 7)(at)), expected, rtol=1e-4)
+    assert not schedule_spans_run(decaying)
+
+
+def test_a_length_of_its_own_frees_the_schedule_from_the_run():
+    free = options(schedule="warmup_cosine", schedule_steps=50)
+    assert not schedule_spans_run(free) and schedule_spans_run(options(schedule="warmup_cosine"))
+    assert [float(make_schedule(free, n)(30)) for n in (40, 400)] == [float(make_schedule(free, 1)(30))] * 2
+
+
+def update(optimizer, grad, params=None, steps=1):
+    params = jnp.zeros_like(grad) if params is None else params
+    chain = make_optimizer(optimizer, 10)
+    state = chain.init(params)
+    for _ in range(steps):
+        step, state = chain.update(grad, state, params)
+    return np.asarray(step)
+
+
+GRAD = jnp.array([3.0, -4.0, 0.5])
+
+
+def test_sgd_and_its_momentum():
+    np.testing.assert_allclose(update(options(name="sgd", learning_rate=0.1), GRAD), -0.1 * GRAD, rtol=1e-6)
+    moved = update(options(name="sgd", learning_rate=0.1, momentum=0.9), GRAD, steps=2)
+    np.testing.assert_allclose(moved, -0.1 * 1.9 * GRAD, rtol=1e-6)
+
+
+def test_rmsprop_and_its_momentum():
+    options_ = {"name": "rmsprop", "learning_rate": 0.1, "mean_square_decay": 0.6, "eps": 1e-12}
+    np.testing.assert_allclose(update(options(**options_), GRAD), -0.1 * np.sign(GRAD) / np.sqrt(0.4), rtol=1e-5)
+    second = -0.1 * np.sign(GRAD) / np.sqrt(0.4 * 0.6 + 0.4)
+    np.testing.assert_allclose(update(options(**options_), GRAD, steps=2), second, rtol=1e-5)
+    first = -0.1 * np.sign(GRAD) / np.sqrt(0.4)
+    np.testing.assert_allclose(update(options(**options_, momentum=0.9), GRAD, steps=2), 0.9 * first + second, rtol=1e-5)
+
+
+def test_clipping_by_value_and_by_norm():
+    sgd = {"name": "sgd", "learning_rate": 1.0}
+    np.testing.assert_allclose(update(options(**sgd, clip_value=1.0), GRAD), [-1.0, 1.0, -0.5])
+    clipped = update(options(**sgd, clip_norm=1.0), GRAD)
+    np.testing.assert_allclose(clipped, -GRAD / np.linalg.norm(GRAD), rtol=1e-6)
+    np.testing.assert_allclose(update(options(**sgd, clip_norm=100.0), GRAD), -GRAD)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_the_first_step_of_adam_is_the_learning_rate(name):
+    np.testing.assert_allclose(update(options(name=name, learning_rate=0.01), GRAD), -0.01 * np.sign(GRAD), rtol=1e-4)
+
+
+def test_weight_decay_is_decoupled():
+    params = jnp.array([10.0, 20.0, -5.0])
+    without = update(options(name="adamw", learning_rate=0.01), GRAD, params)
+    decayed = update(options(name="adamw", learning_rate=0.01, weight_decay=0.1), GRAD, params)
+    np.testing.assert_allclose(decayed - without, -0.01 * 0.1 * params, rtol=1e-3)
