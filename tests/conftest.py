@@ -22,6 +22,7 @@ settings.load_profile("charlm")
 COMMANDS = {"train": train.main, "sample": sample.main, "evaluate": evaluate.main, "reproduce": reproduce.main}
 COMMANDS |= {"sweep": sweep.main, "report": report.main}
 SMALL = """
+from charlm.config import default_config
 
 def get_config():
     config = default_config()

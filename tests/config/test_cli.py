@@ -219,7 +219,7 @@ def test_scoring_flags(refused, trained, tmp_path):
     workdir = "--workdir", str(trained)
     assert "--split is dev" in refused("evaluate", *workdir, "--split=dev")
     assert "symbol 'Ω' at position 4 is not in the vocabulary" in refused("evaluate", *workdir, "--text=strange.txt")
-    assert "one.txt has 1 characters; at least 2" in refused("evaluate", *workdir, "--text=one.txt")
+    assert "one.txt has 1 characters; a score needs at least 2" in refused("evaluate", *workdir, "--text=one.txt")
     assert "exclude each other" in refused("evaluate", *workdir, "--text=one.txt", "--split=val")
     assert "words.txt test has 0 characters" in refused("evaluate", *workdir, "--split=test")
 

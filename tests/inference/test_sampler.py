@@ -14,9 +14,9 @@ from charlm.inference.sampler import (
     make_prompt,
     make_sampler,
     sample_keys,
-    write_samples,
 )
 from charlm.nn.model import CharLM
+from charlm.sample import write_samples
 from charlm.system.errors import ConfigError
 
 V = 10

@@ -482,7 +482,7 @@ def test_a_run_that_fails_says_so_and_goes_on_when_started_again(whole, run, sma
     path = tmp_path / "run"
     flags = "--config", str(small_config), "--workdir", str(path)
     with monkeypatch.context() as patch:
-        patch.setattr("charlm.tracking.Tracker.sample", None)
+        patch.setattr("charlm.runs.tracking.Tracker.sample", None)
         with pytest.raises(TypeError):
             run("train", *flags)
     assert result(path)["status"] == "failed" and result(path)["steps"] == 10

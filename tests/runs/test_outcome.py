@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from pathlib import Path
 
@@ -16,13 +17,34 @@ def config_of(**train):
 
 def test_the_best_is_kept_and_evaluations_off_the_cadence_do_not_try_the_patience():
     progress = Progress(eval_sum=3.0, eval_steps=2)
-    assert progress.evaluated(10, 2.0, 2.5, at_cadence=True) and progress.eval_steps == 0
-    assert progress.evaluated(13, 1.5, 2.4, at_cadence=False)
+    assert progress.add_evaluation(10, 2.0, 2.5, at_cadence=True) and progress.eval_steps == 0
+    assert progress.add_evaluation(13, 1.5, 2.4, at_cadence=False)
     assert (progress.best_step, progress.best_loss, progress.best_val, progress.bad_evals) == (13, 1.5, 2.4, 0)
-    assert not progress.evaluated(20, 1.8, 2.3, at_cadence=True)  # Better than the last at the cadence.
+    assert not progress.add_evaluation(20, 1.8, 2.3, at_cadence=True)  # Better than the last at the cadence.
     assert (progress.best_step, progress.patience_loss, progress.bad_evals) == (13, 1.8, 0)
-    assert not progress.evaluated(30, 1.9, 2.3, at_cadence=True) and progress.bad_evals == 1
-    assert not progress.evaluated(33, 1.9, 2.3, at_cadence=False) and progress.bad_evals == 1
+    assert not progress.add_evaluation(30, 1.9, 2.3, at_cadence=True) and progress.bad_evals == 1
+    assert not progress.add_evaluation(33, 1.9, 2.3, at_cadence=False) and progress.bad_evals == 1
+
+
+def test_progress_of_other_versions_is_read():
+    """Unknown fields are ignored, missing ones have their defaults, and the two sums of old become metrics."""
+    old = {"best_step": 3, "loss_sum": 6.0, "norm_sum": 3.0, "steps": 4, "left_out": 1, "train_seconds": 2.0, "later": [1]}
+    progress = Progress.from_saved(old)
+    assert progress.means() == {"loss": 2.0, "grad_norm": 1.0}
+    assert (progress.best_step, progress.steps, progress.train_seconds, progress.bad_evals) == (3, 4, 2.0, 0)
+    assert Progress.from_saved(dataclasses.asdict(progress)) == progress
+
+
+def test_sums_do_not_depend_on_the_size_of_a_chunk():
+    metrics = {"loss": [0.1, math.nan, 0.3, 0.7], "grad_norm": [1.0, 2.0, math.inf, 3.0], "accuracy": [0.5, 0.6, 0.7, 0.8]}
+    whole, parts = Progress(), Progress()
+    whole.add_steps(metrics, 4.0, only_finite=True)
+    for k in range(4):
+        parts.add_steps({name: values[k : k + 1] for name, values in metrics.items()}, 1.0, only_finite=True)
+    assert whole == parts and whole.counts == {"loss": 2, "grad_norm": 2, "accuracy": 2} and whole.steps == 4
+    # A metric that is selected when a run continues has a mean over the steps since then.
+    whole.add_steps({"loss": [1.0], "grad_norm": [1.0], "new": [5.0]}, 1.0, only_finite=True)
+    assert whole.means()["new"] == 5.0 and whole.means()["loss"] == (0.1 + 0.7 + 1.0) / 3
 
 
 def test_limits():

@@ -21,8 +21,9 @@ ALL_CORES = f"--cpus_per_run={num_cores()}"
 @pytest.fixture(scope="module")
 def address():
     """That of a cluster of two nodes, each of which takes itself to have all cores of this machine."""
-    import charlm.sweeps.ray_executor  # noqa: F401  It says how Ray is to behave, before Ray is started.
     from ray.cluster_utils import Cluster
+
+    import charlm.sweeps.ray_executor  # noqa: F401  It says how Ray is to behave, before Ray is started.
 
     node = {"num_cpus": num_cores(), "include_dashboard": False, "object_store_memory": 100 << 20}
     cluster = Cluster(initialize_head=True, head_node_args=node)

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from charlm import sweep
 from charlm.config import default_config
 from charlm.runs.tracking import read_metrics
-from charlm.sweeps import plan
-from charlm.sweeps import vmap_executor
+from charlm.sweeps import plan, vmap_executor
 from charlm.system.errors import ConfigError
 
 SWEEP = """

@@ -49,7 +49,12 @@ def build(**changes) -> Setup:
     model = CharLM.from_config(config.model, V)
     # A copy each time: a chunk takes the memory of the state that it is given.
     return Setup(
-        program, model, layout, hyperparameters, lambda: jax.tree.map(jnp.copy, drawn()), functools.partial(one, hyperparameters)
+        program,
+        model,
+        layout,
+        hyperparameters,
+        lambda: jax.tree.map(jnp.copy, drawn()),
+        functools.partial(one, hyperparameters),
     )
 
 
@@ -122,7 +127,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_next_characters():
     logits, _ = model.apply({"params": state.params}, windows[:, :-1].T, model.initial_carry(state.params, 4))
     log_probs = np.asarray(jax.nn.log_softmax(logits))
     expected = -np.mean([log_probs[t, b, windows[b, t + 1]] for t in range(6) for b in range(4)])
-    np.testing.assert_allclose(setup.one(state, windows, jnp.ones(4, bool))[1], expected, rtol=1e-6)
+    np.testing.assert_allclose(setup.one(state, windows, jnp.ones(4, bool))[1]["loss"], expected, rtol=1e-6)
 
 
 def test_the_loss_on_the_last_is_that_of_the_last_target_alone():
@@ -134,8 +139,8 @@ def test_the_loss_on_the_last_is_that_of_the_last_target_alone():
         logits, _ = model.apply({"params": params}, windows[:, :-1].T, model.initial_carry(params, 4))
         return -jnp.mean(jax.nn.log_softmax(logits[-1])[jnp.arange(4), windows[:, -1]])
 
-    after, loss, _ = setup.one(state, windows, jnp.ones(4, bool))
-    np.testing.assert_allclose(loss, expected(state.params), rtol=1e-6)
+    after, metrics = setup.one(state, windows, jnp.ones(4, bool))
+    np.testing.assert_allclose(metrics["loss"], expected(state.params), rtol=1e-6)
     grads = jax.jit(jax.grad(expected))(state.params)
     jax.tree.map(
         lambda new, old, grad: np.testing.assert_allclose(old - new, grad, rtol=1e-4, atol=1e-6),
@@ -155,8 +160,8 @@ def test_a_batch_in_parts_is_the_same_step(layout, loss_on):
         setup = build(optimizer__accumulation_steps=num_parts, **options)
         state, losses = setup.first(), []
         for k in range(3):
-            state, loss, norm = setup.one(state, windows[k], reset_B)
-            losses += [loss, norm]
+            state, metrics = setup.one(state, windows[k], reset_B)
+            losses.append(metrics)
         states.append((state, losses))
     for other in states[1:]:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), states[0], other)
@@ -176,9 +181,9 @@ def test_penalties_are_those_of_their_equations_and_no_part_of_the_loss(loss_on)
         read = h_TBH[-1:] if loss_on == "last" else h_TBH
         return 2 * jnp.mean(read**2) + 3 * jnp.mean((h_TBH[1:] - h_TBH[:-1]) ** 2)
 
-    plain, loss, _ = without.one(state, windows, jnp.ones(4, bool))
-    penalised, same_loss, _ = with_both.one(state, windows, jnp.ones(4, bool))
-    assert loss == same_loss
+    plain, metrics = without.one(state, windows, jnp.ones(4, bool))
+    penalised, same = with_both.one(state, windows, jnp.ones(4, bool))
+    assert metrics["loss"] == same["loss"]
     grads = jax.jit(jax.grad(penalty))(state.params)
     jax.tree.map(
         lambda without, with_, grad: np.testing.assert_allclose(without - with_, grad, rtol=1e-3, atol=1e-6),
@@ -195,7 +200,7 @@ def test_the_average_of_the_parameters():
     state = setup.first()
     expected = jax.tree.map(np.asarray, state.params)
     for t in range(9):
-        state, _, _ = setup.one(state, jnp.asarray(draw.integers(0, V, (4, 7))), jnp.zeros(4, bool))
+        state, _ = setup.one(state, jnp.asarray(draw.integers(0, V, (4, 7))), jnp.zeros(4, bool))
         decay = min(0.5, (1 + t) / (10 + t))
         expected = jax.tree.map(lambda a, b, d=decay: d * a + (1 - d) * b, expected, state.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.ema, expected)
@@ -205,7 +210,7 @@ def test_the_average_of_the_parameters():
     other = build(optimizer__learning_rate=0.1)
     plain, draw = other.first(), np.random.default_rng(1)
     for _ in range(9):
-        plain, _, _ = other.one(plain, jnp.asarray(draw.integers(0, V, (4, 7))), jnp.zeros(4, bool))
+        plain, _ = other.one(plain, jnp.asarray(draw.integers(0, V, (4, 7))), jnp.zeros(4, bool))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), plain.params, state.params)
     assert plain.eval_params is plain.params
 
@@ -215,7 +220,7 @@ def test_a_learned_first_state_moves_with_the_texts_that_start():
     windows = jnp.asarray(np.random.default_rng(1).integers(0, V, (4, 7)))
     moved = {}
     for reset in (False, True):
-        state, _, _ = setup.one(setup.first(), windows, jnp.full(4, reset))
+        state, _ = setup.one(setup.first(), windows, jnp.full(4, reset))
         moved[reset] = np.abs(state.params["layer_0"]["first_0"]).max() > 0
     assert moved == {False: False, True: True}
 

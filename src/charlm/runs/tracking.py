@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import json
-import math
 import re
 import secrets
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from charlm.config import flatten
+from charlm.runs.curves import draw_curves
 from charlm.runs.workdir import read_text, write_text
 from charlm.system.errors import ConfigError, RunFailed
 
@@ -172,41 +172,3 @@ def _cut_back_samples(path: Path, step: int) -> None:
             if int(header[1]) > step:
                 write_text(path, text[: header.start()])
                 break
-
-
-def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
-    """Training and validation loss over characters, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    for split, color, style in (("train", "#9bb8d3", "-"), ("val", "#c2410c", "o-")):
-        points = [(line["chars"] / 1e6, line["nats_per_char"]) for line in lines if line["split"] == split]
-        if points:
-            axes.plot(*zip(*points), style, color=color, label=split, markersize=4, linewidth=1.6)
-    validation = [line for line in lines if line["split"] == "val"]
-    if validation:
-        best = min(validation, key=lambda line: line["nats_per_char"])
-        axes.annotate(
-            f"{best['nats_per_char']:.3f}",
-            (best["chars"] / 1e6, best["nats_per_char"]),
-            xytext=(0, 9),
-            textcoords="offset points",
-            ha="center",
-            color="#c2410c",
-        )
-    values = sorted(line["nats_per_char"] for line in lines if math.isfinite(line["nats_per_char"]))
-    if values:
-        # The first few losses would squeeze all the rest into the lowest tenth of the picture.
-        top = values[min(len(values) - 1, int(0.97 * len(values)))]
-        margin = 0.06 * (top - values[0]) + 0.02
-        axes.set_ylim(values[0] - margin, top + margin)
-    axes.set_xlabel("million characters")
-    axes.set_ylabel("nats per character")
-    axes.grid(alpha=0.25)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    if lines:
-        axes.legend(frameon=False)
-    FigureCanvasAgg(figure).print_png(str(path))
