@@ -1,9 +1,14 @@
-"""A GRU by hand: 100 units, one window at a time, plain SGD (a notebook on HIPS autograd's char-RNN).
+"""A GRU of 100 units, trained with plain SGD on one window at a time (after a notebook that uses HIPS autograd).
 
     python -m charlm.train --config configs/autograd_gru_100.py
 
-As autograd_rnn_100.py, with a GRU. The source has the heading and nothing under it; this is what would stand there, by
-the equations of Cho et al. 2014 in cuDNN's form.
+Everything except the cell is as in autograd_rnn_100.py.
+
+Departure from the source: the source has a heading for the GRU, and no code under it. This config follows the equations of
+Cho et al. 2014, in the form that cuDNN uses.
+
+Expect: 2.285 nats per character on window 700, and a held-out loss of 1.838 at the end (means of three seeds). Training
+takes about 34 seconds on 2 cores of an Intel Xeon with AVX-512, 2026-11-22 (experiments/recipes).
 """
 
 from charlm.config import default_config

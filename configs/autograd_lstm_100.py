@@ -1,11 +1,16 @@
-"""An LSTM by hand: 100 units, one window at a time, plain SGD (a notebook on HIPS autograd's char-RNN).
+"""An LSTM of 100 units, trained with plain SGD on one window at a time (after a notebook that uses HIPS autograd).
 
     python -m charlm.train --config configs/autograd_lstm_100.py
 
-As autograd_rnn_100.py, with an LSTM. Departures: the source's cell does not run as printed (misnamed variables, a
-candidate without a bias); this one is the LSTM by its equations, with a bias for each gate, all zero at the start.
+Everything except the cell is as in autograd_rnn_100.py.
+
+Departure from the source: the cell of the source does not run as printed, because variables are misnamed and the
+candidate has no bias. This config follows the equations of the LSTM, with a bias for each gate. All biases start at zero.
 
 The source prints 2.884 nats per character on window 700.
+
+Expect: 2.882 nats per character on window 700, and a held-out loss of 1.866 at the end (means of three seeds). Training
+takes about 35 seconds on 2 cores of an Intel Xeon with AVX-512, 2026-11-22 (experiments/recipes).
 """
 
 from charlm.config import default_config

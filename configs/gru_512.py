@@ -1,13 +1,13 @@
-"""A GRU of 512 units on 38 plays: more units than the quickstart, a quarter fewer products than an LSTM.
-
-Source: charlm's own. Truncated BPTT over 32 streams of 128 characters.
+"""A GRU of 512 units on 38 plays: more units than the quickstart, and a quarter fewer products than an LSTM of this size.
 
     python -m charlm.train --config configs/gru_512.py
     python -m charlm.sample --workdir runs/gru_512
 
-Expect: 1.303 nats per character on validation text after two epochs (2,102 steps), 1.311 on test text, 1.40 after
-1,000 steps; 16,000 to 20,000 characters a second and about 9 minutes on 2 cores of an Intel Xeon with AVX-512 (a virtual
-machine, shared with other work at times), 2026-11-21.
+Source: charlm's own. It uses truncated BPTT over 32 streams of 128 characters.
+
+Expect: 1.40 nats per character on validation text after 1,000 steps, and 1.303 after two epochs (2,102 steps; 1.311 on
+test text). It trains 16,000 to 20,000 characters per second and takes about 9 minutes on 2 cores of an Intel Xeon with
+AVX-512 (a virtual machine that did other work at times), 2026-11-21. experiments/ has no record of this run.
 """
 
 from charlm.config import default_config

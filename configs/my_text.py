@@ -1,22 +1,23 @@
-"""Your own text: any UTF-8 file, directory or pattern, by default a model for one or two megabytes of it.
+"""Your own text: a UTF-8 file, a directory or a pattern. The default model suits one or two megabytes of text.
 
     python -m charlm.train --config configs/my_text.py --config.data.path=FILE --workdir runs/mine
     python -m charlm.sample --workdir runs/mine --prompt "The "
 
-The last tenth of the text is held out for validation; the best checkpoint is kept, and training stops when six
-evaluations in a row brought no better one. What to change, here or with --config.KEY=VALUE (rules of thumb, not
-measured):
+Source: charlm's own. The last tenth of the text is held out for validation, and the best checkpoint is kept. Training
+stops early after six evaluations in a row without a better one.
 
-- Less than 500 kB: model.dropout 0.3 to 0.5, model.hidden_size 128.
+Change these keys here, or with --config.KEY=VALUE. The advice is a set of rules of thumb, not of measurements:
+
+- Less than 500 kB of text: model.dropout 0.3 to 0.5, model.hidden_size 128.
 - More than 5 MB: model.dropout 0, model.hidden_size 512 or more, train.epochs 2 to 5.
-- More than 50 MB: data.split (0.998, 0.001, 0.001), as every validation scores all that is held out for it.
-- Many scripts or emoji: data.vocab "bytes", which knows every symbol; or data.max_symbols.
-- Other texts to be scored later: data.unknown True, or "bytes"; otherwise a new symbol is an error.
+- More than 50 MB: data.split (0.998, 0.001, 0.001), because each validation scores all of the held-out text.
+- Many scripts or emoji: data.vocab "bytes", which covers every character. Alternatively, set data.max_symbols.
+- Other texts will be scored later: data.unknown True, or data.vocab "bytes". Otherwise an unknown symbol is an error.
 - Case does not matter: data.lowercase True.
 
-Expect, for tiny Shakespeare (Karpathy 2015; 1,115,394 characters, the last tenth held out): 1.481 nats per character
-on validation text after 8 epochs (3,920 steps), in 3.4 minutes on 2 cores of an Intel Xeon with AVX-512 (a virtual
-machine, shared with other work at times), 2026-11-21.
+Expect, for tiny Shakespeare (Karpathy 2015; 1,115,394 characters, the last tenth held out): 1.481 nats per character on
+validation text after 8 epochs (3,920 steps). This takes 3.4 minutes on 2 cores of an Intel Xeon with AVX-512 (a virtual
+machine that did other work at times), 2026-11-21. experiments/ has no record of this run.
 """
 
 from charlm.config import default_config

@@ -1,4 +1,4 @@
-"""What the tests share: a small text, small configs, and the commands run in this process or in another."""
+"""Fixtures and helpers of the tests: a small text, a small config, and the commands in this process or in another one."""
 
 import os
 import random
@@ -13,9 +13,9 @@ from hypothesis import settings
 from charlm import evaluate, report, reproduce, sample, sweep, train
 from charlm.config import cli
 
-# The same examples every time, and no deadline: compilation falls on whichever comes first.
+# The same examples every time. No deadline, because the first example waits for the compiler.
 settings.register_profile("charlm", deadline=None, derandomize=True)
-# 10,000 and more for each property: pytest --hypothesis-profile=thorough tests/test_untrusted.py
+# 10,000 examples for each property: pytest --hypothesis-profile=thorough tests/runs/test_untrusted.py
 settings.register_profile("thorough", settings.get_profile("charlm"), max_examples=10_000)
 settings.load_profile("charlm")
 
@@ -44,15 +44,24 @@ def get_config():
 """
 
 
+def pytest_configure(config):
+    """Compile the many small programs of the fast tests without LLVM's optimizations, which halves their time.
+
+    The slow tests, which compare bits in many more ways, compile as users do. XLA_FLAGS in the environment overrides this.
+    """
+    if config.option.markexpr == "not slow":
+        os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+
 def pytest_collection_modifyitems(items):
-    """The files that take minutes first, so that no worker is left alone with one of them at the end."""
-    longest = ("test_cluster.py", "test_train.py", "test_mesh.py", "test_step.py", "test_sweep.py")
+    """Run the slowest files first, so that no worker is left with one of them at the end."""
+    longest = ("test_ray_executor.py", "test_loop.py", "test_mesh.py", "test_step.py", "test_sweep.py")
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """Encoded corpora go where no other run looks; and no program is compiled twice, not even in another process."""
+    """Keep the cache of these tests apart from all others, and share compiled programs between their processes."""
     os.environ["CHARLM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     base = tmp_path_factory.getbasetemp()
     session = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
@@ -68,7 +77,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory) -> Path:
-    """About 6,000 characters of words drawn from a small lexicon."""
+    """Return the path of a text of about 6,000 characters: words drawn from a small lexicon."""
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghij", k=draw.randint(2, 6))) for _ in range(30)]
     text = "".join(draw.choice(words) + draw.choice("  \n") for _ in range(1200))
@@ -79,7 +88,7 @@ def text_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_config(text_file, tmp_path_factory) -> Path:
-    """A config file that trains in a second."""
+    """Return the path of a config file that trains in a second."""
     path = tmp_path_factory.mktemp("configs") / "small.py"
     path.write_text(SMALL.format(text=str(text_file)), encoding="utf-8")
     return path
@@ -87,7 +96,7 @@ def small_config(text_file, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(capfd):
-    """run("train", "--flag=value", ...) -> (exit code, stdout, stderr), in this process."""
+    """Return a function that runs a command in this process: run("train", "--flag=value") -> (exit code, stdout, stderr)."""
 
     def run_command(name: str, *argv: str) -> tuple[int, str, str]:
         capfd.readouterr()
@@ -98,13 +107,13 @@ def run(capfd):
 
 
 def start(name: str, *argv: str) -> subprocess.Popen:
-    """The real command in a process of its own."""
+    """Start a command in a separate process."""
     command = [sys.executable, "-m", f"charlm.{name}", *argv]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture
 def x64():
-    """Double precision for one test."""
+    """Enable double precision for one test."""
     with jax.enable_x64(True):
         yield

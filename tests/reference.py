@@ -1,4 +1,4 @@
-"""What `charlm.recurrence` is checked against: each cell by its equations, in a plain scan, differentiated by JAX."""
+"""The reference for `charlm.nn.recurrence`: the equations of each cell in a plain scan, which JAX differentiates."""
 
 import jax
 import jax.numpy as jnp
@@ -44,12 +44,12 @@ def normalise_gru(x):
 
 
 CELLS = {"rnn": rnn, "lstm": lstm, "gru": gru, "ln_lstm": ln_lstm, "ln_gru": ln_gru}
-# What is done to x @ W_x before the bias.
+# The normalisation of x @ W_x before the bias is added.
 NORMALISE_X = {"ln_lstm": normalise, "ln_gru": normalise_gru}
 
 
 def unroll(update, params, W_h_GH, x_proj_TGB, carry):
-    """As `charlm.recurrence.unroll`; `update` is one of CELLS, which have the batch first."""
+    """Return what `charlm.nn.recurrence.unroll` returns. `update` is one of CELLS, whose arrays have the batch first."""
 
     def step(carry, x_proj_GB):
         carry = update(params, x_proj_GB.T, carry[0] @ W_h_GH.T, carry)

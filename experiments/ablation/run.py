@@ -1,14 +1,15 @@
-"""What each key is worth: one at a time, on much text and on little, three seeds, equal steps.
+"""Measure what each config key is worth: one change at a time, on two texts, with three seeds and equal numbers of steps.
 
     pip install -c constraints.txt -e .
     python experiments/ablation/run.py [--seeds 0,1,2] [--texts whole,tenth] [NAME ...]
     python experiments/ablation/run.py --report
 
-The base is an LSTM of 128 units, Adam with a peak of 1e-2 and a cosine, 1,300 steps of 32 x 64 characters. NAME is a row of the
-table (default: all, about an hour and a half on two cores). `whole` is the text as nanoGPT splits it, read 2.7 times;
-`tenth` the first tenth of its training part, read 26 times, so that there is something to regularise. Both are scored
-on the last tenth of the whole text every 100 steps. Each run is a line of results.jsonl; --report prints the table and
-draws ablation.png.
+The base is an LSTM of 128 units. Adam has a peak learning rate of 1e-2 and a cosine schedule. A run takes 1,300 steps of 32 x
+64 characters. NAME is a row of the table. The default is all rows, which takes about an hour and a half on two cores.
+
+The text `whole` is tiny Shakespeare as nanoGPT splits it; a run reads its training part 2.7 times. The text `tenth` is the
+first tenth of this training part; a run reads it 26 times, so regularisation can help. Both are scored on the last tenth of the
+whole text every 100 steps. Each run appends a line to results.jsonl. `--report` prints the table and draws ablation.png.
 """
 
 import argparse
@@ -31,7 +32,7 @@ ROOT = HERE.parent.parent
 RUNS = ROOT / "runs" / "ablation"
 
 TEXTS = {"whole": "the whole text, read 2.7 times", "tenth": "a tenth of it, read 26 times"}
-# {a row: (the row that it is compared with, what it changes of the base)}.
+# {row: (row that it is compared with, keys of the base that it changes)}. The names are in results.jsonl.
 ROWS: dict[str, tuple[str | None, dict]] = {
     "base": (None, {}),
     "recurrent kernels not orthogonal": ("base", {"model.recurrent_init": "lecun_normal"}),
@@ -56,7 +57,7 @@ ROWS: dict[str, tuple[str | None, dict]] = {
 
 
 def config_of(overrides: dict, text: str, seed: int):
-    """The base, on one of the texts, with some keys changed."""
+    """Return the config of the base on one of the texts, with some keys changed."""
     config = default_config()
     config.seed = seed
     config.data.corpus = "tinyshakespeare"
@@ -81,7 +82,7 @@ def config_of(overrides: dict, text: str, seed: int):
 
 
 def run(name: str, text: str, seed: int) -> dict:
-    """Train a row on a text from a seed; what is recorded of it."""
+    """Train a row on a text with a seed, and return the record of the run."""
     workdir = RUNS / f"{name.replace(' ', '_')}-{text}-{seed}"
     train(config_of(ROWS[name][1], text, seed), workdir)
     result, manifest = (json.loads((workdir / f"{file}.json").read_text()) for file in ("result", "manifest"))
@@ -104,7 +105,7 @@ def run(name: str, text: str, seed: int) -> dict:
 
 
 def read_records() -> dict[tuple[str, str], list[dict]]:
-    """The latest record of each seed, by row and text."""
+    """Return {(row, text): the latest record of each seed}."""
     latest = {}
     for line in (HERE / "results.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
@@ -116,10 +117,10 @@ def read_records() -> dict[tuple[str, str], list[dict]]:
 
 
 def report() -> None:
-    """The table, in Markdown, and ablation.png, once every row is on record."""
+    """Print the table in Markdown and draw ablation.png, if every row is on record."""
     records = read_records()
     if missing := [name for name in ROWS if not {(name, text) for text in TEXTS} <= records.keys()]:
-        print(f"no table yet; not on record: {', '.join(missing)}")
+        print(f"no table yet; these rows are not on record: {', '.join(missing)}")
         return
     columns = ("", "compared with", "parameters", "whole text", "difference", "a tenth of it", "difference")
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
@@ -135,19 +136,19 @@ def report() -> None:
 
 
 def differences(records, name: str, other: str, text: str) -> list[float]:
-    """A row's losses less those of the row that it is compared with, seed by seed."""
+    """Return the losses of a row minus those of the row `other`, seed by seed."""
     theirs = {run["seed"]: run["best"] for run in records[other, text]}
     return [run["best"] - theirs[run["seed"]] for run in records[name, text]]
 
 
 def label(name: str) -> str:
-    """A row, and what it is compared with where that is not the base."""
+    """Return the name of a row, with the row that it is compared with unless that is the base."""
     other, _ = ROWS[name]
     return name if other == "base" else f"{name} (against {other})"
 
 
 def draw(records) -> None:
-    """The differences, a line a row, a point a seed."""
+    """Draw the differences, one line for each row and one point for each seed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -171,15 +172,15 @@ def draw(records) -> None:
 
 
 def main() -> None:
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is as it should be.
+    logging.set_verbosity(logging.ERROR)  # Orbax warns about things that are intended.
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(map(repr, ROWS))}; default: all")
-    parser.add_argument("--seeds", default="0,1,2", help="such as 0,1,2")
-    parser.add_argument("--texts", default=",".join(TEXTS), help="such as whole,tenth")
-    parser.add_argument("--report", action="store_true", help="only print the table and draw the picture")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(map(repr, ROWS))}; default: all")
+    parser.add_argument("--seeds", default="0,1,2", help="seeds, for example 0,1,2")
+    parser.add_argument("--texts", default=",".join(TEXTS), help="texts, for example whole,tenth")
+    parser.add_argument("--report", action="store_true", help="only print the table and draw the figure")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(ROWS):
-        parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+        parser.error(f"unknown row {', '.join(sorted(unknown))}; the rows are {', '.join(ROWS)}")
     if not arguments.report:
         RUNS.mkdir(parents=True, exist_ok=True)
         for name in arguments.names or ROWS:

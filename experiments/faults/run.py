@@ -1,10 +1,11 @@
-"""Kill the training command again and again, at random places, and see that nothing is lost.
+"""Kill the training command at random times again and again, and check that nothing is lost.
 
     python experiments/faults/run.py [--kills 100] [--seed 0]
 
-One run is left alone. The others are killed at random steps and phases (victim.py), started again, killed again, up to ten
-times, and then left to end. Each must end with the parameters of the first one to the bit, and with its metrics and its
-samples, none of them twice. A kill counts if it hit a live process. Appends a line to results.jsonl.
+One run is trained undisturbed. Each further run is killed at random steps and in random phases (victim.py). It is started again
+after each kill, is killed up to ten times, and is then left to finish. It must end with the same parameters as the undisturbed
+run, to the bit, and with the same metrics and samples, without repetitions. A kill counts only if it hit a live process. The
+script appends a line to results.jsonl.
 """
 
 import argparse
@@ -27,8 +28,8 @@ from charlm.system.machine import cpu_model, num_cores
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-KILLS_A_RUN = 10
-# A small model, which does everything often.
+KILLS_PER_RUN = 10
+# A small model that logs, evaluates, saves and samples often.
 FLAGS = (
     "--config=configs/quickstart.py", "--config.model.hidden_size=32", "--config.model.embedding_size=16",
     "--config.model.dropout=0.2", "--config.batching.batch_size=8", "--config.batching.seq_len=32",
@@ -40,12 +41,12 @@ FLAGS = (
 
 
 class Phase(NamedTuple):
-    """Where a kill can fall.
+    """A phase of a run in which a kill can happen.
 
     Attributes:
-        weight: how often it does.
-        times: in which entry into the phase at most, counted from a start.
-        seconds: how long after that at most.
+        weight: relative probability of this phase.
+        times: the kill happens after the first to the `times`-th entry into the phase, counted from the start of the process.
+        seconds: the longest delay between that entry and the kill.
     """
 
     weight: float
@@ -64,7 +65,7 @@ PHASES = {
 
 
 class Outcome(NamedTuple):
-    """What a run leaves that must not depend on what happened to it."""
+    """The part of a run's results that must not depend on kills."""
 
     params_sha256: str
     metrics: list[tuple]
@@ -72,6 +73,7 @@ class Outcome(NamedTuple):
 
 
 def outcome_of(workdir: Path) -> Outcome:
+    """Return the outcome of a finished run."""
     keys = ("step", "split", "nats_per_char", "grad_norm", "learning_rate")
     metrics = [tuple(line.get(key) for key in keys) for line in read_metrics(workdir / "metrics.jsonl")]
     sha256 = json.loads((workdir / "result.json").read_text())["params_sha256"]
@@ -79,9 +81,12 @@ def outcome_of(workdir: Path) -> Outcome:
 
 
 def train(workdir: Path, flags: tuple[str, ...], trap: tuple[str, int, float] | None = None) -> int:
-    """Run the command to its end or to its death; its exit code."""
-    begin = ["-m", "charlm.train"] if trap is None else [str(HERE / "victim.py"), *map(str, trap)]
-    command = [sys.executable, *begin, *flags, f"--workdir={workdir}"]
+    """Run the training command until it ends or is killed. Return its exit code.
+
+    `trap` is the phase, the number of the entry and the delay of a kill (victim.py).
+    """
+    program = ["-m", "charlm.train"] if trap is None else [str(HERE / "victim.py"), *map(str, trap)]
+    command = [sys.executable, *program, *flags, f"--workdir={workdir}"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if found.returncode not in (0, -signal.SIGKILL):
         raise SystemExit(f"{command} ended with {found.returncode}:\n{found.stderr}")
@@ -89,16 +94,16 @@ def train(workdir: Path, flags: tuple[str, ...], trap: tuple[str, int, float] | 
 
 
 def disturb(workdir: Path, flags: tuple[str, ...], kills: int, draw: random.Random, phases: dict[str, Phase]) -> list[str]:
-    """Train with so many kills in between; the phases that they fell in."""
+    """Train a run to its end, with up to `kills` kills. Return the phases in which they happened."""
     hit = []
     while len(hit) < kills:
-        begun = (workdir / "config.json").exists()
-        possible = {name: each for name, each in phases.items() if name != "begin" or not begun}
+        created = (workdir / "config.json").exists()
+        possible = {name: each for name, each in phases.items() if name != "begin" or not created}
         (phase,) = draw.choices(list(possible), [each.weight for each in possible.values()])
         trap = phase, draw.randint(1, phases[phase].times), draw.uniform(0, phases[phase].seconds)
         if train(workdir, flags, trap) == -signal.SIGKILL:
             hit.append(phase)
-        else:  # It was over before the trap was reached.
+        else:  # The run finished before the kill.
             break
     assert train(workdir, flags) == 0
     return hit
@@ -106,8 +111,8 @@ def disturb(workdir: Path, flags: tuple[str, ...], kills: int, draw: random.Rand
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=100, help="total number of kills")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random kills")
     arguments = parser.parse_args()
     draw, hits, differ, runs = random.Random(arguments.seed), collections.Counter(), 0, 0
     with tempfile.TemporaryDirectory() as folder:
@@ -116,13 +121,13 @@ def main() -> None:
         while hits.total() < arguments.kills:
             runs += 1
             workdir = Path(folder, str(runs))
-            hit = disturb(workdir, FLAGS, min(KILLS_A_RUN, arguments.kills - hits.total()), draw, PHASES)
+            hit = disturb(workdir, FLAGS, min(KILLS_PER_RUN, arguments.kills - hits.total()), draw, PHASES)
             hits.update(hit)
             same = outcome_of(workdir) == expected
             differ += not same
-            print(f"run {runs}: killed in {', '.join(hit) or 'none'}; {'the same' if same else 'DIFFERS'}", flush=True)
+            print(f"run {runs}: kills in {', '.join(hit) or 'no phase'}; {'same' if same else 'DIFFERENT'} outcome", flush=True)
     print("\n| phase | kills |\n| --- | --- |\n" + "\n".join(f"| {phase} | {hits[phase]} |" for phase in PHASES))
-    print(f"\n{hits.total()} kills in {runs} runs; {differ} runs differ from the undisturbed one")
+    print(f"\n{hits.total()} kills in {runs} runs; {differ} runs differ from the undisturbed run")
     line = {"date": datetime.date.today().isoformat(), "machine": f"{num_cores()} cores, {cpu_model()}"}
     line |= {"jax": jax.__version__, "python": platform.python_version(), "seed": arguments.seed}
     line |= {"kills": dict(hits), "runs": runs, "differ": differ, "params_sha256": expected.params_sha256}

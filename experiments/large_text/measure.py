@@ -1,13 +1,15 @@
-"""How fast a text is encoded, how much memory encoding it and training on it take, and how soon the first step comes.
+"""Measure how fast a large text is encoded, how much memory encoding and training need, and how soon the first step ends.
 
     pip install -c constraints.txt -e '.[shakespeare]'
     python experiments/large_text/measure.py [MEGABYTES]
 
-Writes two texts of MEGABYTES (1000 by default) into a temporary folder, ten files each: the built-in plays in ASCII, again
-and again, and lines in a dozen scripts. Each is encoded by `load_corpus` in a fresh process with an empty cache, three
-times, the texts in turn. Then the training command starts twice on the ASCII text, from an empty cache and from a filled one.
-Memory is RssAnon, what a process holds besides mapped files, sampled every 20 ms from /proc (so on Linux alone).
-Appends a line to results.jsonl.
+The script writes two texts of MEGABYTES each (default 1000) into a temporary folder, in ten files each. One text repeats the
+built-in plays in ASCII, the other repeats lines in a dozen scripts. `load_corpus` encodes each text three times, in a fresh
+process with an empty cache; the two texts take turns. Then the training command runs twice on the ASCII text, first with an
+empty cache and then with a filled cache.
+
+Memory is RssAnon, the memory of a process without mapped files. The script reads it every 20 ms from /proc, so it runs only on
+Linux. It appends a line to results.jsonl.
 """
 
 import datetime
@@ -49,26 +51,26 @@ start = time.perf_counter()
 corpus = load_corpus(data)
 print(time.perf_counter() - start, corpus.vocab.size)
 """
-RUNS, FILES = 3, 10
+ENCODINGS_PER_TEXT, FILES_PER_TEXT = 3, 10
 
 
 def write_texts(folder: Path, size: int) -> dict[str, Path]:
-    """The texts' folders, by name."""
+    """Write the texts, of `size` bytes each. Return the folder of each text by its name."""
     plays = "".join(play_text(path.read_text(encoding="utf-8")) for path in play_paths())
     blocks = {"ASCII": plays.encode("ascii", "ignore"), "mixed scripts": LINES.encode() * 500}
     paths = {}
     for name, block in blocks.items():
         paths[name] = folder / name.replace(" ", "_")
         paths[name].mkdir()
-        for part in range(FILES):
+        for part in range(FILES_PER_TEXT):
             with open(paths[name] / f"{part}.txt", "wb") as file:
-                while file.tell() < size / FILES:
+                while file.tell() < size / FILES_PER_TEXT:
                     file.write(block)
     return paths
 
 
 def rss_anon(pid: int) -> int:
-    """Bytes of memory that a process holds besides mapped files; 0 if it has ended."""
+    """Return the bytes of memory of a process without mapped files; 0 if the process has ended."""
     try:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("RssAnon"):
@@ -78,8 +80,8 @@ def rss_anon(pid: int) -> int:
     return 0
 
 
-def watched(command: list[str], env: dict[str, str], until: str | None = None) -> tuple[str, float, float | None]:
-    """(output, peak RssAnon in MB, seconds to the first line of output that begins with `until`) of a command."""
+def run_watched(command: list[str], env: dict[str, str], until: str | None = None) -> tuple[str, float, float | None]:
+    """Run a command. Return its output, its peak RssAnon in MB, and the seconds until a line starts with `until`."""
     start = time.perf_counter()
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     peak, done = 0, threading.Event()
@@ -111,10 +113,10 @@ def main() -> None:
         env = os.environ | {"CHARLM_CACHE": str(cache)}
         texts = write_texts(folder, megabytes * 10**6)
         measured = {text: {"seconds": [], "rss_anon_mb": []} for text in texts}
-        for _ in range(RUNS):
+        for _ in range(ENCODINGS_PER_TEXT):
             for text, path in texts.items():
                 shutil.rmtree(cache, ignore_errors=True)
-                output, peak, _ = watched([sys.executable, "-c", ENCODE, str(path)], env)
+                output, peak, _ = run_watched([sys.executable, "-c", ENCODE, str(path)], env)
                 seconds, symbols = output.split()[-2:]
                 measured[text]["seconds"].append(round(float(seconds), 2))
                 measured[text]["rss_anon_mb"].append(peak)
@@ -125,7 +127,7 @@ def main() -> None:
         shutil.rmtree(cache)
         starts = []
         for i in range(2):
-            # A whole default run on a gigabyte takes hours; 300 steps show the memory.
+            # A full run on a gigabyte takes hours. 300 steps are enough to measure the memory.
             train = [sys.executable, "-m", "charlm.train", "--config", "configs/quickstart.py"]
             flags = {
                 "data.path": texts["ASCII"],
@@ -135,7 +137,7 @@ def main() -> None:
                 "train.steps_per_dispatch": 1,
             }
             train += ["--workdir", str(folder / f"run{i}"), *(f"--config.{key}={value}" for key, value in flags.items())]
-            _, peak, seconds = watched(train, env, until="step 1/")
+            _, peak, seconds = run_watched(train, env, until="step 1/")
             starts.append({"seconds_to_first_step": round(seconds, 1), "rss_anon_mb": peak})
     line = {
         "date": datetime.date.today().isoformat(),

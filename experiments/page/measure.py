@@ -1,8 +1,8 @@
-"""How long the page of a sweep takes to open in a browser: headless Chromium, no network, the page on disk.
+"""Measure how long the page of a sweep takes to open from disk, in headless Chromium without a network.
 
     python experiments/page/measure.py [--runs 200] [--points 1000] [--rounds 5]
 
-It needs the extra `browser`, Chromium and its driver.
+The script needs the extra `browser`, Chromium and its driver.
 """
 
 import argparse
@@ -19,14 +19,14 @@ from typing import Any
 from charlm.sweeps.page import write_page_of_sweep
 
 _FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-background-networking --window-size=1250,1450"
-# Nothing listens there: whatever the page wanted to fetch would be missing.
+# Nothing listens at this address, so the page would lack everything that it fetches.
 _NO_NETWORK = "--proxy-server=127.0.0.1:9"
-# The page is drawn and can be used.
+# True once the page is drawn and can be used.
 _READY = "return window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].is_idle"
 
 
 def make_sweep(folder: Path, num_runs: int, num_points: int) -> Path:
-    """The records of a sweep over cell and seed, as if it had been trained, and its page; the page's path."""
+    """Write made-up records of a sweep over cell and seed, and its page. Return the path of the page."""
     with open(folder / "results.jsonl", "w") as file:
         for k in range(num_runs):
             cell, loss = ("lstm", "gru")[k % 2], 1.5 + k / 100
@@ -47,7 +47,7 @@ def make_sweep(folder: Path, num_runs: int, num_points: int) -> Path:
 
 @contextmanager
 def browser() -> Iterator[Any]:
-    """Headless Chromium without a network: Selenium's driver of it."""
+    """Yield a Selenium driver of headless Chromium without a network."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
@@ -58,7 +58,7 @@ def browser() -> Iterator[Any]:
 
 
 def open_page(driver: Any, page: Path) -> None:
-    """Open a page from disk, and wait until it is drawn."""
+    """Open a page from disk and wait until it is drawn. Raises TimeoutError after 30 seconds."""
     driver.get(page.as_uri())
     give_up = time.monotonic() + 30
     while not driver.execute_script(_READY):
@@ -69,9 +69,9 @@ def open_page(driver: Any, page: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=200)
-    parser.add_argument("--points", type=int, default=1000, help="of each run's curve")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=200, help="number of runs in the sweep")
+    parser.add_argument("--points", type=int, default=1000, help="number of points in the curve of each run")
+    parser.add_argument("--rounds", type=int, default=5, help="how often the page is opened")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, browser() as driver:
         page, seconds = make_sweep(Path(folder), args.runs, args.points), []
@@ -80,9 +80,9 @@ def main() -> None:
             start = time.monotonic()
             open_page(driver, page)
             seconds.append(time.monotonic() - start)
-        found = ", ".join(f"{each:.2f}" for each in seconds)
-        print(f"{args.runs} runs of {args.points} points, {page.stat().st_size / 1e6:.1f} MB: {found} s to open")
-        print(f"median {statistics.median(seconds):.2f} s")
+        times = ", ".join(f"{each:.2f}" for each in seconds)
+        print(f"{args.runs} runs of {args.points} points, {page.stat().st_size / 1e6:.1f} MB; seconds to open: {times}")
+        print(f"median: {statistics.median(seconds):.2f} s")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""charlm against PyTorch: the same weights in both, outputs and all gradients compared.
+"""Compare charlm with PyTorch: outputs and all gradients, with the same weights in both.
 
     pip install -c constraints.txt -e '.[parity]'
     python experiments/parity/compare.py
 
-A model of 65 symbols, embedding 32, one to three layers of 64 units and a head reads 8 sequences of 50 characters from a
-random initial state; the loss is the cross-entropy summed over time, mean over the batch. Compared are the outputs
-(logits, loss, last states) and the gradients (of every weight and bias, and of the initial states). A difference is the
-largest of a tensor, divided by the largest absolute value in it; the table shows the worst tensor. Exits with 1 if one
-is above its bound.
+The model has 65 symbols, an embedding of 32, one to three layers of 64 units, and a head. It reads 8 sequences of 50 characters
+from a random initial state. The loss is the cross-entropy summed over time and averaged over the batch. The script compares the
+outputs (logits, loss, final states) and the gradients (of all weights, all biases and the initial states). The difference of a
+tensor is its largest absolute difference, divided by the largest absolute value in PyTorch's tensor. The table shows the
+largest difference of any tensor. The exit code is 1 if a difference exceeds its bound.
+
+Letters: B batch, T time, H hidden, V vocabulary, E embedding.
 """
 
 import sys
@@ -29,7 +31,7 @@ BOUNDS = {"float32": 1e-5, "float64": 1e-10}
 
 
 class TorchModel(torch.nn.Module):
-    """The model as users of PyTorch write it."""
+    """The model in the usual style of PyTorch."""
 
     def __init__(self, cell: str, num_layers: int, vocab: int = V, embedding: int = E, hidden: int = H):
         super().__init__()
@@ -43,29 +45,29 @@ class TorchModel(torch.nn.Module):
 
 
 def to_charlm(cell: str, num_layers: int, tensors: dict[str, np.ndarray]) -> dict:
-    """Our parameter tree from PyTorch's weights by name, or from their gradients.
+    """Return charlm's parameter tree for PyTorch's weights, given by name, or for their gradients.
 
-    PyTorch keeps two biases where one is enough, so ours is their sum and has the gradient of each. Only the candidate
-    of the GRU needs the second.
+    PyTorch has two biases where one is enough. charlm's bias is the sum of the two. Only the candidate of the GRU needs the
+    second bias. For gradients, the caller must set the gradient of each unneeded second bias to zero.
     """
     params = {"embedding": tensors["embedding.weight"], "head_W": tensors["head.weight"].T, "head_b": tensors["head.bias"]}
     for layer in range(num_layers):
         b, b_h = tensors[f"layers.bias_ih_l{layer}"], tensors[f"layers.bias_hh_l{layer}"]
-        own = {}
+        candidate = {}
         if cell == "gru":
             r, z, n = np.split(b_h, 3)
-            own, b_h = {"b_h": n}, np.concatenate([r, z, np.zeros_like(n)])
+            candidate, b_h = {"b_h": n}, np.concatenate([r, z, np.zeros_like(n)])
         params[f"layer_{layer}"] = {
             "W_x": tensors[f"layers.weight_ih_l{layer}"].T,
             "W_h": tensors[f"layers.weight_hh_l{layer}"],
             "b": b + b_h,
-            **own,
+            **candidate,
         }
     return params
 
 
-def of_torch(cell: str, num_layers: int, dtype: str, ids: np.ndarray, targets: np.ndarray, first: list[np.ndarray]):
-    """(weights, outputs, gradients) in PyTorch, in our form."""
+def run_torch(cell: str, num_layers: int, dtype: str, ids: np.ndarray, targets: np.ndarray, first: list[np.ndarray]):
+    """Return the weights, outputs and gradients of PyTorch, in the form of charlm."""
     torch.manual_seed(0)
     model = TorchModel(cell, num_layers).to(getattr(torch, dtype))
     state = [torch.from_numpy(s).requires_grad_() for s in first]
@@ -74,7 +76,9 @@ def of_torch(cell: str, num_layers: int, dtype: str, ids: np.ndarray, targets: n
     loss.backward()
     weights = {name: p.detach().numpy() for name, p in model.named_parameters()}
     grads = {name: p.grad.numpy() for name, p in model.named_parameters()}
-    for name in grads:  # The gradient of a sum of two biases is that of either.
+    # charlm's bias is the sum of PyTorch's two biases, so its gradient is that of either one. `to_charlm` adds the two. The
+    # gradient of the second bias is therefore set to zero, except for the candidate of the GRU.
+    for name in grads:
         if "bias_hh" in name:
             grads[name] = np.concatenate([np.zeros_like(grads[name][: 2 * H]), grads[name][2 * H :]]) * (cell == "gru")
     last = [s.detach().numpy() for s in (last if cell == "lstm" else (last,))]
@@ -83,8 +87,8 @@ def of_torch(cell: str, num_layers: int, dtype: str, ids: np.ndarray, targets: n
     return to_charlm(cell, num_layers, weights), outputs, {"params": params, "first": [s.grad.numpy() for s in state]}
 
 
-def of_charlm(cell: str, num_layers: int, dtype: str, weights, ids: np.ndarray, targets: np.ndarray, first: list[np.ndarray]):
-    """(outputs, gradients) in charlm."""
+def run_charlm(cell: str, num_layers: int, dtype: str, weights, ids: np.ndarray, targets: np.ndarray, first: list[np.ndarray]):
+    """Return the outputs and gradients of charlm."""
     config = default_config().model
     config.update(cell=cell, hidden_size=H, num_layers=num_layers, embedding_size=E)
     model = CharLM.from_config(config, V).clone(dtype=dtype)
@@ -100,8 +104,8 @@ def of_charlm(cell: str, num_layers: int, dtype: str, weights, ids: np.ndarray, 
     return outputs, {"params": params, "first": first}
 
 
-def worst(ours, theirs) -> float:
-    """The largest difference of two trees, each tensor's relative to its largest absolute value."""
+def largest_difference(ours, theirs) -> float:
+    """Return the largest difference between two trees, relative to the largest absolute value of the tensor in `theirs`."""
 
     def difference(a, b) -> float:
         assert a.shape == b.shape and a.dtype == b.dtype, (a.shape, b.shape, a.dtype, b.dtype)
@@ -111,14 +115,14 @@ def worst(ours, theirs) -> float:
 
 
 def differences(cell: str, num_layers: int, dtype: str) -> tuple[float, float]:
-    """The worst relative differences of outputs and of gradients."""
+    """Return the largest relative difference of the outputs and that of the gradients."""
     draw = np.random.default_rng(0)
     ids, targets = draw.integers(0, V, (2, T, B))
     first = [draw.normal(size=(num_layers, B, H)).astype(dtype) / 2 for _ in range(CELLS[cell].carries)]
     with jax.enable_x64(dtype == "float64"):
-        weights, outputs, grads = of_torch(cell, num_layers, dtype, ids, targets, first)
-        our_outputs, our_grads = of_charlm(cell, num_layers, dtype, weights, ids, targets, first)
-        return worst(our_outputs, outputs), worst(our_grads, grads)
+        weights, outputs, grads = run_torch(cell, num_layers, dtype, ids, targets, first)
+        our_outputs, our_grads = run_charlm(cell, num_layers, dtype, weights, ids, targets, first)
+        return largest_difference(our_outputs, outputs), largest_difference(our_grads, grads)
 
 
 def main() -> int:

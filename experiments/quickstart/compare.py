@@ -1,12 +1,12 @@
-"""How long the quickstart takes, command to sample, against bare PyTorch training steps on as many characters.
+"""Compare the time of the quickstart's commands with that of bare PyTorch training steps on the same number of characters.
 
-    pip install -c constraints.txt '.[shakespeare,parity]'
+    pip install -c constraints.txt -e '.[shakespeare,parity]'
     python experiments/quickstart/compare.py [--config.KEY=VALUE ...]
 
-PyTorch trains `nn.LSTM` with 256 units (embedding 256, batch 32 x 64, cross-entropy, Adam) on random ids that lie in
-memory: steps alone, with nothing imported, compiled, evaluated, saved or sampled in the time. charlm runs its two
-commands in fresh processes and a fresh workdir, with the corpus to encode, and everything counts. PyTorch is timed
-just before and just after, and the two times are averaged. Appends a line to results.jsonl.
+PyTorch trains `nn.LSTM` with 256 units (embedding 256, batch 32 x 64, cross-entropy, Adam) on random ids in memory. Only the
+training steps are timed, without imports, compilation, evaluation, saving and sampling. charlm runs the training command and
+the sampling command in fresh processes, with a fresh workdir and an empty cache, and all of their time counts. PyTorch is timed
+just before and just after charlm, and its two times are averaged. The script appends a line to results.jsonl.
 """
 
 import datetime
@@ -25,6 +25,8 @@ STEPS = 400
 
 
 class Model(torch.nn.Module):
+    """The model in the usual style of PyTorch."""
+
     def __init__(self):
         super().__init__()
         self.embedding = torch.nn.Embedding(VOCAB, HIDDEN)
@@ -37,7 +39,7 @@ class Model(torch.nn.Module):
 
 
 def torch_chars_per_second() -> float:
-    """The rate over STEPS training steps with the state carried, after ten that do not count."""
+    """Return the rate of STEPS training steps with a carried state. Ten untimed steps come first."""
     model = Model()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     ids = torch.randint(0, VOCAB, (SEQ_LEN + 1, BATCH))
@@ -55,7 +57,7 @@ def torch_chars_per_second() -> float:
 
 
 def charlm_seconds(folder: str, flags: list[str]) -> tuple[float, dict]:
-    """Wall-clock seconds of the training and the sampling command, and result.json."""
+    """Return the wall-clock seconds of the training command and the sampling command together, and result.json."""
     env = os.environ | {"CHARLM_CACHE": f"{folder}/cache"}
     workdir = f"{folder}/run"
     start = time.perf_counter()

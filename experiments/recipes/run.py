@@ -1,13 +1,14 @@
-"""The recipes of five notebooks, run and recorded beside the numbers that their authors printed.
+"""Train the recipes of five notebooks, and record the losses beside those that the notebooks print.
 
     pip install -c constraints.txt -e '.[shakespeare]'
     python experiments/recipes/run.py [--fraction X] [--seeds 0,1,2] [NAME ...]
     python experiments/recipes/run.py --report
 
-The first trains configs/NAME.py for each NAME (default: all of them, most of a day on two cores) in runs/recipes, for a
-fraction X of its length (default 1), with each seed (default 0), and appends a line a run to results.jsonl. A run that
-was stopped goes on, and one that is finished is only measured again. The second prints the table of all that is on record
-and draws curves.png.
+The first command trains configs/NAME.py for each NAME, in runs/recipes. The default is all recipes, which takes most of a day
+on two cores. A run takes the fraction X of the recipe's length (default 1). There is one run for each seed (default 0), and
+each run appends a line to results.jsonl. A run that was stopped is resumed. A run that is finished is only measured again.
+
+The second command prints the table of all records and draws curves.png.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from charlm.data.batching import make_layout
 from charlm.data.corpus import load_corpus
 from charlm.inference.scorer import make_scorer
 from charlm.nn.model import CharLM
-from charlm.runs.checkpoint import Checkpoints, params_of
+from charlm.runs.checkpoint import Checkpoints, eval_params
 from charlm.runs.tracking import read_metrics
 from charlm.runs.workdir import load_run
 
@@ -38,40 +39,47 @@ ROOT = HERE.parent.parent
 
 
 def fixed_window(workdir: Path, lines: list[dict]) -> float:
-    """The loss on the sixth window of every stream of the training text, each from a zero state, after training."""
+    """Return the loss of the trained model on the sixth window of each stream of the training text, from a zero state."""
     run = load_run(workdir)
     corpus = load_corpus(run.config.data)
     layout = make_layout(run.config.batching, run.config.seed, len(corpus.train))
     model = CharLM.from_config(run.config.model, corpus.vocab.size)
-    params = params_of(Checkpoints(workdir).find("latest", print)[0], model)
+    params = eval_params(Checkpoints(workdir).find("latest", print)[0], model)
     score = make_scorer(model, corpus.vocab, run.config.batching)
-    whole = default_config().eval
-    whole.num_streams = 1  # The window is read from its first character on.
+    evaluation = default_config().eval
+    evaluation.num_streams = 1  # A single stream starts at the first character of the window.
     losses = [
-        score(params, corpus.train[start : start + layout.seq_len + 1], whole).nats_per_char
+        score(params, corpus.train[start : start + layout.seq_len + 1], evaluation).nats_per_char
         for start in layout.batch(5).starts_B.tolist()
     ]
     return float(np.mean(losses))
 
 
 def window_700(workdir: Path, lines: list[dict]) -> float:
-    """The loss on the window numbered 700, counted from 0, before the step that learns from it."""
+    """Return the loss on window 700, counted from 0, before the step that learns from it."""
     (line,) = [line for line in lines if line["split"] == "train" and line["step"] == 701]
     return line["nats_per_char"]
 
 
-def last_2000(workdir: Path, lines: list[dict]) -> float:
-    """The mean loss on the last 2,000 training windows, each before its step."""
+def mean_of_last_2000(workdir: Path, lines: list[dict]) -> float:
+    """Return the mean loss on the last 2,000 training windows, each before the step that learns from it."""
     return statistics.fmean([line["nats_per_char"] for line in lines if line["split"] == "train"][-2000:])
 
 
 def first_epoch(workdir: Path, lines: list[dict]) -> float:
-    """The held-out loss at the end of the first epoch."""
+    """Return the held-out loss at the end of the first epoch."""
     return min((line for line in lines if line["split"] == "val"), key=lambda line: abs(line["epoch"] - 1))["nats_per_char"]
 
 
 class Recipe(NamedTuple):
-    """What a source printed, and what of ours stands beside it: {what is measured: a function (workdir, metrics)}."""
+    """The loss that a source prints, and the measurements of charlm that are compared with it.
+
+    Attributes:
+        source: the loss that the source prints, in nats per character; None if it prints none.
+        source_what: what that loss is measured on, or why there is none.
+        measures: {what is measured: a function (workdir, lines of metrics) that returns the loss in nats per character}.
+        flags: further flags of the training command.
+    """
 
     source: float | None
     source_what: str
@@ -79,17 +87,17 @@ class Recipe(NamedTuple):
     flags: tuple[str, ...] = ()
 
 
-_BY_HAND = (
-    {"training window 700": window_700, "mean of the last 2,000 training windows": last_2000},
+_OF_AUTOGRAD = (
+    {"training window 700": window_700, "mean of the last 2,000 training windows": mean_of_last_2000},
     ("--config.train.log_every=1",),
 )
 RECIPES = {
     "flux_lstm_128x2": Recipe(1.834, "one fixed training window, lowest legible", {"a fixed training window": fixed_window}),
     "lstm_1024": Recipe(2.356, "held-out windows, after one epoch", {"held-out text, after one epoch": first_epoch}),
-    "autograd_rnn_100": Recipe(2.706, "training window 700", *_BY_HAND),
-    "autograd_rnn_100_stable": Recipe(2.706, "training window 700", *_BY_HAND),
-    "autograd_lstm_100": Recipe(2.884, "training window 700", *_BY_HAND),
-    "autograd_gru_100": Recipe(None, "a heading without code", *_BY_HAND),
+    "autograd_rnn_100": Recipe(2.706, "training window 700", *_OF_AUTOGRAD),
+    "autograd_rnn_100_stable": Recipe(2.706, "training window 700", *_OF_AUTOGRAD),
+    "autograd_lstm_100": Recipe(2.884, "training window 700", *_OF_AUTOGRAD),
+    "autograd_gru_100": Recipe(None, "a heading without code", *_OF_AUTOGRAD),
     "keras_lstm_256": Recipe(None, "prints no loss", {}),
     "keras_lstm_256_all": Recipe(None, "prints no loss", {}),
     "torch_gru_512": Recipe(None, "prints no loss", {}),
@@ -97,7 +105,7 @@ RECIPES = {
 
 
 def train(name: str, seed: int, fraction: float) -> dict:
-    """Train a recipe in its workdir; what is recorded of it."""
+    """Train a recipe in its workdir and return the record of the run."""
     recipe = RECIPES[name]
     config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]()
     if config.train.steps is None:
@@ -132,10 +140,10 @@ def train(name: str, seed: int, fraction: float) -> dict:
 
 
 def report() -> None:
-    """The table, in Markdown, of the longest runs of each recipe; and curves.png."""
+    """Print a table of the longest runs of each recipe in Markdown, and draw curves.png."""
     records = [json.loads(line) for line in (HERE / "results.jsonl").read_text().splitlines()]
-    columns = ("config", "source", "ours, as the source measures", "held-out text, at the end (best)", "length")
-    columns += ("characters a second", "date")
+    columns = ("config", "source", "charlm, measured as in the source", "held-out text, at the end (best)", "length")
+    columns += ("characters per second", "date")
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     curves = {}
     for name, recipe in RECIPES.items():
@@ -143,7 +151,7 @@ def report() -> None:
         if not ours:
             continue
         longest = max(record["fraction"] for record in ours)
-        # The latest of each seed.
+        # The latest run of each seed.
         runs = list({record["seed"]: record for record in ours if record["fraction"] == longest}.values())
         curves[name] = runs[0]
 
@@ -164,7 +172,7 @@ def report() -> None:
 
 
 def draw(records: dict[str, dict]) -> None:
-    """Held-out loss over characters, a line a recipe."""
+    """Draw the held-out loss over the characters trained on, one line for each recipe."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -192,15 +200,15 @@ def draw(records: dict[str, dict]) -> None:
 
 
 def main() -> None:
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is as it should be.
+    logging.set_verbosity(logging.ERROR)  # Orbax warns about things that are intended.
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RECIPES)}; default: all")
-    parser.add_argument("--fraction", type=float, default=1.0, help="of the recipe's length")
-    parser.add_argument("--seeds", default="0", help="such as 0,1,2")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(RECIPES)}; default: all")
+    parser.add_argument("--fraction", type=float, default=1.0, help="fraction of the recipe's length to train for")
+    parser.add_argument("--seeds", default="0", help="seeds, for example 0,1,2")
     parser.add_argument("--report", action="store_true", help="only print the table and draw the curves")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(RECIPES):
-        parser.error(f"no recipe {', '.join(sorted(unknown))}; there are {', '.join(RECIPES)}")
+        parser.error(f"unknown recipe {', '.join(sorted(unknown))}; the recipes are {', '.join(RECIPES)}")
     if not arguments.report:
         for name in arguments.names or RECIPES:
             for seed in map(int, arguments.seeds.split(",")):

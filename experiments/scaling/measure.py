@@ -1,11 +1,11 @@
-"""Weak scaling: the same share of a batch for each process, on one, two and four processes of one machine.
+"""Measure weak scaling: one, two and four processes on one machine, with the same share of a batch for each process.
 
     pip install -c constraints.txt -e '.[shakespeare]'
     python experiments/scaling/measure.py [--rounds N]
 
-Runs the training command on `configs/quickstart.py` with 32 streams a process, each process on one core, one after another
-and in another order each round. Prints a table in Markdown and appends a line a row to results.jsonl. Linux. Five rounds take
-about six minutes on two cores.
+The script runs the training command on `configs/quickstart.py` with 32 streams for each process. Each process runs on one core.
+The jobs take turns, in another order in each round. The script prints a table in Markdown and appends a line for each row to
+results.jsonl. It runs on Linux. Five rounds take about six minutes on two cores.
 """
 
 import argparse
@@ -30,7 +30,7 @@ STREAMS, STEPS = 32, 300
 
 
 def chars_per_second(num_processes: int) -> float:
-    """The rate of a job, once it is compiled."""
+    """Return the rate of a job of `num_processes` processes, without compilation."""
     cores = sorted(os.sched_getaffinity(0))
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -63,9 +63,9 @@ def chars_per_second(num_processes: int) -> float:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    arguments.add_argument("--rounds", type=int, default=5)
-    rounds = arguments.parse_args().rounds
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5, help="how often each job is timed")
+    rounds = parser.parse_args().rounds
     rates = {count: [] for count in PROCESSES}
     for k in range(rounds):
         for count in PROCESSES[k % len(PROCESSES) :] + PROCESSES[: k % len(PROCESSES)]:

@@ -1,4 +1,4 @@
-"""How much of a difference between two runs is luck? The quickstart with sixteen seeds."""
+"""How much do two runs differ by their seed alone? The quickstart with sixteen seeds."""
 
 from charlm.sweep import product
 

@@ -1,11 +1,12 @@
-"""How fast charlm trains, samples and starts, beside what one would use instead: the same work in the same process.
+"""Measure how fast charlm trains, samples and starts, beside other implementations of the same work in the same process.
 
     pip install -c constraints.txt -e '.[shakespeare,throughput]'
     python experiments/throughput/measure.py [--rounds N] [runs|steps|large_batches|sampling|command|startup|memory ...]
 
-Contenders take turns, in another order each round, so that a slow minute of the machine falls on all of them; what is
-reported are medians of rates, and of the ratios within a round. Prints tables in Markdown and appends a line a row to
-results.jsonl. With nine rounds `steps` takes half an hour on two cores, `large_batches` an hour, the others some minutes.
+The implementations take turns, in another order in each round, so that a slow minute of the machine affects all of them. The
+script reports medians of rates, and medians of the ratios within a round. It prints tables in Markdown and appends a line for
+each row to results.jsonl. With nine rounds on two cores, `steps` takes half an hour, `large_batches` an hour, and each other
+section some minutes.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
-# A GPU's memory is shared with PyTorch and with the processes that are started below.
+# JAX shares the memory of a GPU with PyTorch and with the processes that this script starts.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -52,40 +53,49 @@ ON_GPU = jax.devices()[0].platform == "gpu"
 SHAPES = [(cell, hidden, 1) for cell in ("lstm", "gru") for hidden in (128, 512, 1024)]
 TASKS = [Task(*shape, 64) for shape in (*SHAPES, ("lstm", 512, 2), ("gru", 512, 2))]
 LARGE_BATCHES = [Task(*shape, 256) for shape in SHAPES]
-# Of what precision; float32 is TF32 on a GPU. A CPU's products are no faster in bfloat16.
+# float32 is TF32 on a GPU. On a CPU, products in bfloat16 are no faster.
 DTYPES = ("float32", "bfloat16") if ON_GPU else ("float32",)
-# Seconds of work between two looks at the clock.
-SECTION = 1.0
+# Seconds of work in one timed section.
+SECTION_SECONDS = 1.0
 
 
 def machine() -> str:
-    """What this runs on."""
+    """Return the name of the GPU, or the number of cores and the model of the CPU."""
     device = jax.devices()[0]
     return device.device_kind if ON_GPU else f"{num_cores()} cores, {cpu_model()}"
 
 
 def record(kind: str, **values) -> None:
-    """Append a line to results.jsonl."""
+    """Append a record to results.jsonl."""
     versions = {"jax": jax.__version__, "torch": torch.__version__, "python": platform.python_version()}
     line = {"date": datetime.date.today().isoformat(), "machine": machine(), **versions, "kind": kind, **values}
     with open(HERE / "results.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
-def interleave(contenders: dict[str, Callable[[int], object]], rounds: int, least: int = 1) -> dict[str, list[float]]:
-    """Times of one unit of work of each contender, one a round; each is a function that does n units, `least` or more."""
+def interleave(contenders: dict[str, Callable[[int], object]], rounds: int, min_units: int = 1) -> dict[str, list[float]]:
+    """Time functions that take turns.
+
+    Args:
+        contenders: {name: a function of n that does n units of work}.
+        rounds: how often each function is timed.
+        min_units: the smallest n in a timed call.
+
+    Returns:
+        {name: seconds for one unit of work in each round}.
+    """
     units = {}
     for name, work in contenders.items():
-        work(1)  # Compiles, or fills caches.
+        work(1)  # Compiles, and fills caches.
         start = time.perf_counter()
         work(1)
-        units[name] = max(least, int(SECTION / (time.perf_counter() - start)))
+        units[name] = max(min_units, int(SECTION_SECONDS / (time.perf_counter() - start)))
     times = {name: [] for name in contenders}
     order = list(contenders)
     for _ in range(rounds):
         order = order[1:] + order[:1]
         for name in order:
-            contenders[name](1)  # What the one before it left in caches and thread pools is not timed.
+            contenders[name](1)  # Untimed, because the previous function has left its data in caches and thread pools.
             start = time.perf_counter()
             contenders[name](units[name])
             times[name].append((time.perf_counter() - start) / units[name])
@@ -93,21 +103,21 @@ def interleave(contenders: dict[str, Callable[[int], object]], rounds: int, leas
 
 
 def median_ratio(times: dict[str, list[float]], name: str) -> float:
-    """How much longer a contender takes than charlm, median over the rounds."""
+    """Return how many times as long as charlm a contender takes, as the median over the rounds."""
     return statistics.median(theirs / ours for theirs, ours in zip(times[name], times["charlm"]))
 
 
 def spread(values: list[float]) -> float:
-    """Half the distance between the quartiles, as a part of the median."""
+    """Return half the interquartile range, as a fraction of the median."""
     low, middle, high = statistics.quantiles(values, n=4)
     return (high - low) / 2 / middle
 
 
 def matrix_rate(dtype: str) -> float:
-    """The largest rate of a product of two square matrices, in floating-point operations a second."""
+    """Return the highest rate of a product of two square matrices, in floating-point operations per second."""
     best = 0.0
     for n in (4096, 8192, 16384) if ON_GPU else (512, 1024, 2048, 4096):
-        a = jax.random.normal(jax.random.key(0), (n, n), dtype)  # Of ones alone it can be faster.
+        a = jax.random.normal(jax.random.key(0), (n, n), dtype)  # A product of equal numbers can be faster.
         product = jax.jit(lambda a: a @ a)
         product(a).block_until_ready()
         for _ in range(8):
@@ -118,27 +128,29 @@ def matrix_rate(dtype: str) -> float:
 
 
 def product_work(task: Task) -> float:
-    """Floating-point operations a character in the products that a training step cannot do without.
+    """Return the floating-point operations per character in the products that a training step requires.
 
-    Three products (forward, and the gradient of each operand) with the recurrent kernels, with the input kernels of the
-    layers above the first, and with the head. The first layer's input is a character: a row of a table.
+    A step computes three products (forward, and the gradient of each operand) with each recurrent kernel, with each input
+    kernel above the first layer, and with the head. The first layer needs no product, because its input is a row of a table.
     """
     gates = len(CELLS[task.cell].gates)
     kernels = task.layers * task.hidden**2 * gates + (task.layers - 1) * task.hidden**2 * gates
     return 6 * (kernels + task.hidden * task.vocab)
 
 
-def name_of(task: Task) -> str:
+def label(task: Task) -> str:
+    """Return the name of a task in the tables."""
     layers = f"{task.layers} x " if task.layers > 1 else ""
     dtype = f", {task.dtype}" if len(DTYPES) > 1 else ""
     return f"{layers}{task.cell.upper()} {task.hidden}, batch {task.batch}{dtype}"
 
 
 def steps(rounds: int, tasks: Sequence[Task] = TASKS) -> None:
-    """Training steps of some tasks by every contender."""
+    """Measure the training steps of the tasks in all implementations."""
     names = list(dict.fromkeys(name for task in tasks for name in trainers_of(task) if name != "charlm"))
     for dtype in DTYPES:
-        print(f"\na square product in {dtype}: {matrix_rate(dtype) / 1e9:,.0f} billion floating-point operations a second")
+        rate = matrix_rate(dtype) / 1e9
+        print(f"\nproduct of square matrices in {dtype}: {rate:,.0f} billion floating-point operations per second")
     columns = ["", "charlm, chars/s", "of the limit", *(f"x {name}" for name in names), "spread"]
     print(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
     for task in (task._replace(dtype=dtype) for dtype in DTYPES for task in tasks):
@@ -148,26 +160,25 @@ def steps(rounds: int, tasks: Sequence[Task] = TASKS) -> None:
         losses = {name: [train(1) for _ in range(3)] for name, train in contenders.items()}
         tolerance = 1e-1 if task.dtype == "bfloat16" else 1e-2
         for name, found in losses.items():
-            # PyTorch and Keras keep two biases where one is enough, which Adam then moves twice as fast.
+            # PyTorch and Keras have two biases where one is enough, and Adam then moves their sum twice as fast.
             differences = np.abs(np.subtract(found, losses["charlm"]))
             if differences[0] > (tolerance / 10 if ON_GPU else tolerance / 100) or differences.max() > tolerance:
-                raise SystemExit(f"{name_of(task)}: {name} does other work: losses {found}, ours {losses['charlm']}")
+                raise SystemExit(f"{label(task)}: the losses of {name} differ: {found}; those of charlm are {losses['charlm']}")
         limit = matrix_rate(task.dtype)
-        # charlm dispatches many steps at once, and lays out its memory anew for each dispatch.
-        times = interleave(contenders, rounds, least=4)
+        # charlm dispatches many steps at once, and each dispatch lays out its memory again.
+        times = interleave(contenders, rounds, min_units=4)
         ours = statistics.median(times["charlm"])
         fraction = product_work(task) * task.chars / ours / limit
         ratios = {name: median_ratio(times, name) for name in contenders if name != "charlm"}
         cells = [f"{task.chars / ours:,.0f}", f"{fraction:.0%}", *(f"{ratios[n]:.2f}" if n in ratios else "" for n in names)]
-        print(f"| {name_of(task)} | {' | '.join(cells)} | {spread(times['charlm']):.0%} |", flush=True)
+        print(f"| {label(task)} | {' | '.join(cells)} | {spread(times['charlm']):.0%} |", flush=True)
         rates = {name: round(task.chars / statistics.median(found)) for name, found in times.items()}
         spreads = {name: round(spread(found), 3) for name, found in times.items()}
         record("steps", **task._asdict(), chars_per_second=rates, spread=spreads, ratio=ratios, limit=limit, fraction=fraction)
 
 
 def torch_loop(model, task: Task) -> Callable[[int], None]:
-    """A loop over the layers as they are trained, one character of N texts at a time."""
-
+    """PyTorch: a loop over torch.nn.LSTM or GRU that draws one character of N texts at a time."""
     model = model.to(torch_device())
 
     @torch.inference_mode()
@@ -176,13 +187,13 @@ def torch_loop(model, task: Task) -> Callable[[int], None]:
         for _ in range(n):
             logits, state = model(ids_1N, state)
             ids_1N = torch.multinomial(logits[0].softmax(-1), 1).T
-        ids_1N.cpu()  # Wait.
+        ids_1N.cpu()  # Waits for the device.
 
     return draw
 
 
 def torch_cell_loop(model, task: Task) -> Callable[[int], None]:
-    """A loop over LSTMCell or GRUCell."""
+    """PyTorch: a loop over LSTMCell or GRUCell that draws one character of N texts at a time."""
     cell_class = {"lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell}[task.cell]
     cell = cell_class(task.embedding, task.hidden)
     cell.load_state_dict({name.removesuffix("_l0"): value for name, value in model.layers.state_dict().items()})
@@ -197,15 +208,15 @@ def torch_cell_loop(model, task: Task) -> Callable[[int], None]:
             state = cell(model.embedding(ids_N), state)
             logits = model.head(state[0] if task.cell == "lstm" else state)
             ids_N = torch.multinomial(logits.softmax(-1), 1)[:, 0]
-        ids_N.cpu()  # Wait.
+        ids_N.cpu()  # Waits for the device.
 
     return draw
 
 
 def charlm_loop(model, task: Task) -> Callable[[int], None]:
-    """What `charlm.sample` runs."""
+    """charlm: the sampler that `charlm.sample` runs."""
     ours, params = charlm_model(task), charlm_params(task, model)
-    vocab = Vocab.of_chars("".join(map(chr, range(48, 48 + task.vocab))))
+    vocab = Vocab.from_chars("".join(map(chr, range(48, 48 + task.vocab))))
     sampler = make_sampler(ours, vocab)
     keys_N, settings = sample_keys(0, task.batch), Settings(1.0, task.vocab, 1.0, False)
 
@@ -217,7 +228,7 @@ def charlm_loop(model, task: Task) -> Callable[[int], None]:
 
 
 def sampling(rounds: int) -> None:
-    """Sampling from one layer, N texts at a time."""
+    """Measure sampling from a model of one layer, 1, 32 and 256 texts at a time."""
     columns = ["", "charlm, chars/s", "x a loop over nn.LSTM", "x a loop over nn.LSTMCell", "spread"]
     print(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
     length = 256
@@ -236,7 +247,7 @@ def sampling(rounds: int) -> None:
 
 
 def command(rounds: int) -> None:
-    """1,000 steps of the quickstart: the whole training command's time in steps, and the bare chunk's."""
+    """Measure the rate of 1,000 steps of the quickstart in the training command and in the bare chunk."""
     found = []
     for _ in range(max(1, rounds // 3)):
         with tempfile.TemporaryDirectory() as folder:
@@ -245,7 +256,7 @@ def command(rounds: int) -> None:
             subprocess.run([sys.executable, *run], check=True, cwd=ROOT, stderr=subprocess.DEVNULL)
             lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
         lines = [line for line in lines if line["split"] == "train"]
-        # From the first record on, so that compilation is left out; logging, drawing and saving are not.
+        # The time starts at the first record. It excludes compilation and includes logging, drawing and saving.
         chars, seconds = (lines[-1][key] - lines[0][key] for key in ("chars", "seconds"))
         task = Task("lstm", 192, 1, 32, 64, 76, 64)
         bare = TRAINERS["charlm"](task, torch_model(task), np.random.default_rng(0).integers(0, 76, (32, 65)))
@@ -255,28 +266,28 @@ def command(rounds: int) -> None:
             bare(64)
         found.append((chars / seconds, 15 * 64 * task.chars / (time.perf_counter() - start)))
     ratio = statistics.median(ours / bare for ours, bare in found)
-    print(f"\nthe command {found[-1][0]:,.0f} chars/s, bare steps {found[-1][1]:,.0f}; median ratio {ratio:.3f}")
+    print(f"\ntraining command {found[-1][0]:,.0f} chars/s, bare steps {found[-1][1]:,.0f} chars/s; median ratio {ratio:.3f}")
     record("command", chars_per_second=[round(ours) for ours, _ in found], bare=[round(b) for _, b in found], ratio=ratio)
 
 
 def startup(rounds: int) -> None:
-    """From the command to the first step of the quickstart, from empty and from filled caches."""
+    """Measure the time from the command to the end of the first step of the quickstart, with empty and with filled caches."""
     trivial = [sys.executable, "-c", "import jax; jax.jit(lambda x: x + 1)(1.0).block_until_ready()"]
     times = {"cold": [], "cached": [], "import jax": []}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             for name in ("cold", "cached"):
-                times[name].append(_first_step(folder, f"{folder}/{name}"))
+                times[name].append(_seconds_to_first_step(folder, f"{folder}/{name}"))
         start = time.perf_counter()
         subprocess.run(trivial, check=True)
         times["import jax"].append(time.perf_counter() - start)
     medians = {name: statistics.median(found) for name, found in times.items()}
-    print("\nseconds to the first step: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in medians.items()))
+    print("\nseconds to the end of the first step: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in medians.items()))
     record("startup", seconds=times, medians=medians)
 
 
-def _first_step(cache: str, workdir: str) -> float:
-    """Seconds until the command has done its first step."""
+def _seconds_to_first_step(cache: str, workdir: str) -> float:
+    """Return the seconds from the start of the command to the end of its first step."""
     env = os.environ | {"CHARLM_CACHE": f"{cache}/cache"}
     flags = ["--config.train.log_every=1", "--config.train.steps_per_dispatch=1"]
     run = ["-m", "charlm.train", "--config", "configs/quickstart.py", "--workdir", workdir, *flags]
@@ -291,19 +302,19 @@ def _first_step(cache: str, workdir: str) -> float:
 
 
 def memory(rounds: int) -> None:
-    """The peak of a process that trains, or on a GPU that of its arrays there, one process a contender."""
+    """Measure the peak memory of a training process (on a GPU: of its arrays there), one process for each implementation."""
     del rounds
     for task in (Task("lstm", 512, 1, 64), Task("lstm", 1024, 1, 256)):
         peaks = {}
         for name in TRAINERS:
             run = [sys.executable, __file__, "--peak_of", name, json.dumps(task)]
             peaks[name] = int(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
-        print(f"\n{name_of(task)}, peak memory: " + ", ".join(f"{name} {kb / 1024:,.0f} MB" for name, kb in peaks.items()))
+        print(f"\n{label(task)}, peak memory: " + ", ".join(f"{name} {kb / 1024:,.0f} MB" for name, kb in peaks.items()))
         record("memory", **task._asdict(), peak_kb=peaks)
 
 
 def peak_of(name: str, task: Task) -> int:
-    """Kilobytes that this process had resident at most, or held on its GPU, after three steps of a contender."""
+    """Return the peak memory of this process in kilobytes, or that of its arrays on a GPU, after three steps."""
     windows = np.random.default_rng(0).integers(0, task.vocab, (task.batch, task.seq_len + 1))
     TRAINERS[name](task, torch_model(task), windows)(3)
     if ON_GPU:
@@ -316,12 +327,12 @@ RUNS = 16
 
 
 def runs(rounds: int) -> None:
-    """16 small runs side by side, shared out among as many host devices as there are cores, and one after another."""
+    """Measure 16 small runs side by side, distributed over one host device for each core, and one after another."""
     hidden = 128 if ON_GPU else 64
     times = {"side by side": [], "one after another": []}
     for _ in range(max(1, rounds // 3)):
         for name, devices in (("side by side", num_cores()), ("one after another", 1)):
-            env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}  # No matter to a GPU.
+            env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}  # No effect on a GPU.
             run = [sys.executable, __file__, "--rate_of", name, str(hidden)]
             times[name].append(float(subprocess.run(run, check=True, capture_output=True, text=True, env=env).stdout))
     ratio = statistics.median(side / alone for side, alone in zip(*times.values()))
@@ -332,7 +343,7 @@ def runs(rounds: int) -> None:
 
 
 def rate_of(name: str, hidden: int, steps: int = 64) -> float:
-    """Characters a second of 16 runs, side by side or as one of them alone gets."""
+    """Return the characters per second of 16 runs side by side, or of one run alone."""
     task = Task("lstm", hidden, 1, 32, 64, 65, 64)
     windows = np.random.default_rng(0).integers(0, task.vocab, (task.batch, task.seq_len + 1))
     if name == "side by side":
@@ -340,16 +351,16 @@ def rate_of(name: str, hidden: int, steps: int = 64) -> float:
     else:
         train, chars = TRAINERS["charlm"](task, torch_model(task), windows), task.chars
     train(1)
-    best = []
+    rates = []
     for _ in range(5):
         start = time.perf_counter()
         train(steps)
-        best.append(chars * steps / (time.perf_counter() - start))
-    return statistics.median(best)
+        rates.append(chars * steps / (time.perf_counter() - start))
+    return statistics.median(rates)
 
 
 def large_batches(rounds: int) -> None:
-    """`steps` with four times the batch."""
+    """Measure `steps` with four times the batch."""
     steps(rounds, LARGE_BATCHES)
 
 
@@ -358,13 +369,13 @@ SECTIONS = {each.__name__: each for each in (runs, steps, large_batches, samplin
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; default: all")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"one of {', '.join(SECTIONS)}; default: all")
     parser.add_argument("--rounds", type=int, default=9, help="how often each contender is timed")
     parser.add_argument("--peak_of", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--rate_of", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if unknown := set(arguments.sections) - set(SECTIONS):
-        parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+        parser.error(f"unknown section {', '.join(sorted(unknown))}; the sections are {', '.join(SECTIONS)}")
     if arguments.peak_of:
         name, task = arguments.peak_of
         print(peak_of(name, Task(*json.loads(task))))

@@ -1,13 +1,13 @@
-"""The same training step in charlm and in what one would use instead, each written as its users write it well.
+"""The same training step in charlm and in other implementations, each in the usual style of its library.
 
-A model is an embedding, recurrent layers and a head; a step is the mean cross-entropy of B windows of T characters from
-a zero state, its gradient clipped to a norm of 1, and Adam. All start from the same weights on the same windows, so that
-their losses can be compared.
+The model is an embedding, recurrent layers and a head. A step computes the mean cross-entropy of B windows of T characters from
+a zero state, clips the norm of the gradient to 1, and applies Adam. All implementations start from the same weights and train
+on the same windows, so their losses can be compared.
 
-A contender is a function (task, PyTorch model, windows (B, T + 1)) -> train, with train(n) the loss before the last of n
-more steps.
+A trainer is a function (task, PyTorch model, windows (B, T + 1)) -> train. `train(n)` takes n more steps and returns the loss
+before the last of them.
 
-Letters: B batch, T time, H hidden, V vocabulary, E embedding.
+Letters: B batch, T time, K steps in a chunk, R runs, H hidden, I input features, V vocabulary, E embedding.
 """
 
 import copy
@@ -34,7 +34,7 @@ LEARNING_RATE, CLIP_NORM = 1e-3, 1.0
 
 
 class Task(NamedTuple):
-    """What is trained; `dtype` is that of the operands of the products."""
+    """The model and the batch of a training step. `dtype` is the type of the operands of the matrix products."""
 
     cell: str
     hidden: int
@@ -47,7 +47,7 @@ class Task(NamedTuple):
 
     @property
     def chars(self) -> int:
-        """Characters in a step."""
+        """The number of characters in a step."""
         return self.batch * self.seq_len
 
 
@@ -55,13 +55,13 @@ Train = Callable[[int], float]
 
 
 def torch_model(task: Task) -> TorchModel:
-    """The model whose first weights all contenders start from."""
+    """Return the model whose initial weights all implementations start from."""
     torch.manual_seed(0)
     return TorchModel(task.cell, task.layers, task.vocab, task.embedding, task.hidden)
 
 
 def charlm_params(task: Task, model: TorchModel) -> dict:
-    """The weights in charlm's form."""
+    """Return the weights of the PyTorch model in charlm's form."""
     tensors = {name: p.detach().cpu().numpy() for name, p in model.named_parameters()}
     return jax.tree.map(jnp.array, to_charlm(task.cell, task.layers, tensors))
 
@@ -85,7 +85,7 @@ def charlm_program(task: Task, recurrence: str = "auto") -> Program:
 
 
 def charlm(task: Task, model: TorchModel, windows: np.ndarray, recurrence: str = "auto") -> Train:
-    """The chunk that `charlm.train` dispatches, windows cut on the device."""
+    """charlm: the chunk of steps that `charlm.train` dispatches, with windows cut on the device."""
     program, hyperparameters = charlm_program(task, recurrence), {"seed": np.uint32(0)}
     _, _, optimizer = program.bind(hyperparameters)
     params = charlm_params(task, model)
@@ -105,13 +105,13 @@ def charlm(task: Task, model: TorchModel, windows: np.ndarray, recurrence: str =
 
 
 def side_by_side(task: Task, windows: np.ndarray, num_runs: int) -> Train:
-    """charlm's runs of as many seeds as one program, shared out among all devices."""
+    """charlm: `num_runs` runs that differ in their seed, as one program whose runs are distributed over all devices."""
     program, hyperparameters_R = charlm_program(task), {"seed": np.arange(num_runs, dtype=np.uint32)}
     states = init_state_of_runs(program, hyperparameters_R)
     text = jax.device_put(windows.astype(np.uint8).ravel())
     devices = jax.devices()
-    share = functools.partial(train_chunk_of_runs, program, devices, devices[0].platform != "cpu")
-    compiled = jax.jit(share, donate_argnums=0)
+    chunk = functools.partial(train_chunk_of_runs, program, devices, devices[0].platform != "cpu")
+    compiled = jax.jit(chunk, donate_argnums=0)
     shape = (num_runs, MAX_STEPS_PER_DISPATCH, task.batch)
     starts_RKB = np.broadcast_to(np.arange(task.batch, dtype=np.int32) * windows.shape[1], shape)
     reset_RKB = np.ones(shape, bool)
@@ -125,15 +125,16 @@ def side_by_side(task: Task, windows: np.ndarray, num_runs: int) -> Train:
 
 
 def torch_device() -> str:
+    """Return the name of the device that PyTorch uses."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def torch_nn(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
-    """torch.nn.LSTM or GRU, on a GPU those of cuDNN, with PyTorch's fused Adam; bfloat16 by autocast."""
+    """PyTorch: torch.nn.LSTM or GRU (on a GPU those of cuDNN) and fused Adam; autocast for bfloat16."""
     device = torch_device()
     if device == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32, as JAX has it by default.
-    low = torch.autocast(device, torch.bfloat16, enabled=task.dtype == "bfloat16")
+        torch.set_float32_matmul_precision("high")  # TF32, which is the default of JAX.
+    autocast = torch.autocast(device, torch.bfloat16, enabled=task.dtype == "bfloat16")
     model = copy.deepcopy(model).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
     ids_TB = torch.from_numpy(windows.T.astype(np.int64)).to(device)
@@ -141,7 +142,7 @@ def torch_nn(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
 
     def train(n: int) -> float:
         for _ in range(n):
-            with low:
+            with autocast:
                 logits, _ = model(inputs, None)
                 loss = torch.nn.functional.cross_entropy(logits.view(-1, task.vocab), targets)
             optimizer.zero_grad(set_to_none=True)
@@ -154,7 +155,7 @@ def torch_nn(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
 
 
 def _train_with_optax(apply: Callable, params, windows: np.ndarray) -> Train:
-    """A jitted, donated step of a model `apply(params, ids_TB) -> logits_TBV`."""
+    """Return `train` for a model `apply(params, ids_TB) -> logits_TBV`, with one jitted step whose state is donated."""
     optimizer = optax.chain(optax.clip_by_global_norm(CLIP_NORM), optax.adam(LEARNING_RATE))
     ids_TB = jnp.asarray(windows.T.astype(np.int32))
 
@@ -163,25 +164,25 @@ def _train_with_optax(apply: Callable, params, windows: np.ndarray) -> Train:
         losses = optax.softmax_cross_entropy_with_integer_labels(apply(params, ids_TB[:-1]), ids_TB[1:])
         return losses.mean()
 
-    def one(params, opt_state):
+    def step(params, opt_state):
         loss, grads = jax.value_and_grad(loss_of)(params)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss
 
-    one = jax.jit(one, donate_argnums=(0, 1))
+    step = jax.jit(step, donate_argnums=(0, 1))
     state = params, optimizer.init(params)
 
     def train(n: int) -> float:
         nonlocal state
         for _ in range(n):
-            *state, loss = one(*state)
+            *state, loss = step(*state)
         return float(loss)
 
     return train
 
 
 def plain_scan(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
-    """A page of JAX: inputs projected before the scan, everything differentiated by JAX."""
+    """Plain JAX: the inputs are projected before a scan, and JAX differentiates everything."""
 
     def lstm(p, x_proj, carry):
         h, c = carry
@@ -203,19 +204,19 @@ def plain_scan(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
         for layer in range(task.layers):
             p = params[f"layer_{layer}"]
 
-            def one(carry, x_proj, p=p):
+            def step(carry, x_proj, p=p):
                 carry = cell(p, x_proj, carry)
                 return carry, carry[0]
 
             zero = tuple(jnp.zeros((ids_TB.shape[1], task.hidden)) for _ in range(CELLS[task.cell].carries))
-            _, x_TBI = jax.lax.scan(one, zero, x_TBI @ p["W_x"] + p["b"])
+            _, x_TBI = jax.lax.scan(step, zero, x_TBI @ p["W_x"] + p["b"])
         return x_TBI @ params["head_W"] + params["head_b"]
 
     return _train_with_optax(apply, charlm_params(task, model), windows)
 
 
 class FlaxModel(nn.Module):
-    """Flax's own recurrent layers."""
+    """The model with the recurrent layers of Flax."""
 
     task: Task
 
@@ -229,7 +230,7 @@ class FlaxModel(nn.Module):
 
 
 def flax_params(task: Task, params: dict) -> dict:
-    """The weights in the form of FlaxModel: a kernel a gate."""
+    """Return charlm's weights in the form of FlaxModel, which has one kernel for each gate."""
     theirs = {
         "embedding": {"embedding": params["embedding"]},
         "head": {"kernel": params["head_W"], "bias": params["head_b"]},
@@ -238,26 +239,26 @@ def flax_params(task: Task, params: dict) -> dict:
         ours, cell = params[f"layer_{layer}"], {}
         for k, gate in enumerate(CELLS[task.cell].gates):
             block = slice(k * task.hidden, (k + 1) * task.hidden)
-            inner, outer = {"kernel": ours["W_x"][:, block]}, {"kernel": ours["W_h"][block].T}
-            # The LSTM's bias stands with the recurrent kernel; the GRU's with the other, and the candidate has both.
-            (outer if task.cell == "lstm" else inner)["bias"] = ours["b"][block]
+            of_input, of_state = {"kernel": ours["W_x"][:, block]}, {"kernel": ours["W_h"][block].T}
+            # Flax has the bias of an LSTM in the recurrent layer, and that of a GRU in the input layer. The candidate has two.
+            (of_state if task.cell == "lstm" else of_input)["bias"] = ours["b"][block]
             if gate == "n":
-                outer["bias"] = ours["b_h"]
-            cell |= {f"i{gate}": inner, f"h{gate}": outer}
+                of_state["bias"] = ours["b_h"]
+            cell |= {f"i{gate}": of_input, f"h{gate}": of_state}
         theirs[f"layer_{layer}"] = cell
     return theirs
 
 
 def flax_nn(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
-    """flax.linen.RNN over OptimizedLSTMCell or GRUCell."""
+    """Flax: flax.linen.RNN with OptimizedLSTMCell or GRUCell."""
     theirs = FlaxModel(task)
     params = jax.tree.map(jnp.array, flax_params(task, charlm_params(task, model)))
     return _train_with_optax(lambda params, ids_TB: theirs.apply({"params": params}, ids_TB), params, windows)
 
 
 def keras_fit(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
-    """Keras on JAX: layers, compile, fit."""
-    import keras  # Late, as it reads KERAS_BACKEND.
+    """Keras on JAX: the layers of Keras, `compile` and `fit`."""
+    import keras  # Imported here, because the import reads KERAS_BACKEND.
 
     layer_class = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU}[task.cell]
     layers = [layer_class(task.hidden, return_sequences=True) for _ in range(task.layers)]
@@ -270,7 +271,7 @@ def keras_fit(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
         ours = params[f"layer_{layer}"]
         if task.cell == "lstm":
             keras_layer.set_weights([ours["W_x"], ours["W_h"].T, ours["b"]])
-        else:  # Keras has the update gate before the reset gate.
+        else:  # In Keras the update gate comes before the reset gate.
 
             def swap(x):
                 r, z, n = np.split(x, 3, axis=-1)
@@ -286,7 +287,7 @@ def keras_fit(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
     inputs, targets = windows[:, :-1].astype(np.int32), windows[:, 1:].astype(np.int32)
 
     def train(n: int) -> float:
-        # An epoch of one batch, so that what is reported at the end is the loss of the last.
+        # Each epoch is one batch, so the last reported loss is that of the last step.
         history = theirs.fit(inputs, targets, batch_size=task.batch, epochs=n, shuffle=False, verbose=0)
         return history.history["loss"][-1]
 
@@ -304,7 +305,10 @@ TRAINERS: dict[str, Trainer] = {
 
 
 def trainers_of(task: Task) -> dict[str, Trainer]:
-    """Those that a task is for: charlm's own loop beside cuDNN where that is what it takes; PyTorch alone in bfloat16."""
+    """Return the trainers for a task, by name.
+
+    In bfloat16 only PyTorch is compared with charlm. Where charlm uses cuDNN, its own loop is measured too.
+    """
     if task.dtype == "bfloat16":
         return {name: TRAINERS[name] for name in ("charlm", "torch.nn")}
     if charlm_model(task).recurrence == "scan":

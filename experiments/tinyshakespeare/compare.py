@@ -1,12 +1,13 @@
-"""Tiny Shakespeare against the clock of PyTorch: the whole training command, and bare steps on 3.5 million characters.
+"""Train tiny Shakespeare, and compare the time with that of bare PyTorch training steps on 3.5 million characters.
 
     pip install -c constraints.txt -e '.[shakespeare,parity]'
     python experiments/tinyshakespeare/compare.py
 
-Trains configs/tinyshakespeare.py in a fresh process and workdir, imports, encoding and compilation included (the
-download, if it is not cached yet, comes before), and scores the last tenth of the text, statically and dynamically.
-PyTorch is timed just before and just after on bare training steps of `nn.LSTM` 256, 32 x 64, Adam
-(experiments/quickstart/compare.py). Appends a line to results.jsonl.
+The script trains configs/tinyshakespeare.py in a fresh process and workdir. The time includes imports, encoding and
+compilation. It does not include the download, which happens before if the text is not in the cache. The script then scores the
+last tenth of the text, without and with dynamic evaluation. PyTorch is timed just before and just after on bare training steps
+of `nn.LSTM` with 256 units, batch 32 x 64 and Adam (experiments/quickstart/compare.py). The script appends a line to
+results.jsonl.
 """
 
 import datetime
@@ -30,7 +31,7 @@ TORCH_CHARS = 3.5e6
 def main() -> None:
     data = default_config().data
     data.corpus = "tinyshakespeare"
-    load_corpus(data)  # Downloads it, if need be.
+    load_corpus(data)  # Downloads the text if it is not in the cache.
     before = torch_chars_per_second()
     with tempfile.TemporaryDirectory() as folder:
         workdir = f"{folder}/run"

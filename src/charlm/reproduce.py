@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 
 from charlm.config import cli
-from charlm.runs.reproduce import Record, of_line, of_workdir, reproduce
+from charlm.runs.reproduce import Record, record_from_results, record_from_workdir, reproduce
 from charlm.system.errors import ConfigError, RunFailed
 
 
@@ -32,9 +32,9 @@ def main(argv: Sequence[str]) -> None:
     if (values.workdir is None) == (values.result is None):
         raise ConfigError("give either --workdir DIR, or --result FILE and --run ID")
     if values.result is not None:
-        record = of_line(Path(values.result), cli.required(values, "run"))
+        record = record_from_results(Path(values.result), cli.required(values, "run"))
     else:
-        record = of_workdir(Path(values.workdir))
+        record = record_from_workdir(Path(values.workdir))
     found = reproduce(record, Path(values.into) if values.into else None)
     print(json.dumps(found) if values.json else _as_lines(record, found))
     if not found["same"]:

@@ -169,7 +169,7 @@ def test_a_corpus_that_changed(refused, trained, small_config, tmp_path):
     (copy / "config.json").write_text(json.dumps(values))
     flags = "--config.train.steps=10", f"--config.data.path={text}"
     message = refused("train", "--config", str(small_config), "--workdir", str(copy), *flags)
-    assert f"the corpus {text} is not what the run in {copy} began with" in message
+    assert f"the corpus {text} is not what the run in {copy} was started with" in message
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate"])

@@ -37,7 +37,7 @@ def decoded(loaded):
 
 @given(st.text(st.sampled_from("ab\n\rÉΣ漢🙂"), min_size=1, max_size=60), st.sampled_from(["chars", "bytes"]), st.booleans())
 @settings(max_examples=60)
-def test_the_parts_are_the_text(tmp_path_factory, content, vocab, lowercase):
+def test_the_three_parts_make_up_the_text(tmp_path_factory, content, vocab, lowercase):
     path = tmp_path_factory.mktemp("c") / "t.txt"
     path.write_bytes(content.encode())
     with pytest.MonkeyPatch.context() as patch:
@@ -53,13 +53,13 @@ def test_the_parts_are_the_text(tmp_path_factory, content, vocab, lowercase):
         assert parts == [whole[: ends[0]], whole[ends[0] : ends[1]], whole[ends[1] :]]
 
 
-def test_a_file_keeps_its_last_tenth_for_validation(write):
+def test_the_last_tenth_of_a_file_is_for_validation(write):
     loaded = corpus.load_corpus(data(path=write("abcdefghij" * 10)))
     assert decoded(loaded) == ["abcdefghij" * 9, "abcdefghij", ""]
     assert loaded.vocab.symbols == "abcdefghij" and loaded.train.dtype == np.uint8
 
 
-def test_wide_vocabularies(write):
+def test_a_large_vocabulary_has_ids_of_two_bytes(write):
     content = "".join(map(chr, range(0x4E00, 0x4E00 + 400)))
     loaded = corpus.load_corpus(data(path=write(content), split=(1, 0, 0)))
     assert loaded.train.dtype == np.uint16 and decoded(loaded) == [content, "", ""]
@@ -71,34 +71,34 @@ def entries():
 
 def test_a_text_is_read_again_only_if_it_may_have_changed(write, monkeypatch, tmp_path):
     monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
-    sound, read = text.files_sha256, []
-    monkeypatch.setattr(text, "files_sha256", lambda *args: read.append(args) or sound(*args))
+    files_sha256, reads = text.files_sha256, []
+    monkeypatch.setattr(text, "files_sha256", lambda *args: reads.append(args) or files_sha256(*args))
     path = write("some text " * 20)
 
-    def times_read():
-        read.clear()
+    def count_reads():
+        reads.clear()
         loaded = corpus.load_corpus(data(path=path))
         assert loaded.sha256 == hashlib.sha256(open(path, "rb").read()).hexdigest()
-        return len(read)
+        return len(reads)
 
-    # A file that was written just now could change again without its times telling.
-    assert times_read() == 2 and times_read() == 1
-    monkeypatch.setattr(corpus, "_CLOCK_NS", 0)
-    assert times_read() == 1 and times_read() == 0 and times_read() == 0
+    # A file that was written a moment ago could change again and keep its timestamps.
+    assert count_reads() == 2 and count_reads() == 1
+    monkeypatch.setattr(corpus, "_TIMESTAMP_RESOLUTION_NS", 0)
+    assert count_reads() == 1 and count_reads() == 0 and count_reads() == 0
     times = os.stat(path)
     write("same text " * 20)
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # The size and the time are as they were.
-    assert times_read() == 2 and times_read() == 0
-    for known in (tmp_path / "cache" / "fingerprints").iterdir():
-        known.write_text("damaged")
-    assert times_read() == 1
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # The size and the modification time are unchanged.
+    assert count_reads() == 2 and count_reads() == 0
+    for cached in (tmp_path / "cache" / "fingerprints").iterdir():
+        cached.write_text("damaged")
+    assert count_reads() == 1
 
 
 def test_a_text_is_encoded_once_and_again_if_it_or_an_option_changes(write, monkeypatch, tmp_path):
     monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
     first = corpus.load_corpus(data(path=write("some text " * 20)))
     (entry,) = entries()
-    monkeypatch.setattr(corpus, "_encode", None)  # Called, it would fail.
+    monkeypatch.setattr(corpus, "_encode", None)  # A call would fail.
     same = corpus.load_corpus(data(path=write("some text " * 20, "elsewhere.txt")))
     assert decoded(same) == decoded(first) and same.sha256 == first.sha256
     monkeypatch.undo()
@@ -118,7 +118,7 @@ def test_a_text_is_encoded_once_and_again_if_it_or_an_option_changes(write, monk
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "garble"])
-def test_a_damaged_cache_entry_is_made_anew(write, monkeypatch, tmp_path, damage):
+def test_a_damaged_cache_entry_is_replaced(write, monkeypatch, tmp_path, damage):
     monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
     options = data(path=write("some text " * 20))
     expected = decoded(corpus.load_corpus(options))
@@ -133,7 +133,7 @@ def test_a_damaged_cache_entry_is_made_anew(write, monkeypatch, tmp_path, damage
     assert entries() == [entry]
 
 
-def test_nothing_is_left_of_an_encoding_that_failed(write, monkeypatch, tmp_path):
+def test_a_failed_encoding_leaves_no_cache_entry(write, monkeypatch, tmp_path):
     monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
     with pytest.raises(CorpusError, match="not UTF-8: byte 0xff at byte offset 3"):
         corpus.load_corpus(data(path=write(b"abc\xffdef")))
@@ -152,7 +152,7 @@ def test_the_built_in_corpus_holds_out_the_end_of_every_play():
         assert play[: ends[0]] in train and play[ends[0] : ends[1]] in val and play[ends[1] :] in test
 
 
-def test_a_text_scored_later_uses_the_same_vocabulary(write):
+def test_a_scored_text_is_encoded_with_the_vocabulary_of_the_corpus(write):
     loaded = corpus.load_corpus(data(path=write("abc " * 10)))
     ids = corpus.encode_file(write("cab\r\n".replace("\r\n", " "), "other.txt"), loaded.vocab, False)
     assert loaded.vocab.decode(ids) == "cab "
@@ -182,7 +182,7 @@ def test_a_text_that_changes_while_it_is_read_is_not_cached(write, monkeypatch, 
     assert decoded(corpus.load_corpus(data(path=path))) == ["before " * 18, "before " * 2, ""]
 
 
-def test_two_who_encode_the_same_text_do_it_once(write, monkeypatch, tmp_path):
+def test_concurrent_loads_of_the_same_text_encode_it_once(write, monkeypatch, tmp_path):
     monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
     options = data(path=write("some text " * 20))
     write_entry, calls = corpus._write_entry, []
@@ -199,7 +199,7 @@ def test_two_who_encode_the_same_text_do_it_once(write, monkeypatch, tmp_path):
     assert [decoded(each) for each in loaded] == [decoded(loaded[0])] * 3
 
 
-def test_what_a_killed_process_left_is_cleared_away(write, monkeypatch, tmp_path):
+def test_the_partial_entry_of_a_killed_process_is_removed(write, monkeypatch, tmp_path):
     monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
     options = data(path=write("some text " * 20))
     corpus.load_corpus(options)
@@ -221,7 +221,7 @@ def test_a_directory_is_read_in_the_order_of_its_paths(write, tmp_path):
         ".hidden": "no", ".git/x.txt": "no",
     }.items():  # fmt: skip
         write(content, f"books/{name}")
-    # By path, part by part: "a" < "b" < "b-c.txt" < "b.txt" < "c.txt".
+    # Paths are compared part by part: "a" < "b" < "b-c.txt" < "b.txt" < "c.txt".
     expected = ["first,", "fourth,", "third,", "second,", "fifth"]
     loaded = corpus.load_corpus(data(path=str(tmp_path / "books")))
     assert texts_of(loaded) == "\n".join(expected)
@@ -231,7 +231,7 @@ def test_a_directory_is_read_in_the_order_of_its_paths(write, tmp_path):
     assert texts_of(loaded) == "first,fourth,second,fifth"
 
 
-def test_a_file_counts_once_however_it_is_reached(write, tmp_path):
+def test_a_file_with_several_paths_is_read_once(write, tmp_path):
     write("one", "books/a/1.txt"), write("two", "books/2.txt")
     (tmp_path / "books" / "a" / "self").symlink_to(tmp_path / "books")
     (tmp_path / "books" / "z.txt").symlink_to(tmp_path / "books" / "2.txt")
@@ -239,13 +239,13 @@ def test_a_file_counts_once_however_it_is_reached(write, tmp_path):
         assert texts_of(corpus.load_corpus(data(path=str(tmp_path / path), separator="|"))) == "two|one"
 
 
-def test_separators_are_text(write, tmp_path):
+def test_a_separator_is_converted_like_the_text(write, tmp_path):
     write("A", "books/1.txt"), write("B", "books/2.txt")
     loaded = corpus.load_corpus(data(path=str(tmp_path / "books"), separator="<END>\r\n", lowercase=True))
     assert texts_of(loaded) == "a<end>\nb"
 
 
-def test_every_file_of_several_counts(write, tmp_path):
+def test_the_sha256_depends_on_every_file_on_the_order_and_on_the_separator(write, tmp_path):
     for i in range(3):
         write(f"text {i} " * 20, f"books/{i}.txt")
     path = str(tmp_path / "books")
@@ -258,10 +258,10 @@ def test_every_file_of_several_counts(write, tmp_path):
     assert len(hashes) == 4
 
 
-def test_places_without_text(write, tmp_path):
+def test_a_path_without_readable_text_is_refused(write, tmp_path):
     write("x", "empty/.hidden")
     for path in (tmp_path / "empty", tmp_path / "*.epub"):
-        with pytest.raises(CorpusError, match="holds no file; name a UTF-8 text file, a directory"):
+        with pytest.raises(CorpusError, match="contains no file; name a UTF-8 text file, a directory"):
             corpus.load_corpus(data(path=str(path)))
     with pytest.raises(CorpusError, match="none.txt does not exist"):
         corpus.load_corpus(data(path=str(tmp_path / "none.txt")))
@@ -273,12 +273,12 @@ def test_places_without_text(write, tmp_path):
 
 
 @pytest.mark.parametrize("vocab", ["chars", "bytes"])
-def test_symbols_per_character_of_the_training_text(write, vocab):
+def test_symbols_per_char_is_measured_on_the_training_text(write, vocab):
     loaded = corpus.load_corpus(data(path=write("aé漢🙂" * 9 + "a" * 4), vocab=vocab))
     assert loaded.symbols_per_char == (1.0 if vocab == "chars" else 2.5)
 
 
-def test_a_capped_vocabulary(write):
+def test_a_limited_vocabulary_has_an_unknown_symbol(write):
     content = "aaaaaaaabbbbbbccccd" * 10
     loaded = corpus.load_corpus(data(path=write(content), max_symbols=2))
     assert loaded.vocab.symbols == "ab" + UNKNOWN

@@ -17,7 +17,7 @@ SHA256 = hashlib.sha256(TEXT).hexdigest()
 
 
 class Server:
-    """Serves one file over HTTP, as a server may: whole, cut short, altered, with ranges or without, or not at all."""
+    """An HTTP server for one file. It can cut the file short, alter it, support ranges or not, or answer with an error."""
 
     def __init__(self):
         self.body, self.ranges, self.status, self.cuts, self.requests, self.length = TEXT, True, 200, [], [], True
@@ -65,7 +65,7 @@ def kept(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix != ".lock"} if folder.exists() else {}
 
 
-def test_a_download_is_fetched_once(server, tmp_path):
+def test_a_file_is_downloaded_once(server, tmp_path):
     for _ in range(2):
         assert fetch(server.url, SHA256, tmp_path / "d").read_bytes() == TEXT
     assert server.requests == [None] and kept(tmp_path / "d") == {SHA256: TEXT}
@@ -73,7 +73,7 @@ def test_a_download_is_fetched_once(server, tmp_path):
 
 @given(cuts=st.lists(st.integers(0, len(TEXT) - 1), min_size=1, max_size=4), ranges=st.booleans(), length=st.booleans())
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_download_that_breaks_off_anywhere_is_never_taken_for_the_file(server, tmp_path_factory, cuts, ranges, length):
+def test_an_interrupted_download_is_never_mistaken_for_the_file(server, tmp_path_factory, cuts, ranges, length):
     folder = tmp_path_factory.mktemp("d")
     server.cuts, server.ranges, server.length, server.requests = list(cuts), ranges, length, []
     for _ in range(len(cuts) + 1):
@@ -87,9 +87,9 @@ def test_a_download_that_breaks_off_anywhere_is_never_taken_for_the_file(server,
     assert kept(folder) == {SHA256: TEXT}
 
 
-def test_a_download_goes_on_where_it_stopped(server, tmp_path):
+def test_a_download_continues_where_it_stopped(server, tmp_path):
     server.cuts = [100, 0]
-    with pytest.raises(CorpusError, match="ended after 100 of 840 bytes; 100 bytes are kept, and the same command goes"):
+    with pytest.raises(CorpusError, match="ended after 100 of 840 bytes; 100 bytes are kept, and the same command continues"):
         fetch(server.url, SHA256, tmp_path)
     assert kept(tmp_path) == {f"{SHA256}.part": TEXT[:100]}
     fetch(server.url, SHA256, tmp_path)
@@ -112,7 +112,7 @@ def test_an_altered_download_is_refused_and_not_kept(server, tmp_path_factory, p
     assert kept(folder) == {}
 
 
-def test_what_lay_there_from_another_version_does_not_spoil_the_file(server, tmp_path):
+def test_a_partial_file_of_another_version_does_not_spoil_the_download(server, tmp_path):
     for stale in (b"an older text", TEXT[:99] + b"?", TEXT + b" and more", b"x" * len(TEXT)):
         (tmp_path / f"{SHA256}.part").write_bytes(stale)
         assert fetch(server.url, SHA256, tmp_path).read_bytes() == TEXT
@@ -121,16 +121,16 @@ def test_what_lay_there_from_another_version_does_not_spoil_the_file(server, tmp
     assert fetch(server.url, SHA256, tmp_path).read_bytes() == TEXT
 
 
-def test_a_whole_download_needs_no_network(server, tmp_path):
+def test_a_complete_partial_file_needs_no_network(server, tmp_path):
     (tmp_path / f"{SHA256}.part").write_bytes(TEXT)
     assert fetch(server.url, SHA256, tmp_path).read_bytes() == TEXT and server.requests == []
 
 
-def test_urls_with_letters_of_any_script(server, tmp_path):
+def test_urls_may_contain_letters_of_any_script(server, tmp_path):
     assert fetch(server.url + "/é?ж=%C3%A9", SHA256, tmp_path).read_bytes() == TEXT
 
 
-def test_two_who_want_the_same_download_it_once(server, tmp_path):
+def test_concurrent_downloads_of_the_same_file_download_it_once(server, tmp_path):
     threads = [threading.Thread(target=fetch, args=(server.url, SHA256, tmp_path)) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -139,7 +139,7 @@ def test_two_who_want_the_same_download_it_once(server, tmp_path):
     assert server.requests == [None] and kept(tmp_path) == {SHA256: TEXT}
 
 
-def test_servers_that_do_not_answer(server, tmp_path):
+def test_errors_of_servers_and_invalid_urls_are_reported(server, tmp_path):
     server.status = 404
     with pytest.raises(CorpusError, match="text.txt: the server answered 404 Not Found"):
         fetch(server.url, SHA256, tmp_path)
@@ -155,13 +155,13 @@ def test_servers_that_do_not_answer(server, tmp_path):
     server._http.server_close = server._http.shutdown = lambda: None
 
 
-def test_a_disk_that_cannot_be_written(server, tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(server, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(CorpusError, match="cannot keep the download of .*CHARLM_CACHE names another folder"):
+    with pytest.raises(CorpusError, match="cannot write the download of .*set CHARLM_CACHE to another folder"):
         fetch(server.url, SHA256, tmp_path / "file")
 
 
-def test_corpora_from_a_url(server, tmp_path, monkeypatch):
+def test_a_corpus_is_loaded_from_a_url(server, tmp_path, monkeypatch):
     monkeypatch.setenv("CHARLM_CACHE", str(tmp_path))
     options = default_config().data
     options.update(url=server.url, sha256=SHA256)
@@ -169,7 +169,7 @@ def test_corpora_from_a_url(server, tmp_path, monkeypatch):
     assert loaded.name == server.url and loaded.sha256 == SHA256
     assert loaded.vocab.decode(loaded.train) == TEXT.decode()[: len(TEXT) * 9 // 10]
     server.body = b"altered" + TEXT[7:]
-    assert corpus.load_corpus(options).sha256 == SHA256  # It is there already.
+    assert corpus.load_corpus(options).sha256 == SHA256  # The file is downloaded already.
     options.sha256 = hashlib.sha256(TEXT + b"?").hexdigest()
     with pytest.raises(CorpusError, match="it was altered"):
         corpus.load_corpus(options)

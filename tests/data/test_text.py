@@ -14,7 +14,7 @@ from charlm.system.errors import CorpusError
     st.booleans(),
     st.booleans(),
 )
-def test_a_file_read_in_pieces_is_the_file(tmp_path_factory, content, piece_bytes, lowercase, bom):
+def test_the_pieces_of_a_file_make_up_the_file(tmp_path_factory, content, piece_bytes, lowercase, bom):
     path = tmp_path_factory.mktemp("t") / "t.txt"
     path.write_bytes((b"\xef\xbb\xbf" if bom else b"") + content.encode())
     with pytest.MonkeyPatch.context() as patch:
@@ -22,13 +22,13 @@ def test_a_file_read_in_pieces_is_the_file(tmp_path_factory, content, piece_byte
         pieces = list(text.read_pieces(path, lowercase=False))
         lowered = "".join(text.read_pieces(path, lowercase=True))
     assert "".join(pieces) == text.normalise(content, lowercase=False)
-    if len(content) < 12:  # Short enough that no line was cut.
+    if len(content) < 12:  # No line of a short text is cut.
         assert lowered == text.normalise(content, lowercase=True)
 
 
 @pytest.mark.parametrize("prefix", [b"", "añ漢".encode(), b"\xef\xbb\xbfabc"])
 @pytest.mark.parametrize("bad", [b"\xff", b"\xc3(", b"\xe6\xbc"])
-def test_the_byte_offset_of_what_is_not_utf8(tmp_path, monkeypatch, prefix, bad):
+def test_invalid_utf_8_is_reported_with_its_byte_offset(tmp_path, monkeypatch, prefix, bad):
     monkeypatch.setattr(text, "PIECE_BYTES", 4)
     path = tmp_path / "bad.txt"
     path.write_bytes(prefix + bad)
@@ -36,7 +36,7 @@ def test_the_byte_offset_of_what_is_not_utf8(tmp_path, monkeypatch, prefix, bad)
         list(text.read_pieces(path, lowercase=False))
 
 
-def test_a_play_is_names_and_speech():
+def test_a_play_is_reduced_to_names_and_speeches():
     markdown = (
         "# Title\n\n## ACT I\n\n### SCENE I. A place.\n\n_Enter A and B,\nwith drums_\n\n**A**  \nOne _\\[Aside]_ two,  \n"
         "three.\n\n_Exit A_\n\n**First B**  \n\\--Four; _[To A]\nfive._ six\n\n*[Sings.]*\n\nseven\n\n**C**  \n_\\[Dies]_\n"
@@ -44,7 +44,7 @@ def test_a_play_is_names_and_speech():
     assert text.play_text(markdown) == "A:\nOne two,\nthree.\n\nFirst B:\n--Four; six\nseven\n"
 
 
-def test_the_built_in_plays():
+def test_the_built_in_plays_are_clean_text_with_the_recorded_sha256():
     plays = [text.play_text(path.read_text(encoding="utf-8")) for path in text.play_paths()]
     whole = "".join(plays)
     assert len(plays) == 38 and hashlib.sha256(whole.encode()).hexdigest() == text.SHAKESPEARE_SHA256

@@ -13,7 +13,7 @@ TEXTS = st.text(st.characters(codec="utf-8"))
 
 @given(TEXTS.filter(bool))
 def test_chars_round_trip(text):
-    vocab = Vocab.of_chars(set(text))
+    vocab = Vocab.from_chars(set(text))
     ids = vocab.encode(text)
     assert vocab.decode(ids) == text
     assert ids.dtype == vocab.dtype
@@ -22,14 +22,14 @@ def test_chars_round_trip(text):
 
 @given(TEXTS)
 def test_bytes_round_trip(text):
-    vocab = Vocab.of_bytes()
+    vocab = Vocab.all_bytes()
     assert vocab.encode(text).tobytes() == text.encode()
     assert vocab.decode(vocab.encode(text)) == text
 
 
 @given(TEXTS, st.integers(1, 5), st.integers(0, 3))
-def test_a_byte_stream_in_pieces_never_shows_half_a_character(text, size, cut):
-    vocab = Vocab.of_bytes()
+def test_a_decoder_of_bytes_never_returns_an_incomplete_character(text, size, cut):
+    vocab = Vocab.all_bytes()
     ids, decode = vocab.encode(text), vocab.decoder()
     ids = ids[: max(len(ids) - cut, 0)]
     pieces = [decode(ids[i : i + size]) for i in range(0, len(ids), size)]
@@ -38,7 +38,7 @@ def test_a_byte_stream_in_pieces_never_shows_half_a_character(text, size, cut):
 
 
 @given(st.binary(max_size=6) | TEXTS.map(str.encode))
-def test_the_automaton_accepts_utf_8_and_nothing_else(content):
+def test_the_automaton_accepts_exactly_utf_8(content):
     table, state = utf8_transitions(), 0
     for byte in content:
         state = table[state, byte] if state >= 0 else -1
@@ -49,7 +49,7 @@ def test_the_automaton_accepts_utf_8_and_nothing_else(content):
         assert (state > 0) == (error.reason == "unexpected end of data")
 
 
-def test_every_character_passes_the_automaton():
+def test_the_automaton_accepts_every_character():
     table = utf8_transitions()
     points = np.array([p for p in range(NUM_CODE_POINTS) if not 0xD800 <= p < 0xE000], "<u4")
     for length, first, last in ((1, 0, 0x80), (2, 0x80, 0x800), (3, 0x800, 0x10000), (4, 0x10000, NUM_CODE_POINTS)):
@@ -62,16 +62,16 @@ def test_every_character_passes_the_automaton():
 
 
 @pytest.mark.parametrize("size, dtype", [(256, np.uint8), (257, np.uint16), (1 << 16, np.uint16), ((1 << 16) + 1, np.uint32)])
-def test_ids_are_as_narrow_as_can_be(size, dtype):
+def test_ids_have_the_smallest_possible_dtype(size, dtype):
     points = [p for p in range(size + 3000) if not 0xD800 <= p < 0xE000][:size]
-    vocab = Vocab.of_chars(map(chr, points))
+    vocab = Vocab.from_chars(map(chr, points))
     assert vocab.dtype == dtype
     assert vocab.encode(vocab.symbols).tolist() == list(range(size))
 
 
 @given(TEXTS.filter(bool), st.characters(codec="utf-8"), st.integers(0, 5))
-def test_an_unknown_symbol_is_named_with_its_position_in_all_pieces(text, other, earlier):
-    vocab = Vocab.of_chars(set(text) - {other} or {"a" if other != "a" else "b"})
+def test_a_missing_symbol_is_reported_with_its_position_in_the_whole_text(text, other, earlier):
+    vocab = Vocab.from_chars(set(text) - {other} or {"a" if other != "a" else "b"})
     known = "".join(c for c in text if c in vocab.symbols)
     encode = vocab.encoder()
     for _ in range(earlier):
@@ -82,8 +82,8 @@ def test_an_unknown_symbol_is_named_with_its_position_in_all_pieces(text, other,
 
 
 @given(TEXTS.filter(bool), TEXTS)
-def test_unknown_symbols_become_one_symbol_where_the_vocabulary_has_it(text, other):
-    vocab = Vocab.of_chars(text, unknown=True)
+def test_missing_symbols_become_the_unknown_symbol_if_the_vocabulary_has_one(text, other):
+    vocab = Vocab.from_chars(text, unknown=True)
     assert vocab.decode(vocab.encode(text + other)) == "".join(c if c in vocab.symbols else UNKNOWN for c in text + other)
 
 
@@ -96,29 +96,29 @@ def counts_of(*texts):
 
 
 @given(st.lists(st.one_of(TEXTS, st.text(st.characters(max_codepoint=127)))))
-def test_code_points_are_counted(texts):
+def test_count_code_points_counts_every_character(texts):
     counts = counts_of(*texts)
     assert {chr(i): int(counts[i]) for i in np.flatnonzero(counts)} == dict(Counter("".join(texts)))
 
 
 @given(TEXTS.filter(bool), st.integers(1, 8))
-def test_a_cap_keeps_the_most_frequent_symbols(text, most):
-    vocab = Vocab.of_counts(counts_of(text), max_symbols=most)
+def test_max_symbols_keeps_the_most_frequent_symbols(text, most):
+    vocab = Vocab.from_counts(counts_of(text), max_symbols=most)
     ranked = sorted(Counter(text).items(), key=lambda item: (-item[1], item[0]))
     assert set(vocab.symbols) == {symbol for symbol, _ in ranked[:most]} | {UNKNOWN}
     assert vocab.decode(vocab.encode(text)) == "".join(c if c in vocab.symbols else UNKNOWN for c in text)
-    assert Vocab.of_counts(counts_of(text)) == Vocab.of_chars(text)
+    assert Vocab.from_counts(counts_of(text)) == Vocab.from_chars(text)
 
 
 @given(TEXTS.filter(bool), TEXTS)
-def test_characters_are_counted_in_either_vocabulary(text, other):
-    for vocab in (Vocab.of_chars(text + other), Vocab.of_bytes()):
+def test_num_chars_counts_characters_in_both_kinds_of_vocabulary(text, other):
+    for vocab in (Vocab.from_chars(text + other), Vocab.all_bytes()):
         assert vocab.num_chars(vocab.encode(text)) == len(text)
 
 
 @given(TEXTS.filter(bool))
 def test_json_round_trip(text):
-    for vocab in (Vocab.of_chars(text), Vocab.of_chars(text, unknown=True), Vocab.of_bytes()):
+    for vocab in (Vocab.from_chars(text), Vocab.from_chars(text, unknown=True), Vocab.all_bytes()):
         assert Vocab.from_json(vocab.to_json()) == vocab
 
 
@@ -136,6 +136,6 @@ def test_json_round_trip(text):
         {"kind": "chars", "symbols": "ab", "unknown": 1},
     ],
 )
-def test_what_is_no_vocabulary_is_refused(value):
+def test_from_json_refuses_anything_that_is_not_a_vocabulary(value):
     with pytest.raises(ValueError):
         Vocab.from_json(value)

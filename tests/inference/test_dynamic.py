@@ -11,7 +11,7 @@ from charlm.training.loss import cross_entropy
 V, T = 9, 5
 DRAW = np.random.default_rng(0)
 TRAIN = DRAW.integers(0, V, 400).astype(np.uint8)
-# A text that repeats itself, so that there is something to learn from it.
+# A text that repeats itself, so a model can learn from it.
 TEXT = np.tile(DRAW.integers(0, V, 30), 50).astype(np.uint8)[:1473]
 
 
@@ -26,22 +26,22 @@ def scoring():
     return model, params, rms, lambda ids, rate=0.0, decay=0.0: score(params, rms, ids, rate, decay)
 
 
-def static(model, params, ids):
+def static_losses(model, params, ids):
     logits, _ = model.apply({"params": params}, jnp.asarray(ids[:-1, None], jnp.int32), model.initial_carry(params, 1))
     return np.asarray(cross_entropy(logits, jnp.asarray(ids[1:, None], jnp.int32)))[:, 0]
 
 
-def test_a_model_that_does_not_learn_is_the_static_one(scoring):
+def test_with_rate_0_the_score_is_the_static_score(scoring):
     model, params, _, score = scoring
     for length in (2, T + 1, T + 2, len(TEXT)):
         losses = score(TEXT[:length])
         assert losses.shape == (length - 1,)
-        np.testing.assert_allclose(losses, static(model, params, TEXT[:length]), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(losses, static_losses(model, params, TEXT[:length]), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError):
         score(TEXT[:1])
 
 
-def test_it_learns_from_the_text_and_leaves_the_parameters_as_they_were(scoring):
+def test_the_model_learns_from_the_text_without_changing_the_parameters(scoring):
     _, params, _, score = scoring
     before = jax.tree.map(np.array, params)
     losses, without = score(TEXT, 0.003, 0.001), score(TEXT)
@@ -51,7 +51,7 @@ def test_it_learns_from_the_text_and_leaves_the_parameters_as_they_were(scoring)
 
 
 @pytest.mark.parametrize("position", [7, 203, 1300])
-def test_no_character_changes_its_own_score_or_that_of_one_before_it(scoring, position):
+def test_a_symbol_changes_only_its_own_score_and_later_ones(scoring, position):
     score = scoring[3]
     changed = TEXT.copy()
     changed[position] = (changed[position] + 1) % V
@@ -61,7 +61,7 @@ def test_no_character_changes_its_own_score_or_that_of_one_before_it(scoring, po
     assert (losses[position - 1 :] != others[position - 1 :]).all()
 
 
-def test_one_update_is_the_rule(scoring):
+def test_the_updates_follow_the_equation(scoring):
     model, params, rms, score = scoring
     rate, decay = 0.002, 0.3
 
@@ -86,9 +86,9 @@ def test_one_update_is_the_rule(scoring):
     np.testing.assert_allclose(score(TEXT, rate, decay)[: 4 * T].reshape(4, T).sum(1), expected, rtol=1e-4)
 
 
-def test_the_rms_is_that_of_the_gradients(scoring):
+def test_gradient_rms_is_the_root_mean_square_of_the_gradients(scoring):
     model, params, _, _ = scoring
-    short = TRAIN[: 2 * T + 3]  # Three places for a segment with its predecessor.
+    short = TRAIN[: 2 * T + 3]  # A segment and its predecessor fit at three positions.
     squares = []
     for start in range(3):
         before, ids = short[start : start + T], short[start + T : start + 2 * T + 1]

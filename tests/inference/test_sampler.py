@@ -29,7 +29,7 @@ def sampling():
     config.update(hidden_size=16, embedding_size=6)
     model = CharLM.from_config(config, V)
     params = jax.tree.map(lambda p: 2 * p, model.initial_params(jax.random.key(0)))
-    vocab = Vocab.of_chars("abcdefghij")
+    vocab = Vocab.from_chars("abcdefghij")
     sampler = make_sampler(model, vocab)
 
     def draw(length, num_samples=1, seed=0, prompt=(3,), settings=PLAIN, keys=None):
@@ -41,28 +41,28 @@ def sampling():
 
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 200])
-def test_the_length_is_what_was_asked_for_and_a_longer_text_begins_the_same(sampling, length):
+def test_a_sample_has_the_given_length_and_is_a_prefix_of_longer_ones(sampling, length):
     draw = sampling[3]
     text = draw(length, num_samples=2)
     assert text.shape == (2, length)
     assert (draw(300, num_samples=2)[:, :length] == text).all()
 
 
-def test_seeds_and_samples_differ_and_repeat(sampling):
+def test_samples_differ_between_seeds_and_are_repeatable(sampling):
     draw = sampling[3]
     a, b = draw(100, num_samples=3), draw(100, num_samples=3, seed=1)
     assert (a == draw(100, num_samples=3)).all()
     assert len({row.tobytes() for row in np.concatenate([a, b])}) == 6
 
 
-def test_each_sample_of_a_batch_is_what_it_would_be_alone(sampling):
+def test_a_sample_does_not_depend_on_the_others_of_its_batch(sampling):
     draw = sampling[3]
     batch, keys = draw(150, num_samples=9), sample_keys(0, 9)
     for n in range(9):
         assert (draw(150, keys=keys[n : n + 1])[0] == batch[n]).all()
 
 
-def test_temperature_seed_and_length_compile_nothing(sampling):
+def test_temperature_seed_and_length_trigger_no_recompilation(sampling):
     _, _, sampler, draw = sampling
     draw(70, num_samples=4)
     compiled = sampler.block._cache_size()
@@ -72,7 +72,7 @@ def test_temperature_seed_and_length_compile_nothing(sampling):
 
 
 @pytest.mark.parametrize("prompt_length", [1, 2, 64, 65, 130])
-def test_a_prompt_primes_the_state(sampling, prompt_length):
+def test_a_sample_continues_from_the_state_after_the_prompt(sampling, prompt_length):
     model, params, _, draw = sampling
     prompt = np.random.default_rng(prompt_length).integers(0, V, prompt_length)
     greedy = draw(5, prompt=prompt, settings=PLAIN._replace(greedy=True))[0]
@@ -85,7 +85,7 @@ def test_a_prompt_primes_the_state(sampling, prompt_length):
     assert greedy.tolist() == expected
 
 
-def test_draws_follow_the_model(sampling):
+def test_symbols_are_drawn_with_the_probabilities_of_the_model(sampling):
     model, params, _, draw = sampling
     first = draw(1, num_samples=20000, settings=PLAIN._replace(temperature=0.7))[:, 0]
     logits, _ = model.apply({"params": params}, jnp.array([[3]]), model.initial_carry(params, 1))
@@ -94,10 +94,10 @@ def test_draws_follow_the_model(sampling):
     assert chi_squared < 27.9  # The 99.9th percentile for 9 degrees of freedom.
 
 
-def test_weights_of_bfloat16(sampling):
-    """They are kept so, nothing else is, and the text is as probable as before but for rounding."""
+def test_bfloat16_weights(sampling):
+    """Only the matrices are bfloat16, and the logits change only by rounding."""
     model, params, full, _ = sampling
-    low = make_sampler(model, Vocab.of_chars("abcdefghij"), dtype="bfloat16")
+    low = make_sampler(model, Vocab.from_chars("abcdefghij"), dtype="bfloat16")
     weights = low.prepare(params)
     assert {leaf.ndim: leaf.dtype for leaf in jax.tree.leaves(weights)} == {1: jnp.float32, 2: jnp.bfloat16}
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(low.start(weights, 2)))
@@ -109,7 +109,7 @@ def test_weights_of_bfloat16(sampling):
 
 
 def nucleus(logits, top_k, top_p):
-    """What may be drawn, by the definition, in plain Python."""
+    """Return the symbols that may be drawn: the definition of top-k and top-p filtering in plain Python."""
     order = sorted(range(len(logits)), key=lambda i: -logits[i])[:top_k]
     weights = [np.exp(logits[i] - logits[order[0]]) for i in order]
     kept, mass = set(), 0.0
@@ -126,7 +126,7 @@ def nucleus(logits, top_k, top_p):
     st.integers(1, V),
     st.floats(0.01, 0.99),
 )
-def test_top_k_and_top_p(scores, top_k, top_p):
+def test_top_k_and_top_p_filtering_follow_their_definition(scores, top_k, top_p):
     logits = np.array(scores) / 10 + 0.0123
     kept = np.isfinite(np.asarray(filter_top_k_top_p(jnp.asarray(logits), top_k, top_p)))
     expected = nucleus(logits, top_k, top_p)
@@ -134,15 +134,15 @@ def test_top_k_and_top_p(scores, top_k, top_p):
     assert set(np.flatnonzero(kept)) == expected or len(near) > 1
 
 
-def test_top_k_of_one_is_greedy_and_both_stay_inside_their_sets(sampling):
+def test_the_strongest_filtering_is_greedy(sampling):
     draw = sampling[3]
     greedy = draw(80, settings=PLAIN._replace(greedy=True))
     assert (draw(80, settings=PLAIN._replace(top_k=1)) == greedy).all()
     assert (draw(80, settings=PLAIN._replace(top_p=1e-6)) == greedy).all()
 
 
-def test_samples_are_written_one_after_another_and_the_first_as_it_comes():
-    vocab = Vocab.of_chars("abc")
+def test_the_first_sample_is_written_as_it_is_drawn_and_the_others_after_it():
+    vocab = Vocab.from_chars("abc")
     written = []
 
     def pieces():
@@ -156,17 +156,17 @@ def test_samples_are_written_one_after_another_and_the_first_as_it_comes():
 
 @pytest.fixture(scope="module")
 def byte_sampler():
-    """A byte model that has learnt nothing: without rules three draws in four would not be UTF-8."""
+    """Return an untrained byte model. If all bytes were allowed, most of its draws would not be UTF-8."""
     config = default_config().model
     config.update(hidden_size=4, embedding_size=4)
-    vocab = Vocab.of_bytes()
+    vocab = Vocab.all_bytes()
     model = CharLM.from_config(config, vocab.size)
     return make_sampler(model, vocab), jax.jit(model.initial_params)(jax.random.key(0)), vocab
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 9.0}, {"top_k": 3}, {"top_p": 0.2}, {"greedy": True}])
 @pytest.mark.parametrize("prompt", ["a", "漢", "🙂é"])
-def test_a_byte_model_writes_utf_8(byte_sampler, settings, prompt):
+def test_a_byte_model_draws_valid_utf_8(byte_sampler, settings, prompt):
     sampler, params, vocab = byte_sampler
     settings = Settings(1.0, 256, 1.0, False)._replace(**settings)
     ids = vocab.encode(prompt)
@@ -179,7 +179,7 @@ def test_a_byte_model_writes_utf_8(byte_sampler, settings, prompt):
     assert "\ufffd" not in "".join(written) and all(part.startswith(prompt) for part in "".join(written[-7:]).split("\n")[:1])
 
 
-def test_bytes_are_drawn_as_probable_as_they_are_among_those_that_can_come(byte_sampler):
+def test_every_byte_that_can_come_next_is_drawn(byte_sampler):
     sampler, params, vocab = byte_sampler
     draws = np.concatenate(
         list(generate(sampler, params, vocab, vocab.encode("a"), sample_keys(1, 20000), 1, Settings(1.0, 256, 1.0, False)))
@@ -189,10 +189,10 @@ def test_bytes_are_drawn_as_probable_as_they_are_among_those_that_can_come(byte_
     assert counts[allowed].sum() == 20000 and (counts[allowed] > 0).all()
 
 
-def test_a_sliding_window_agrees_with_the_carried_state_on_the_first_symbol_alone(sampling):
-    """A prompt of W symbols leaves the same state either way; then the window forgets its first symbol, the state not."""
+def test_a_window_agrees_with_the_carried_state_only_on_the_first_symbol(sampling):
+    """After a prompt of W symbols both states are equal. Then the window forgets its first symbol, but the state does not."""
     model, params, carried, _ = sampling
-    vocab, window = Vocab.of_chars("abcdefghij"), 12
+    vocab, window = Vocab.from_chars("abcdefghij"), 12
     sliding = make_sampler(model, vocab, window)
     greedy = PLAIN._replace(greedy=True)
     prompts = np.random.default_rng(0).integers(0, V, (20, window))
@@ -200,15 +200,15 @@ def test_a_sliding_window_agrees_with_the_carried_state_on_the_first_symbol_alon
     differ = 0
     for prompt in prompts:
         ids = list(prompt)
-        for _ in range(30):  # By the definition: read the last W anew.
+        for _ in range(30):  # The definition: read the last W symbols from a zero state.
             ids.append(int(jnp.argmax(apply(jnp.asarray(ids[-window:])))))
-        slid, kept = (
+        from_window, from_state = (
             np.concatenate(list(generate(sampler, params, vocab, prompt, sample_keys(0, 1), 30, greedy)), axis=1)[0].tolist()
             for sampler in (sliding, carried)
         )
-        assert slid == ids[window:]
-        assert slid[0] == kept[0]
-        differ += slid != kept
+        assert from_window == ids[window:]
+        assert from_window[0] == from_state[0]
+        differ += from_window != from_state
     assert differ
 
 
@@ -219,19 +219,19 @@ def options_of(**sample):
 
 
 @given(st.integers(1, 30), st.integers(0, 50), st.booleans())
-def test_a_random_prompt_is_a_piece_of_the_text(length, seed, as_bytes):
+def test_a_random_prompt_is_part_of_the_text(length, seed, as_bytes):
     text = "aé漢🙂b\nc" * 20
-    vocab = Vocab.of_bytes() if as_bytes else Vocab.of_chars(text)
+    vocab = Vocab.all_bytes() if as_bytes else Vocab.from_chars(text)
     prompt, ids = make_prompt(options_of(random_prompt=length), vocab, vocab.encode(text), seed)
     assert prompt in text and length <= len(ids) <= length + (3 if as_bytes else 0)
-    # Of bytes, whole characters: what is drawn after them begins with a character.
+    # A prompt of bytes consists of whole characters, so the sample starts with a whole character.
     assert (vocab.encode(prompt) == ids).all()
     assert (ids == make_prompt(options_of(random_prompt=length), vocab, vocab.encode(text), seed)[1]).all()
 
 
-def test_prompts_that_are_too_short_or_too_long():
-    vocab = Vocab.of_chars("abc")
-    with pytest.raises(ConfigError, match="sample.window is 5, but the prompt has 3 symbols; give it as many, or set"):
+def test_prompts_that_are_too_short_or_too_long_are_refused():
+    vocab = Vocab.from_chars("abc")
+    with pytest.raises(ConfigError, match="sample.window is 5, but the prompt has 3 symbols; give a longer one, or set"):
         make_prompt(options_of(window=5, prompt="abc"), vocab, None, 0)
     with pytest.raises(ConfigError, match="sample.random_prompt is 9, but the training text has 8 symbols"):
         make_prompt(options_of(random_prompt=9), vocab, vocab.encode("abcabcab"), 0)

@@ -11,7 +11,7 @@ from charlm.inference.scorer import cut_streams, make_scorer, min_text_length
 from charlm.nn.model import CharLM
 
 V = 9
-VOCAB = Vocab.of_chars("abcdefghi")
+VOCAB = Vocab.from_chars("abcdefghi")
 BATCHING = default_config().batching
 IDS = np.random.default_rng(0).integers(0, V, 1503).astype(np.uint8)
 
@@ -20,7 +20,7 @@ def model_and_params(hidden=12):
     config = default_config().model
     config.update(hidden_size=hidden, embedding_size=6)
     model = CharLM.from_config(config, V)
-    # Large weights, so that context matters.
+    # Large weights, so that the loss depends on the context.
     return model, jax.tree.map(lambda p: 2 * p, model.initial_params(jax.random.key(0)))
 
 
@@ -31,7 +31,7 @@ def options(num_streams=64, context=64, batch_size=64, max_chars=10_000):
 
 
 @given(st.integers(2, 500), st.integers(1, 80), st.integers(0, 50))
-def test_streams_score_every_character_but_the_first_once_with_all_the_context_there_is(num_chars, num_streams, context):
+def test_streams_score_every_character_except_the_first_once_with_its_context(num_chars, num_streams, context):
     streams = cut_streams(num_chars, num_streams, context)
     scored = np.concatenate([np.arange(first, end) for _, first, end in zip(*streams)])
     assert (scored == np.arange(1, num_chars)).all()
@@ -39,7 +39,7 @@ def test_streams_score_every_character_but_the_first_once_with_all_the_context_t
     assert (streams.first - 1 - streams.start == np.minimum(context, streams.first - 1)).all()
 
 
-def test_one_stream_is_the_whole_text_read_from_a_zero_state():
+def test_one_stream_reads_the_whole_text_from_a_zero_state():
     model, params = model_and_params()
     logits, _ = model.apply({"params": params}, jnp.asarray(IDS[:-1, None].astype(np.int32)), model.initial_carry(params, 1))
     log_probs = np.asarray(jax.nn.log_softmax(logits[:, 0]), np.float64)
@@ -49,7 +49,7 @@ def test_one_stream_is_the_whole_text_read_from_a_zero_state():
     assert score.count == len(IDS) - 1
 
 
-def test_each_stream_is_warmed_on_its_context():
+def test_each_stream_reads_its_context_first():
     model, params = model_and_params()
     expected = 0.0
     for start, first, end in zip(*cut_streams(len(IDS), 3, 20)):
@@ -62,7 +62,7 @@ def test_each_stream_is_warmed_on_its_context():
 
 
 @pytest.mark.parametrize("num_streams", [64, 10])
-def test_how_many_streams_the_device_takes_at_a_time_changes_nothing(num_streams):
+def test_the_batch_size_does_not_change_the_score(num_streams):
     model, params = model_and_params()
     score = make_scorer(model, VOCAB, BATCHING)
     scores = [score(params, IDS, options(num_streams, batch_size=size)) for size in (1, 7, 64)]
@@ -71,7 +71,7 @@ def test_how_many_streams_the_device_takes_at_a_time_changes_nothing(num_streams
 
 
 @pytest.mark.parametrize("length", [2, 3, 65])
-def test_texts_with_fewer_characters_than_streams(length):
+def test_a_text_may_have_fewer_characters_than_streams(length):
     model, params = model_and_params()
     score = make_scorer(model, VOCAB, BATCHING)
     whole = score(params, IDS[:length], options(num_streams=1))
@@ -80,7 +80,7 @@ def test_texts_with_fewer_characters_than_streams(length):
     assert abs(many.nats_per_char - whole.nats_per_char) < 1e-5
 
 
-def test_units():
+def test_a_uniform_model_has_the_loss_log_v_in_every_unit():
     model, params = model_and_params()
     score = make_scorer(model, VOCAB, BATCHING)(jax.tree.map(jnp.zeros_like, params), IDS, options())
     np.testing.assert_allclose(score.nats_per_char, np.log(V), rtol=1e-6)
@@ -114,10 +114,10 @@ def test_a_many_to_one_model_is_scored_on_evenly_spaced_windows(batch_size):
         make_scorer(model, VOCAB, batching)(params, IDS[:20], options())
 
 
-def test_bytes_are_scored_by_the_byte_and_by_the_character():
+def test_bytes_are_scored_in_nats_per_byte_and_per_character():
     config = default_config().model
     config.update(hidden_size=4, embedding_size=4)
-    vocab = Vocab.of_bytes()
+    vocab = Vocab.all_bytes()
     model = CharLM.from_config(config, vocab.size)
     params = jax.tree.map(jnp.zeros_like, jax.jit(model.initial_params)(jax.random.key(0)))
     text = "aé漢🙂" * 30

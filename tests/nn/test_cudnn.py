@@ -1,5 +1,5 @@
-"""cuDNN's LSTM. There is none on a CPU: what JAX says that it computes (`lstm_ref`, checked against it in JAX's own tests)
-takes its place, so that what is tested is that charlm asks for the right thing."""
+"""cuDNN's LSTM. A CPU has no cuDNN, so JAX's reference implementation replaces it: `lstm_ref`, which JAX's tests compare with
+cuDNN. The tests here check the arguments that charlm passes."""
 
 import json
 
@@ -20,18 +20,18 @@ T, B, V = 9, 3, 13
 
 @pytest.fixture
 def reference_cudnn(monkeypatch):
-    """A machine with a GPU, as far as charlm can see, and the shapes that it asked cuDNN for."""
-    asked = []
+    """Replace cuDNN by JAX's reference implementation and return the list of its calls: (shape of the input, hidden size)."""
+    calls = []
 
     def lstm(x, h_0, c_0, weights, seq_lengths, input_size, hidden_size, num_layers, dropout, bidirectional):
-        asked.append((x.shape, hidden_size))
+        calls.append((x.shape, hidden_size))
         matrices = rnn.unpack_lstm_weights(weights, input_size, hidden_size, num_layers, bidirectional)
         shape = input_size, hidden_size, num_layers, dropout, bidirectional
         return rnn.lstm_ref(x, h_0, c_0, *matrices, seq_lengths, *shape)
 
     monkeypatch.setattr(cudnn.rnn, "lstm", lstm)
     monkeypatch.setattr(cudnn, "is_available", lambda: True)
-    return asked
+    return calls
 
 
 def model_of(**changes):
@@ -42,7 +42,7 @@ def model_of(**changes):
 
 
 @pytest.mark.parametrize("encoding", ["embedding", "one_hot", "scalar"])
-def test_outputs_states_and_all_gradients_are_those_of_the_scan(x64, reference_cudnn, encoding):
+def test_outputs_carries_and_gradients_equal_those_of_the_scan(x64, reference_cudnn, encoding):
     draw = np.random.default_rng(0)
     options = {"encoding": encoding, "recurrent_dropout": 0.3, "residual": True, "learn_initial_state": True}
     models = [model_of(recurrence=name, **options).clone(dtype="float64") for name in ("scan", "cudnn")]
@@ -61,23 +61,24 @@ def test_outputs_states_and_all_gradients_are_those_of_the_scan(x64, reference_c
     assert set(reference_cudnn) == {((B, T, size), 6), ((B, T, 6), 6)}
 
 
-def test_auto_takes_cudnn_for_what_it_can_do_alone(reference_cudnn, monkeypatch):
-    def found(**changes):
+def test_auto_selects_cudnn_only_where_cudnn_supports_the_model(reference_cudnn, monkeypatch):
+    def selected(**changes):
         return model_of(**changes).recurrence
 
-    assert found() == found(recurrence="cudnn") == "cudnn"
-    assert found(recurrence="scan") == found(cell="gru") == found(cell="ln_lstm") == found(dtype="bfloat16") == "scan"
-    # What was trained with it can be scored and sampled anywhere.
+    assert selected() == selected(recurrence="cudnn") == "cudnn"
+    for changes in ({"recurrence": "scan"}, {"cell": "gru"}, {"cell": "ln_lstm"}, {"dtype": "bfloat16"}):
+        assert selected(**changes) == "scan"
+    # A model that was trained with cuDNN can be scored and sampled on any machine.
     monkeypatch.setattr(cudnn, "is_available", lambda: False)
-    assert found() == found(recurrence="cudnn") == "scan"
+    assert selected() == selected(recurrence="cudnn") == "scan"
 
 
-def test_a_cpu_has_no_cudnn():
+def test_cudnn_is_not_available_on_a_cpu():
     assert not cudnn.is_available()
 
 
-def test_first_parameters_and_runs_side_by_side_do_without(reference_cudnn):
-    """The one needs no loop over time; the others are vmapped, which cuDNN's call cannot be."""
+def test_the_first_state_and_runs_side_by_side_do_not_use_cudnn(reference_cudnn):
+    """The first state needs no loop over time. Runs side by side are vmapped, which cuDNN does not support."""
     config = default_config()
     config.batching.update(batch_size=2, seq_len=4)
     config.model.update(hidden_size=6, embedding_size=4)
@@ -94,7 +95,7 @@ def test_first_parameters_and_runs_side_by_side_do_without(reference_cudnn):
     assert not reference_cudnn
 
 
-def test_a_run_that_asks_for_it_in_vain_is_refused(run, small_config, tmp_path):
+def test_a_run_that_requires_cudnn_is_refused_where_it_is_not_available(run, small_config, tmp_path):
     argv = f"--config={small_config}", f"--workdir={tmp_path / 'w'}", "--config.model.recurrence=cudnn"
     code, _, err = run("train", *argv)
     assert code == 2
@@ -104,7 +105,7 @@ def test_a_run_that_asks_for_it_in_vain_is_refused(run, small_config, tmp_path):
     assert code == 2 and "it needs model.cell lstm and model.dtype float32, not gru and float32" in err
 
 
-def test_a_run_that_was_trained_with_it_is_scored_and_sampled_without(run, small_config, tmp_path):
+def test_a_run_that_was_trained_with_cudnn_is_scored_and_sampled_without_it(run, small_config, tmp_path):
     workdir = tmp_path / "w"
     assert run("train", f"--config={small_config}", f"--workdir={workdir}", "--config.train.steps=10")[0] == 0
     commands = [("evaluate", f"--workdir={workdir}"), ("sample", f"--workdir={workdir}")]

@@ -24,8 +24,8 @@ def build(**changes):
     return model, jax.jit(model.initial_params)(jax.random.key(0))
 
 
-def build_of_any(**changes):
-    """A model with parameters of float64 such that no scale is 1 and no bias 0."""
+def build_with_random_params(**changes):
+    """Return a float64 model and parameters where no scale is 1 and no bias is 0."""
     model, draw = model_of(**changes), np.random.default_rng(5)
     shapes = jax.eval_shape(model.initial_params, jax.random.key(0))
     return model.clone(dtype="float64"), jax.tree.map(lambda leaf: jnp.asarray(draw.normal(size=leaf.shape) / 2), shapes)
@@ -37,8 +37,8 @@ def ids(time, batch, seed=0):
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_model_is_its_equations(x64, cell, encoding):
-    model, params = build_of_any(cell=cell, encoding=encoding)
+def test_logits_equal_the_equations_of_the_model(x64, cell, encoding):
+    model, params = build_with_random_params(cell=cell, encoding=encoding)
     ids_TB = ids(9, 3)
     carry = model.initial_carry(params, 3)
     x = jax.nn.one_hot(ids_TB, V, dtype=jnp.float64)
@@ -55,26 +55,26 @@ def test_the_model_is_its_equations(x64, cell, encoding):
 
 @pytest.mark.parametrize("cell", ["rnn", "ln_lstm"])
 @pytest.mark.parametrize("encoding, tied", [("embedding", False), ("embedding", True), ("one_hot", False), ("scalar", False)])
-def test_a_folded_model_is_the_same_function(x64, cell, encoding, tied):
-    model, params = build_of_any(cell=cell, encoding=encoding, tie_weights=tied, embedding_size=6)
-    folded, weights = model.folded("float64"), model.fold(params, "float64")
+def test_a_folded_model_computes_the_same_function(x64, cell, encoding, tied):
+    model, params = build_with_random_params(cell=cell, encoding=encoding, tie_weights=tied, embedding_size=6)
+    folded, weights = model.folded("float64"), model.fold_params(params, "float64")
     assert "embedding" not in weights
-    for length, batch in ((1, 2), (9, 3)):  # Fewer ids than symbols, and more.
+    for length, batch in ((1, 2), (9, 3)):  # Fewer ids than symbols, then more ids than symbols.
         ids_TB = ids(length, batch)
         outputs = [m.apply({"params": p}, ids_TB, m.initial_carry(p, batch)) for m, p in ((model, params), (folded, weights))]
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), *outputs)
 
 
 def layer_of(cell, p, x, carry):
-    """A layer by its equations."""
+    """Return the outputs and the last carry of a layer, computed from its equations."""
     x_proj = x @ p["W_x"]
     if cell in reference.NORMALISE_X:
         x_proj = p["scale_x"] * reference.NORMALISE_X[cell](x_proj)
     return reference.unroll(reference.CELLS[cell], p, p["W_h"], jnp.swapaxes(x_proj + p["b"], 1, 2), carry)
 
 
-def test_residual_connections_and_tied_weights_are_their_equations(x64):
-    model, params = build_of_any(num_layers=3, residual=True, tie_weights=True, embedding_size=6)
+def test_residual_connections_and_tied_weights_follow_their_equations(x64):
+    model, params = build_with_random_params(num_layers=3, residual=True, tie_weights=True, embedding_size=6)
     assert "head_W" not in params
     ids_TB = ids(9, 3)
     carry = model.initial_carry(params, 3)
@@ -89,7 +89,7 @@ def test_residual_connections_and_tied_weights_are_their_equations(x64):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_first_state_is_zero_or_that_of_the_parameters(cell):
+def test_the_initial_carry_is_zero_or_comes_from_the_parameters(cell):
     for learned in (False, True):
         model = model_of(cell=cell, learn_initial_state=learned)
         shapes = jax.eval_shape(model.initial_params, jax.random.key(0))
@@ -101,14 +101,14 @@ def test_the_first_state_is_zero_or_that_of_the_parameters(cell):
                 assert state.tolist() == [list(range(6)) if learned else [0] * 6] * 3
 
 
-def test_a_learned_first_state_begins_as_zero():
+def test_a_learned_initial_carry_starts_at_zero():
     model, params = build(learn_initial_state=True)
     assert not any(state.any() for layer in model.initial_carry(params, 3) for state in layer)
 
 
-def test_recurrent_dropout_drops_weights_for_a_whole_window():
+def test_recurrent_dropout_drops_the_same_weights_at_every_step_of_a_window():
     model, params = build(num_layers=1, recurrent_dropout=0.5, cell="rnn", hidden_size=V)
-    # The head is the identity, and the outputs are small enough for tanh to be all but linear.
+    # The head is the identity, and the outputs are so small that tanh is almost linear.
     params = {**params, "head_W": jnp.eye(V), "layer_0": {**params["layer_0"], "W_h": jnp.eye(V), "b": jnp.zeros(V)}}
     params["layer_0"]["W_x"] = jnp.zeros_like(params["layer_0"]["W_x"])
     carry = ((jnp.full((4, V), 1e-3),),)
@@ -118,7 +118,7 @@ def test_recurrent_dropout_drops_weights_for_a_whole_window():
         rngs = {"dropout": jax.random.key(3)}
         return np.asarray(apply({"params": params}, ids(4, 4), carry, train=train, rngs=rngs)[0])
 
-    # A unit's own recurrent weight of 1 is 2 or 0, the same at every step and in every sequence.
+    # Dropout turns the recurrent weight 1 of each unit into 2 or 0, the same at every step and in every sequence.
     kept_V = logits(True)[0, 0] > 0
     assert 0 < kept_V.sum() < V
     doubled_T = 1e-3 * 2.0 ** np.arange(1, 5)
@@ -144,7 +144,7 @@ def test_initial_values():
     assert not np.allclose(blocks[0], blocks[1])
 
 
-def test_all_weights_of_one_distribution():
+def test_init_std_gives_all_weights_the_same_distribution():
     _, params = build(init_std=0.01, forget_bias=0.0, hidden_size=40, embedding_size=40)
     for name, value in flatten_state(params).items():
         if value.ndim == 1:
@@ -153,7 +153,7 @@ def test_all_weights_of_one_distribution():
             assert abs(value.std() / 0.01 - 1) < 0.1 and abs(value.mean()) < 0.001, name
 
 
-def test_dropout_acts_in_training_alone_and_follows_its_key():
+def test_dropout_acts_only_in_training_and_depends_only_on_its_key():
     model, params = build(dropout=0.5)
     ids_TB, carry = ids(5, 2), model.initial_carry(params, 2)
 
@@ -172,7 +172,7 @@ def test_dropout_acts_in_training_alone_and_follows_its_key():
 def test_variational_dropout_drops_the_same_units_at_every_step():
     masks = {}
     for variational in (False, True):
-        # The head is the identity and the cell's output far from 0, so that the logits show what was dropped.
+        # The head is the identity and no output of the cell is near 0, so a logit is 0 exactly where a unit was dropped.
         model, params = build(num_layers=1, dropout=0.5, variational_dropout=variational, cell="rnn", hidden_size=V)
         params = {**params, "head_W": jnp.eye(V), "layer_0": {**params["layer_0"], "b": jnp.full(V, 9.0)}}
         logits, _ = model.apply(
@@ -184,7 +184,7 @@ def test_variational_dropout_drops_the_same_units_at_every_step():
     assert not (masks[False] == masks[False][0]).all()
 
 
-def test_only_the_last_logits_are_the_last_of_all():
+def test_only_last_returns_the_last_of_all_logits():
     model, params = build()
     ids_TB, carry = ids(8, 2), model.initial_carry(params, 2)
     apply = jax.jit(model.apply, static_argnames="only_last")
@@ -195,7 +195,7 @@ def test_only_the_last_logits_are_the_last_of_all():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), end, same_end)
 
 
-def test_the_state_is_all_that_is_carried():
+def test_a_text_read_in_two_parts_gives_the_same_logits_and_carry():
     model, params = build()
     ids_TB, carry = ids(8, 2), model.initial_carry(params, 2)
     apply = jax.jit(model.apply)

@@ -1,4 +1,4 @@
-"""Outputs and gradients against PyTorch's recurrent layers with the same weights (the extra `parity`)."""
+"""Compare outputs and gradients with those of PyTorch's recurrent layers, with the same weights (extra `parity`)."""
 
 import pytest
 

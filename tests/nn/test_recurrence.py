@@ -1,4 +1,4 @@
-"""The recurrence against plain autodiff of a plain scan, in float64, and against Flax's cells with the same weights."""
+"""Compare the recurrence, in float64, with automatic differentiation of a plain scan and with Flax's cells."""
 
 import re
 
@@ -23,13 +23,13 @@ def draw(seed, *shape):
 def inputs(name):
     cell = CELLS[name]
     gates = len(cell.gates) * H
-    params = {own.name: draw(9 + i, own.blocks * H) for i, own in enumerate(cell.vectors)}
+    params = {vector.name: draw(9 + i, vector.blocks * H) for i, vector in enumerate(cell.vectors)}
     carry = tuple(draw(20 + i, B, H) for i in range(cell.carries))
     return params, draw(1, gates, H), draw(2, T, gates, B), carry
 
 
 def objective(unroll):
-    """A scalar that depends on every output and every element of the last state."""
+    """Return a scalar function of `unroll` that depends on every output and on every element of the last carry."""
 
     def loss(params, W_h, x_proj, carry):
         h_TBH, last = unroll(params, W_h, x_proj, carry)
@@ -57,8 +57,8 @@ def test_values_and_all_gradients_equal_plain_autodiff(x64, name):
     close(jax.jit(jax.grad(objective(fast), every))(*args), jax.jit(jax.grad(objective(plain), every))(*args))
 
 
-def test_a_cell_of_ones_own_inherits_the_gradient(x64):
-    """The minimal gated unit of the README, with a parameter of its own besides."""
+def test_a_custom_cell_inherits_the_gradient(x64):
+    """The cell is a minimal gated unit with a vector parameter."""
 
     def update(params, x_proj_GB, h_proj_GB, carry):
         (h,) = carry
@@ -93,7 +93,7 @@ def test_gradients_equal_finite_differences(x64, name):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_a_text_in_two_halves_ends_where_a_whole_one_does(x64, name):
+def test_a_sequence_in_two_parts_gives_the_same_outputs_and_carry(x64, name):
     params, W_h, x_proj, carry = inputs(name)
 
     def run(x, c):
@@ -106,7 +106,7 @@ def test_a_text_in_two_halves_ends_where_a_whole_one_does(x64, name):
 
 
 def flax_weights(name, params, W_x, W_h, b):
-    """The same weights under the names of Flax's cells: one kernel a gate."""
+    """Return the same weights in the parameter tree of Flax's cells, which have one kernel for each gate."""
     gates = CELLS[name].gates
     weights = {}
     for k, gate in enumerate(gates):
@@ -133,13 +133,13 @@ def test_outputs_and_gradients_equal_those_of_flax(x64, name, flax_cell):
 
     def theirs(params, W_x, W_h, b, x):
         cell = flax_cell(H, dtype=jnp.float64, param_dtype=jnp.float64)
-        first = carry[0] if name == "gru" else (carry[1], carry[0])
+        initial = carry[0] if name == "gru" else (carry[1], carry[0])
         weights = flax_weights(name, params, W_x, W_h, b)
 
         def step(c, x_BE):
             return cell.apply(weights, c, x_BE)
 
-        return jax.lax.scan(step, first, x)[1]
+        return jax.lax.scan(step, initial, x)[1]
 
     args = params, W_x, W_h, b, x_TBE
     close(ours(*args), theirs(*args))
@@ -161,10 +161,10 @@ def test_projected_ids_equal_the_projection_of_their_embeddings(x64, vocab, embe
         return reference.normalise(rows) + b if normalised else rows + b
 
     def fast(table, W_x, b):
-        def of_columns(product):
+        def finish_columns(product):
             return jnp.swapaxes(finish(jnp.swapaxes(product, -1, -2), b), -1, -2)
 
-        x = recurrence.from_ids(ids_TB, table if embedded else None, vocab).project(W_x, of_columns, jnp.float64)
+        x = recurrence.from_ids(ids_TB, table if embedded else None, vocab).project(W_x, finish_columns, jnp.float64)
         return jnp.sum(jnp.sin(jnp.swapaxes(x, 1, 2)) * draw(4, T, B, 4 * H))
 
     def plain(table, W_x, b):
@@ -176,18 +176,18 @@ def test_projected_ids_equal_the_projection_of_their_embeddings(x64, vocab, embe
 
 
 @pytest.mark.parametrize("steps", [16, 19, 33])
-def test_a_large_gradient_is_summed_over_all_steps(x64, steps):
-    """In parts of sixteen steps on a CPU, of which the last may be short."""
+def test_a_large_kernel_gradient_is_summed_over_all_steps(x64, steps):
+    """On a CPU the sum consists of products of 16 steps each, and a shorter first one."""
     batch, rows = 64, 5000
-    assert steps * rows * batch > recurrence._NUMBERS_AT_ONCE
+    assert steps * rows * batch > recurrence._MAX_ELEMENTS_IN_ONE_PRODUCT
     grad, x = draw(1, steps, rows, batch), draw(2, steps, H, batch)
-    summed = jax.jit(recurrence._sum_of_products, static_argnums=2)(grad, x, jnp.float64)
+    summed = jax.jit(recurrence._kernel_gradient, static_argnums=2)(grad, x, jnp.float64)
     np.testing.assert_allclose(summed, np.einsum("tgb,tib->gi", grad, x), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_no_step_copies_the_arrays_of_all_steps(name):
-    """They are written in place, step by step; a copy of one in the loop would make the time quadratic in T."""
+def test_no_step_copies_a_buffer_of_all_steps(name):
+    """The loop writes its buffers in place. A copy in every step would make the time quadratic in T."""
     cell, steps, hidden, batch = CELLS[name], 37, 32, 16
     rows = len(cell.gates) * hidden
 
@@ -195,17 +195,17 @@ def test_no_step_copies_the_arrays_of_all_steps(name):
         carry = (jnp.ones((batch, hidden)),) * cell.carries
         return jnp.sum(jnp.sin(recurrence.unroll(cell, params, W_h, 2 * x_proj, carry)[0]))
 
-    params = {own.name: jnp.ones(own.blocks * hidden) for own in cell.vectors}
+    params = {vector.name: jnp.ones(vector.blocks * hidden) for vector in cell.vectors}
     args = params, jnp.ones((rows, hidden)), jnp.ones((steps, rows, batch))
     compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*args).compile().as_text()
-    # The program of the whole stands last; those before it are its loops and what they fuse.
-    loops, whole = compiled.split("\nENTRY ")
-    assert f"f32[{steps},{rows},{batch}]" in loops and " while(" in whole
+    # The entry computation is the last one. The computations before it are its loops and their fusions.
+    loops, entry = compiled.split("\nENTRY ")
+    assert f"f32[{steps},{rows},{batch}]" in loops and " while(" in entry
     assert not re.findall(rf"= f32\[(?:{steps}|{steps + 1}),\d+,\d+\]\S* copy\(.*", loops)
 
 
 @pytest.mark.parametrize("segments, rows", [(1, 5), (7, 40), (50, 12), (600, 300)])
-def test_segment_sums(x64, segments, rows):
+def test_segment_sum_adds_the_rows_of_each_segment(x64, segments, rows):
     ids = np.random.default_rng(segments).integers(0, segments, rows)
     values = draw(1, rows, 3)
     expected = np.zeros((segments, 3))
@@ -215,7 +215,7 @@ def test_segment_sums(x64, segments, rows):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_bfloat16_lowers_the_products_and_nothing_else(name):
+def test_bfloat16_applies_only_to_the_operands_of_products(name):
     params, W_h, x_proj, carry = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32) * 0.3, inputs(name))
 
     def run(dtype):

@@ -1,6 +1,6 @@
-"""Several devices and several processes, on a CPU: the same training as on one device, resumed on any number of them.
+"""Several devices and several processes, on a CPU: they train like one device, and a run can be resumed on any number of them.
 
-Processes are those of the real command. Their devices are cores that XLA takes for so many devices.
+The processes run the real command. XLA treats the cores of the CPU as devices.
 """
 
 import json
@@ -24,7 +24,7 @@ HOST_PATH = "--config.data.device_bytes=0"
 
 
 def start_job(num_processes, devices, *flags, each=()):
-    """So many processes of the training command with so many devices each; `each` adds flags to one of them."""
+    """Start processes of the training command, with some devices each. `each` holds additional flags for each process."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -38,8 +38,8 @@ def start_job(num_processes, devices, *flags, each=()):
     return started
 
 
-def ended(started, seconds=120):
-    """[(exit code, stderr)] of each."""
+def wait_for(started, seconds=120):
+    """Wait for the processes; return [(exit code, stderr)]."""
     found = []
     for process in started:
         _, err = process.communicate(timeout=seconds)
@@ -48,20 +48,20 @@ def ended(started, seconds=120):
 
 
 def train(path, small_config, num_processes, devices, *flags):
-    """Train in a folder; (result, metrics)."""
-    return make_result(path, start_job(num_processes, devices, f"--config={small_config}", f"--workdir={path}", *flags))
+    """Train in a folder; return (result, metrics)."""
+    return outcome(path, start_job(num_processes, devices, f"--config={small_config}", f"--workdir={path}", *flags))
 
 
-def make_result(path, job):
-    """The same of a job that was started."""
-    found = ended(job)
+def outcome(path, job):
+    """Wait for a job that was started; return (result, metrics)."""
+    found = wait_for(job)
     assert [code for code, _ in found] == [0] * len(job), found
-    assert all("nats per character" not in err for _, err in found[1:]), "process 0 alone speaks"
+    assert all("nats per character" not in err for _, err in found[1:]), "only process 0 prints messages"
     return json.loads((path / "result.json").read_text()), read_metrics(path / "metrics.jsonl")
 
 
 def check_close(a, b):
-    """Two runs but for rounding: losses to 1e-4."""
+    """Check that the losses of two runs differ by less than 1e-4."""
     (result, lines), (other, others) = a, b
     assert [(line["step"], line["split"]) for line in lines] == [(line["step"], line["split"]) for line in others]
     losses = [[line["nats_per_char"] for line in each] for each in (lines, others)]
@@ -71,7 +71,7 @@ def check_close(a, b):
 
 @pytest.fixture(scope="module")
 def alone(small_config, tmp_path_factory):
-    """On one device."""
+    """Train on one device; return (result, metrics)."""
     path = tmp_path_factory.mktemp("alone") / "run"
     return train(path, small_config, 1, 1)
 
@@ -80,8 +80,8 @@ def alone(small_config, tmp_path_factory):
     "num_processes, devices, flags",
     [
         (1, 4, ["--config.mesh.data=2", "--config.mesh.shard_params"]),
-        (2, 2, [HOST_PATH]),
-        (4, 1, ["--config.mesh.shard_params", HOST_PATH]),
+        pytest.param(2, 2, [HOST_PATH], marks=pytest.mark.slow),
+        pytest.param(4, 1, ["--config.mesh.shard_params", HOST_PATH], marks=pytest.mark.slow),
     ],
     ids=["2 of 4 devices, sharded", "2 x 2, host path", "4 processes, sharded, host path"],
 )
@@ -89,16 +89,18 @@ def test_devices_share_a_batch_without_changing_the_training(small_config, alone
     check_close(train(tmp_path / "run", small_config, num_processes, devices, *flags), alone)
 
 
+@pytest.mark.slow
 def test_two_devices_of_a_cpu_draw_large_first_states(small_config, tmp_path):
-    """Drawn at once, the orthogonal kernels of two layers, or devices, of this size kept each other from ending."""
+    """Orthogonal kernels of this size that were drawn at the same time, for two layers or devices, once caused a deadlock."""
     large = "--config.model.hidden_size=384", "--config.model.num_layers=2"
     short = *large, "--config.train.steps=2", "--config.train.sample_every=0"
     result, _ = train(tmp_path / "run", small_config, 1, 2, "--config.mesh.data=2", *short)
     assert result["steps"] == 2
 
 
-def test_a_run_goes_on_with_another_number_of_processes(small_config, alone, tmp_path):
-    """One, two, and one again."""
+@pytest.mark.slow
+def test_a_run_continues_with_another_number_of_processes(small_config, alone, tmp_path):
+    """The run is trained by one process, then by two, then by one."""
     path = tmp_path / "run"
     train(path, small_config, 1, 1, "--config.train.steps=10")
     train(path, small_config, 2, 1, "--config.train.steps=20", "--extend")
@@ -111,7 +113,7 @@ def test_a_run_goes_on_with_another_number_of_processes(small_config, alone, tmp
 
 
 def until_step(path, step, processes):
-    """Wait until metrics of a step are there."""
+    """Wait until the metrics of a step are recorded."""
     give_up = time.monotonic() + 90
     while not any(line["step"] >= step for line in read_metrics(path / "metrics.jsonl")):
         assert time.monotonic() < give_up and all(process.poll() is None for process in processes)
@@ -121,22 +123,23 @@ def until_step(path, step, processes):
 LONG = ["--config.train.steps=100_000", "--config.train.eval_every=0", "--config.train.sample_every=0"]
 
 
-def test_a_process_that_is_killed_ends_the_other_and_the_job_goes_on(small_config, tmp_path):
-    """First the one that leads, then the other; then one of them is asked to stop."""
+@pytest.mark.slow
+def test_a_job_that_loses_a_process_ends_and_continues_when_it_is_started_again(small_config, tmp_path):
+    """Process 0 is killed first, then process 1. In the third start process 1 gets SIGTERM."""
     flags = f"--config={small_config}", f"--workdir={tmp_path / 'run'}", *LONG
     for victim in (0, 1):
         job = start_job(2, 1, *flags)
         until_step(tmp_path / "run", 30 * (victim + 1), job)
         job[victim].kill()
         killed = time.monotonic()
-        found = ended(job)
+        found = wait_for(job)
         assert time.monotonic() - killed < 60
         code, err = found[1 - victim]
-        assert code == 1 and "another process of the job was lost; started again, the job goes on" in err
+        assert code == 1 and "another process of the job was lost; started again, the job continues" in err
     job = start_job(2, 1, *flags)
     until_step(tmp_path / "run", 90, job)
     job[1].send_signal(signal.SIGTERM)
-    found = ended(job)
+    found = wait_for(job)
     assert [code for code, _ in found] == [143, 143], found
     assert "; from step " in found[0][1] and "stopped by SIGTERM" in found[0][1]
     (saved,) = {int(text.split()[0].rstrip(";")) for text in found[0][1].split("stopped by SIGTERM at step ")[1:]}
@@ -149,6 +152,7 @@ def params_sha256(path, step):
     return sha256({name.removeprefix("params."): each for name, each in flat.items() if name.startswith("params.")})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "each, message",
     [
@@ -161,20 +165,21 @@ def params_sha256(path, step):
         ([["--config.batching.batch_size=5"]] * 2, "batching.batch_size is 5; 2 devices cannot share it equally"),
     ],
 )
-def test_processes_that_cannot_work_together_say_so(small_config, tmp_path, each, message):
-    found = ended(start_job(2, 1, f"--config={small_config}", f"--workdir={tmp_path / 'run'}", each=each))
+def test_processes_with_different_flags_are_refused(small_config, tmp_path, each, message):
+    found = wait_for(start_job(2, 1, f"--config={small_config}", f"--workdir={tmp_path / 'run'}", each=each))
     for code, err in found:
         assert code == 2 and message in err, found
     assert not (tmp_path / "run").exists()
 
 
-def test_what_process_0_refuses_ends_all(small_config, tmp_path):
+@pytest.mark.slow
+def test_an_error_of_process_0_ends_all_processes(small_config, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").touch()
-    (code, err), (other, other_err) = ended(start_job(2, 1, f"--config={small_config}", f"--workdir={tmp_path / 'run'}"))
+    (code, err), (other, other_err) = wait_for(start_job(2, 1, f"--config={small_config}", f"--workdir={tmp_path / 'run'}"))
     assert code == other == 2
     assert "is not a run and not empty: it holds 'thesis.tex'" in err
-    assert "process 0 could not go on; its own message says why" in other_err
+    assert "process 0 failed; its own message says why" in other_err
 
 
 @pytest.mark.parametrize(
@@ -188,19 +193,21 @@ def test_what_process_0_refuses_ends_all(small_config, tmp_path):
         (["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"], "the second from 0 and below the first"),
     ],
 )
-def test_flags_that_make_no_job_are_refused(run, small_config, tmp_path, flags, message):
+def test_invalid_flags_for_jobs_are_refused(run, small_config, tmp_path, flags, message):
     code, _, err = run("train", f"--config={small_config}", f"--workdir={tmp_path / 'run'}", *flags)
     assert code == 2 and message in err and not (tmp_path / "run").exists()
 
 
-def test_auto_finds_no_cluster_here(small_config, tmp_path):
+@pytest.mark.slow
+def test_auto_without_a_cluster_is_refused(small_config, tmp_path):
     command = [sys.executable, "-m", "charlm.train", f"--config={small_config}", f"--workdir={tmp_path / 'run'}"]
     found = subprocess.run([*command, "--coordinator=auto"], capture_output=True, text=True)
     assert found.returncode == 2 and "--coordinator is auto; JAX finds no other processes" in found.stderr
 
 
+@pytest.mark.slow
 def test_a_slurm_step_is_found(small_config, alone, tmp_path):
-    """As `srun --ntasks=2` starts them."""
+    """The environment is that of processes which `srun --ntasks=2` starts."""
     command = [sys.executable, "-m", "charlm.train", f"--config={small_config}", f"--workdir={tmp_path / 'run'}"]
     job = []
     for i in range(2):
@@ -208,11 +215,11 @@ def test_a_slurm_step_is_found(small_config, alone, tmp_path):
         env = os.environ | {f"SLURM_{name}": str(value) for name, value in slurm.items()}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         job.append(subprocess.Popen([*command, "--coordinator=auto"], env=env, **pipes))
-    check_close(make_result(tmp_path / "run", job), alone)
+    check_close(outcome(tmp_path / "run", job), alone)
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["process_count"] == 2
 
 
-def test_large_arrays_are_split_along_the_longest_axis_that_can_be():
+def test_large_arrays_are_sharded_along_their_longest_divisible_axis():
     mesh = jax.sharding.AbstractMesh((4,), ("data",))
     assert meshes.param_spec((4096, 64), mesh) == P("data") and meshes.param_spec((64, 4096), mesh) == P(None, "data")
     assert meshes.param_spec((4094, 64), mesh) == P(None, "data")

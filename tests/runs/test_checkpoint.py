@@ -27,7 +27,7 @@ def save(workdir, steps, best=None):
     return checkpoints
 
 
-def test_what_is_restored_is_what_was_saved(tmp_path):
+def test_restore_returns_what_was_saved(tmp_path):
     save(tmp_path, [5]).close()
     flat, meta = Checkpoints(tmp_path).restore(5)
     restored = unflatten_state(tree(0), flat)
@@ -69,8 +69,8 @@ def flip(path, at):
     path.write_bytes(content)
 
 
-def test_no_flipped_byte_is_taken_for_what_was_saved(tmp_path):
-    """In any file of the checkpoint: either an error, or a byte that nothing reads and the same state."""
+def test_every_flipped_byte_that_matters_is_detected(tmp_path):
+    """A flipped byte in any file either raises an error, or is never read and leaves the state as it was."""
     save(tmp_path, [5]).close()
     wrong = []
     for path in data_files(tmp_path / "checkpoints" / "5"):
@@ -89,26 +89,26 @@ def test_no_flipped_byte_is_taken_for_what_was_saved(tmp_path):
 
 
 def damage(folder):
-    """Flip a byte of the largest file of data, in its middle."""
+    """Flip a byte in the middle of the largest data file."""
     path = max(folder.glob("**/d/*"), key=lambda p: p.stat().st_size)
     flip(path, path.stat().st_size // 2)
 
 
-def test_a_damaged_latest_is_named_and_the_one_before_is_used(tmp_path):
+def test_restore_latest_skips_a_damaged_checkpoint_and_reports_it(tmp_path):
     save(tmp_path, [1, 2]).close()
     damage(tmp_path / "checkpoints" / "2" / "state")
     said = []
     checkpoints = Checkpoints(tmp_path)
     flat, meta = checkpoints.restore_latest(said.append)
     assert meta["step"] == 1 and sha256(flat) == sha256(flatten_state(tree(1)))
-    assert len(said) == 1 and str(tmp_path / "checkpoints" / "2") in said[0] and "going on from step 1" in said[0]
+    assert len(said) == 1 and str(tmp_path / "checkpoints" / "2") in said[0] and "continuing from step 1," in said[0]
     assert checkpoints.steps() == [1] and [p.name for p in (tmp_path / "damaged").iterdir()] == ["2"]
     checkpoints.save(2, tree(2), {}, 1)
     checkpoints.wait()
     assert checkpoints.steps() == [1, 2] and checkpoints.find("latest", print)[1]["step"] == 2
 
 
-def test_the_best_is_found_past_a_damaged_latest_and_its_loss_is_said(tmp_path):
+def test_the_best_is_found_although_the_latest_is_damaged(tmp_path):
     save(tmp_path, [1, 2], best=1).close()
     damage(tmp_path / "checkpoints" / "2" / "state")
     said = []
@@ -121,28 +121,28 @@ def test_the_best_is_found_past_a_damaged_latest_and_its_loss_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("content", ['{"init_timestamp_nsecs": []}', '{"custom_metadata": {}, "0": 1}', "[]", ""])
-def test_one_that_orbax_cannot_list_does_not_bar_the_way_to_new_ones(tmp_path, content, capfd):
-    """Though it is not the latest, so that nobody would read it."""
+def test_a_checkpoint_that_orbax_cannot_list_does_not_prevent_new_ones(tmp_path, content, capfd):
+    """The damaged checkpoint is not the latest, so the run itself never reads it."""
     save(tmp_path, [10, 20], best=10).close()
     (tmp_path / "checkpoints" / "10" / "_CHECKPOINT_METADATA").write_text(content)
     checkpoints = save(tmp_path, [30], best=10)
     assert checkpoints.steps()[-2:] == [20, 30] and checkpoints.find("latest", print)[1]["step"] == 30
-    # It is kept, here or there, and not silently moved.
+    # The damaged checkpoint is kept, and a message says so if it was moved.
     moved = (tmp_path / "damaged" / "10").is_dir()
     assert (10 in checkpoints.steps()) != moved
-    assert ("10 is damaged; put aside, into " in capfd.readouterr().err) == moved
+    assert ("10 is damaged; moved into " in capfd.readouterr().err) == moved
 
 
-def test_with_none_before_it_a_damaged_checkpoint_is_an_error_and_stays(tmp_path):
+def test_a_damaged_checkpoint_without_a_predecessor_is_an_error_and_is_kept(tmp_path):
     save(tmp_path, [2]).close()
     damage(tmp_path / "checkpoints" / "2" / "state")
     checkpoints = Checkpoints(tmp_path)
-    with pytest.raises(DamagedCheckpoint, match="no whole one before it"):
+    with pytest.raises(DamagedCheckpoint, match="no undamaged one precedes it"):
         checkpoints.restore_latest(print)
     assert checkpoints.steps() == [2]
 
 
-def test_what_is_not_there(tmp_path):
+def test_a_missing_checkpoint_is_an_error(tmp_path):
     assert Checkpoints(tmp_path).steps() == []
     with pytest.raises(WorkdirError, match="holds no checkpoint yet"):
         Checkpoints(tmp_path).find("best", print)
@@ -158,7 +158,7 @@ def test_a_state_of_another_shape_is_refused(tmp_path):
         unflatten_state(other, flatten_state(tree(1)))
 
 
-def test_the_sha256_sees_names_types_shapes_and_bytes():
+def test_the_sha256_depends_on_names_types_shapes_and_bytes():
     a = np.arange(6, dtype=np.float32)
     variants = [{"a": a}, {"b": a}, {"a": a.astype(np.float64)}, {"a": a.reshape(2, 3)}, {"a": a + 1}, {"a": a, "b": a}]
     assert len({sha256(v) for v in variants}) == len(variants)

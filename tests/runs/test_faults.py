@@ -1,7 +1,7 @@
-"""What goes wrong while a run runs: kills, signals, a full disk, a loss that is no number.
+"""Faults during a run: kills, signals, a full disk, a loss that is not finite.
 
-Whatever it was, the same command goes on, and what comes out is the undisturbed run. Damaged checkpoints, half-written lines
-and changed texts are looked at in test_checkpoint.py, test_train.py, test_tracking.py and test_cli.py.
+After each fault the same command continues, and the result equals that of the uninterrupted run. Damaged checkpoints,
+incomplete lines and changed texts are tested in test_checkpoint.py, test_loop.py, test_tracking.py and test_cli.py.
 """
 
 import json
@@ -29,21 +29,21 @@ def make_result(workdir):
 
 @pytest.fixture
 def broken_loss(monkeypatch):
-    """broken_loss(symbol): no number comes out of a step whose first target is that symbol; None: of none."""
+    """Return a function that makes the loss NaN in every step whose first target is a symbol, or with None in every step."""
     sound = step.cross_entropy
 
     def break_at(symbol):
         def cross_entropy(logits_TBV, targets_TB):
-            at_fault = True if symbol is None else targets_TB[0, 0] == symbol
-            return sound(logits_TBV, targets_TB) * jnp.where(at_fault, jnp.nan, 1.0)
+            broken = True if symbol is None else targets_TB[0, 0] == symbol
+            return sound(logits_TBV, targets_TB) * jnp.where(broken, jnp.nan, 1.0)
 
         monkeypatch.setattr(step, "cross_entropy", cross_entropy)
 
     return break_at
 
 
-def test_updates_that_are_not_finite_are_left_out_and_counted(run, small_config, broken_loss, tmp_path):
-    broken_loss(0)  # A line end.
+def test_updates_that_are_not_finite_are_skipped_and_counted(run, small_config, broken_loss, tmp_path):
+    broken_loss(0)  # Symbol 0 is the line end.
     flags = "--config", str(small_config), "--workdir"
     code, _, err = run("train", *flags, str(tmp_path / "stops"))
     assert code == 1 and "the loss is not finite at step " in err and "optimizer.skip_not_finite" in err
@@ -59,7 +59,7 @@ def test_updates_that_are_not_finite_are_left_out_and_counted(run, small_config,
     assert found[0] == found[1]
 
 
-def test_too_many_in_a_row_end_the_run(run, small_config, broken_loss, tmp_path):
+def test_too_many_skipped_updates_in_a_row_end_the_run(run, small_config, broken_loss, tmp_path):
     broken_loss(None)
     flags = "--config", str(small_config), "--workdir", str(tmp_path / "w"), "--config.optimizer.skip_not_finite=3"
     code, _, err = run("train", *flags, "--config.train.steps_per_dispatch=1")
@@ -68,7 +68,7 @@ def test_too_many_in_a_row_end_the_run(run, small_config, broken_loss, tmp_path)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(small_config, tmp_path_factory) -> Outcome:
+def uninterrupted(small_config, tmp_path_factory) -> Outcome:
     from conftest import COMMANDS
 
     from charlm.config import cli
@@ -78,18 +78,19 @@ def undisturbed(small_config, tmp_path_factory) -> Outcome:
     return outcome_of(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phases", [("begin", "steps", "sample"), ("evaluation", "save", "end")], ids="-".join)
-def test_kills_lose_nothing(small_config, undisturbed, tmp_path, phases):
-    """experiments/faults does the same a hundred times."""
+def test_kills_lose_nothing(small_config, uninterrupted, tmp_path, phases):
+    """A small version of experiments/faults, which kills a hundred times."""
     flags = f"--config={small_config}", "--config.model.dropout=0.2"
-    # It is over sooner than the runs there.
+    # These runs are shorter than those of the experiment, so the kills come earlier.
     short = {phase: PHASES[phase]._replace(times=1, seconds=PHASES[phase].seconds / 4) for phase in phases}
     assert disturb(tmp_path / "run", flags, 3, random.Random(0), short)
-    assert outcome_of(tmp_path / "run") == undisturbed
+    assert outcome_of(tmp_path / "run") == uninterrupted
 
 
-def test_a_signal_does_not_wait_for_an_evaluation(small_config, undisturbed, tmp_path, run, monkeypatch):
-    """A scheduler gives half a minute; a validation may take an hour. It is done over when the run goes on."""
+def test_a_signal_does_not_wait_for_an_evaluation(small_config, uninterrupted, tmp_path, run, monkeypatch):
+    """A scheduler waits half a minute, but an evaluation may take an hour. It is repeated when the run is resumed."""
     flags = f"--config={small_config}", f"--workdir={tmp_path / 'w'}", "--config.model.dropout=0.2"
     sound, scored = scorer.cut_streams, []
 
@@ -100,16 +101,17 @@ def test_a_signal_does_not_wait_for_an_evaluation(small_config, undisturbed, tmp
 
     with monkeypatch.context() as patch:
         patch.setattr(scorer, "cut_streams", cut_streams)
-        for _ in range(2):  # The second time it goes on with just that.
+        for _ in range(2):  # The second start begins with the repeated evaluation.
             code, _, err = run("train", *flags)
             assert code == 143 and "stopped by SIGTERM at step 20; everything is saved" in err
     assert len(scored) == 2
     assert run("train", *flags)[0] == 0
-    assert outcome_of(tmp_path / "w") == undisturbed
+    assert outcome_of(tmp_path / "w") == uninterrupted
 
 
-def test_a_full_disk_is_said_and_nothing_is_lost(small_config, undisturbed, tmp_path):
-    """No file may grow beyond so many bytes: those of the first checkpoint fit in, not those of a later one."""
+@pytest.mark.slow
+def test_a_full_disk_is_reported_and_nothing_is_lost(small_config, uninterrupted, tmp_path):
+    """The size of files is limited after the second checkpoint, so the third cannot be written."""
     flags = f"--config={small_config}", f"--workdir={tmp_path / 'w'}", "--config.model.dropout=0.2"
     small = f"""
 import resource, sys
@@ -130,24 +132,24 @@ sys.exit(cli.run(train.main, {list(flags)!r}))
 """
     found = subprocess.run([sys.executable, "-c", small], capture_output=True, text=True)
     assert found.returncode == 1, found.stderr
-    # Orbax's threads write to stderr too, of what they could not do, before or behind it on the same line.
+    # Orbax's threads also write to stderr, possibly before or after the message on the same line.
     begin = re.escape(f"charlm: a checkpoint could not be written to {tmp_path / 'w' / 'checkpoints'}: ")
-    (said,) = re.findall(f"{begin}.*goes on from it", found.stderr)
-    assert "File too large" in said and "the last one is that of step 20, and the same command goes on from it" in said
+    (said,) = re.findall(f"{begin}.*continues from it", found.stderr)
+    assert "File too large" in said and "the last one is that of step 20, and the same command continues from it" in said
     second = start("train", *flags)
     _, err = second.communicate()
     assert second.returncode == 0 and "; from step 20" in err, err
-    assert outcome_of(tmp_path / "w") == undisturbed
+    assert outcome_of(tmp_path / "w") == uninterrupted
 
 
-def test_a_clock_that_jumps_between_starts_changes_nothing(small_config, undisturbed, tmp_path, run, monkeypatch):
-    """Within one, times are taken from a clock that cannot; Orbax alone gives up a save that seems to take 20 minutes."""
+def test_a_clock_that_jumps_between_starts_changes_nothing(small_config, uninterrupted, tmp_path, run, monkeypatch):
+    """Within a start, charlm uses a monotonic clock. Orbax does not: it aborts a save that seems to take 20 minutes."""
     sound = time.time
     flags = f"--config={small_config}", f"--workdir={tmp_path / 'w'}", "--config.model.dropout=0.2"
     for days, more in ((1, ["--config.train.steps=20"]), (-1, ["--extend"])):
         monkeypatch.setattr(time, "time", lambda days=days: sound() + 86400 * days)
         code, _, err = run("train", *flags, *more)
         assert code == 0, err
-    assert outcome_of(tmp_path / "w") == undisturbed
+    assert outcome_of(tmp_path / "w") == uninterrupted
     seconds = [line["seconds"] for line in read_metrics(tmp_path / "w" / "metrics.jsonl")]
     assert seconds == sorted(seconds) and 0 < seconds[-1] < 600

@@ -1,4 +1,4 @@
-"""The commands end to end on a small text: what a run leaves behind, resuming, extending, signals, kills."""
+"""The commands end to end on a small text: the files of a run, resuming, extending, signals, kills."""
 
 import json
 import math
@@ -22,10 +22,10 @@ CONTRACT = {
     "curves.png",
     "result.json",
 }
-# Every source of state: carried states and resets, dropout, momenta; and shuffles.
+# Together they use every source of state and of randomness: carried states, resets, dropout, optimizer state, shuffles.
 STREAM = ("--config.model.dropout=0.3", "--config.batching.reset_prob=0.1", "--config.model.num_layers=2")
 WINDOWS = ("--config.batching.layout=windows", "--config.model.dropout=0.3", "--config.model.cell=gru")
-# Of runs whose looks at themselves are of no interest.
+# For runs whose evaluations, checkpoints and samples do not matter.
 RARELY = ("--config.train.eval_every=100", "--config.train.checkpoint_every=0", "--config.train.sample_every=0")
 
 
@@ -39,7 +39,7 @@ def lines(workdir, split):
 
 @pytest.fixture(scope="module")
 def whole(small_config, tmp_path_factory):
-    """Undisturbed runs, one for each set of flags."""
+    """Return a function that trains an uninterrupted run with some flags and returns its workdir."""
     from conftest import COMMANDS
 
     from charlm.config import cli
@@ -55,7 +55,7 @@ def whole(small_config, tmp_path_factory):
     return train_whole
 
 
-def test_a_run_leaves_the_contract_behind(whole):
+def test_a_run_writes_the_files_of_the_contract(whole):
     path = whole()
     names = {p.name for p in path.iterdir()}
     assert names >= CONTRACT and any(name.startswith("events.out.tfevents") for name in names)
@@ -80,7 +80,7 @@ def test_a_run_leaves_the_contract_behind(whole):
     assert samples.count("=== step") == 2
 
 
-def test_the_same_command_again_says_that_it_is_finished(whole, run, small_config):
+def test_the_same_command_on_a_finished_run_says_so_and_changes_nothing(whole, run, small_config):
     path = whole()
     before = {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.name != ".lock"}
     code, out, err = run("train", "--config", str(small_config), "--workdir", str(path))
@@ -88,7 +88,7 @@ def test_the_same_command_again_says_that_it_is_finished(whole, run, small_confi
     assert {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.name != ".lock"} == before
 
 
-def test_extending(whole, run, small_config, tmp_path):
+def test_an_extended_run_equals_a_longer_one(whole, run, small_config, tmp_path):
     longer = whole("--config.train.steps=60")
     path = tmp_path / "run"
     shutil.copytree(whole(), path)
@@ -115,8 +115,8 @@ CADENCES = (
 )
 
 
-@pytest.mark.parametrize("kind", [STREAM, WINDOWS], ids=["stream", "windows"])
-def test_cadences_change_no_bit(whole, run, small_config, tmp_path, kind):
+@pytest.mark.parametrize("kind", [STREAM, pytest.param(WINDOWS, marks=pytest.mark.slow)], ids=["stream", "windows"])
+def test_cadences_do_not_change_the_parameters(whole, run, small_config, tmp_path, kind):
     expected = result(whole(*kind))["params_sha256"]
     for i, cadence in enumerate(CADENCES):
         code, _, err = run("train", "--config", str(small_config), "--workdir", str(tmp_path / f"{i}"), *kind, *cadence)
@@ -125,7 +125,7 @@ def test_cadences_change_no_bit(whole, run, small_config, tmp_path, kind):
 
 
 def until(process, condition):
-    """Wait for a condition while the process lives."""
+    """Wait until a condition holds, while the process is alive."""
     deadline = time.monotonic() + 120
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -135,15 +135,20 @@ def until(process, condition):
 
 @pytest.mark.parametrize(
     "kind, number",
-    [(STREAM, signal.SIGTERM), (STREAM, signal.SIGKILL), (STREAM, signal.SIGINT), (WINDOWS, signal.SIGKILL)],
+    [
+        (STREAM, signal.SIGTERM),
+        pytest.param(STREAM, signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(STREAM, signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(WINDOWS, signal.SIGKILL, marks=pytest.mark.slow),
+    ],
     ids=["stream, SIGTERM", "stream, SIGKILL", "stream, SIGINT", "windows, SIGKILL"],
 )
-def test_a_run_that_is_stopped_and_started_again_is_the_undisturbed_run(whole, small_config, tmp_path, kind, number):
-    """For more steps than pass before the signal comes; the second start changes the cadences as well."""
+def test_a_run_that_is_stopped_and_resumed_equals_the_uninterrupted_run(whole, small_config, tmp_path, kind, number):
+    """The run is long enough for the signal to arrive before its end. The second start also changes the cadences."""
     steps = "--config.train.steps=1500"
     flags = "--config", str(small_config), "--workdir", str(tmp_path / "run"), *kind, steps, "--config.train.sample_every=0"
     slow = "--config.train.eval_every=0", "--config.train.checkpoint_every=130", "--config.train.log_every=100"
-    undisturbed = whole(*kind, steps, "--config.train.sample_every=0", *slow)
+    uninterrupted = whole(*kind, steps, "--config.train.sample_every=0", *slow)
     path = tmp_path / "run"
     process = start("train", *flags, *slow, "--config.train.steps_per_dispatch=5")
     until(process, lambda: (path / "checkpoints" / "260").exists())
@@ -156,11 +161,11 @@ def test_a_run_that_is_stopped_and_started_again_is_the_undisturbed_run(whole, s
     second = start("train", *flags, *slow, "--config.train.steps_per_dispatch=50")
     _, err = second.communicate(timeout=120)
     assert second.returncode == 0 and "; from step " in err, err
-    assert result(path)["params_sha256"] == result(undisturbed)["params_sha256"]
-    assert lines(path, "train") == lines(undisturbed, "train") and lines(path, "val") == lines(undisturbed, "val")
+    assert result(path)["params_sha256"] == result(uninterrupted)["params_sha256"]
+    assert lines(path, "train") == lines(uninterrupted, "train") and lines(path, "val") == lines(uninterrupted, "val")
 
 
-def test_a_flipped_byte_in_the_latest_checkpoint_is_said_and_the_one_before_is_used(whole, run, small_config, tmp_path):
+def test_a_run_with_a_damaged_latest_checkpoint_continues_from_the_one_before(whole, run, small_config, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(whole(), path)
     (path / "result.json").unlink()
@@ -172,12 +177,12 @@ def test_a_flipped_byte_in_the_latest_checkpoint_is_said_and_the_one_before_is_u
     assert code == 2 and str(path / "checkpoints" / "40") in err
     code, _, err = run("train", "--config", str(small_config), "--workdir", str(path))
     assert code == 0, err
-    assert str(path / "checkpoints" / "40") in err and "going on from step 30" in err
+    assert str(path / "checkpoints" / "40") in err and "continuing from step 30, the last undamaged checkpoint" in err
     assert result(path)["params_sha256"] == result(whole())["params_sha256"]
     assert lines(path, "train") == lines(whole(), "train") and lines(path, "val") == lines(whole(), "val")
 
 
-def test_patience(run, small_config, tmp_path):
+def test_patience_stops_a_run(run, small_config, tmp_path):
     path = tmp_path / "run"
     flags = (
         "--config", str(small_config), "--workdir", str(path), "--config.optimizer.learning_rate=1e-12",
@@ -193,8 +198,9 @@ def test_patience(run, small_config, tmp_path):
     assert code == 0 and f"is finished: stopped early by train.patience after {summary['steps']} steps" in err
 
 
-def test_patience_over_an_extension_is_that_of_a_whole_run(run, small_config, tmp_path):
-    """The evaluation at the end of the first part, off the cadence, does not count."""
+@pytest.mark.slow
+def test_patience_stops_an_extended_run_where_it_stops_an_uninterrupted_one(run, small_config, tmp_path):
+    """The evaluation at the end of the first part is off the cadence and does not count."""
     flags = (
         "--config", str(small_config), "--config.optimizer.learning_rate=0.5", "--config.train.patience=2",
         "--config.train.eval_every=5",
@@ -211,15 +217,15 @@ def test_patience_over_an_extension_is_that_of_a_whole_run(run, small_config, tm
     assert (parts["steps"], parts["params_sha256"]) == (whole["steps"], whole["params_sha256"])
 
 
-def test_validation_that_cannot_be_is_said(run, small_config, tmp_path):
+def test_a_run_without_validation_text_says_so(run, small_config, tmp_path):
     flags = "--config", str(small_config), "--workdir", str(tmp_path / "run"), "--config.data.split=(1.0,0.0,0.0)"
     code, _, err = run("train", *flags)
-    assert code == 0 and "no validation: data.split leaves 0 characters for it, fewer than 2" in err
+    assert code == 0 and "no validation: data.split leaves 0 characters, fewer than 2" in err
     code, _, err = run("train", *flags[:3], str(tmp_path / "other"), *flags[4:], "--config.train.patience=1")
     assert code == 2 and "train.patience needs 2 characters to validate on; data.split leaves 0" in err
 
 
-def test_a_run_that_diverges(run, small_config, tmp_path):
+def test_a_run_that_diverges_fails(run, small_config, tmp_path):
     path = tmp_path / "run"
     flags = (
         "--config", str(small_config), "--workdir", str(path), "--config.optimizer.name=sgd",
@@ -230,7 +236,7 @@ def test_a_run_that_diverges(run, small_config, tmp_path):
     assert result(path)["status"] == "diverged"
     code, _, err = run("train", *flags)
     assert code == 1 and "diverged" in err
-    # The last update, which no loss has seen.
+    # The last update of a run, which no loss depends on.
     code, _, err = run("train", *flags[:2], "--workdir", str(tmp_path / "one"), *flags[4:], "--config.train.steps=1")
     assert code == 1 and " not finite at step 1; there is no checkpoint yet" in err
     assert result(tmp_path / "one")["status"] == "diverged" and not list((tmp_path / "one").glob("checkpoints/*"))
@@ -270,8 +276,8 @@ def test_scoring_a_run(whole, run, text_file, tmp_path):
     assert code == 0 and "nats per character" in plain and "perplexity" in plain
 
 
-def test_a_run_goes_on_where_less_fits_the_device(whole, run, small_config, tmp_path):
-    """The second part reads its text from the memory map; a finished run without a result only writes it."""
+def test_a_run_continues_with_a_smaller_device_bytes(whole, run, small_config, tmp_path):
+    """The second part reads its text from the memory map. A finished run without result.json only writes that file."""
     path, device = tmp_path / "run", "--config.data.device_bytes=0"
     flags = "--config", str(small_config), "--workdir", str(path), "--config.train.steps=60"
     shutil.copytree(whole(), path)
@@ -285,20 +291,20 @@ def test_a_run_goes_on_where_less_fits_the_device(whole, run, small_config, tmp_
 
 @pytest.mark.parametrize("layout", ["stream", "sliding"])
 def test_a_text_too_large_for_the_device_trains_to_the_same_bits(whole, layout):
-    """Windows cut on the device, and windows read from the memory map by Grain."""
+    """Compare windows that are cut out on the device with windows that Grain reads from the memory map."""
     flags = f"--config.batching.layout={layout}", "--config.train.steps=200", "--config.model.dropout=0.3", *RARELY
     if layout == "sliding":
         flags += "--config.batching.loss_on=last", "--config.model.encoding=scalar"
-    on_device, fetch = whole(*flags), whole(*flags, "--config.data.device_bytes=0")
-    assert result(on_device)["params_sha256"] == result(fetch)["params_sha256"]
-    assert lines(on_device, "train") == lines(fetch, "train") and lines(on_device, "val") == lines(fetch, "val")
+    on_device, read_ahead = whole(*flags), whole(*flags, "--config.data.device_bytes=0")
+    assert result(on_device)["params_sha256"] == result(read_ahead)["params_sha256"]
+    assert lines(on_device, "train") == lines(read_ahead, "train") and lines(on_device, "val") == lines(read_ahead, "val")
 
 
 # Accents, composed and not; Greek; Chinese, Japanese, Korean; Hebrew and Arabic; emoji with joiners and flags.
 SCRIPTS = "Être où? Cafe\u0301 ñ ß\nἄνδρα μοι ἔννεπε Σς\n漢字かな交じり文 한국어\nשָׁלוֹם עולם مرحبا\n👩‍👩‍👧 🏳️‍🌈 🇵🇪 👍🏽\n" * 40
 
 
-def test_static_and_dynamic_scores_stand_apart(whole, run):
+def test_dynamic_evaluation_adds_its_own_keys(whole, run):
     flags = "--workdir", str(whole())
     static = json.loads(run("evaluate", *flags, "--json")[1])
     code, out, _ = run("evaluate", *flags, "--json", "--dynamic")
@@ -310,7 +316,7 @@ def test_static_and_dynamic_scores_stand_apart(whole, run):
     assert f"dynamic: nats per character   {both['dynamic_nats_per_char']:.4f}" in plain
 
 
-@pytest.mark.parametrize("vocab", ["chars", "bytes"])
+@pytest.mark.parametrize("vocab", [pytest.param("chars", marks=pytest.mark.slow), "bytes"])
 def test_many_scripts_train_and_their_samples_decode(run, small_config, tmp_path, vocab):
     text, path = tmp_path / "t.txt", tmp_path / "run"
     text.write_text(SCRIPTS)
@@ -324,9 +330,9 @@ def test_many_scripts_train_and_their_samples_decode(run, small_config, tmp_path
         if vocab == "chars":
             assert set(out) <= set(SCRIPTS) and len(out) == len(prompt) + 400 + 1
         else:
-            # At most the last character is cut short by the length.
+            # The length may cut off the last character, but no other.
             assert "\ufffd" not in out[:-2] and len(out[len(prompt) :].encode()) <= 400 + 3 + 1
-    # A text with more than the vocabulary: bytes know everything.
+    # A text with a symbol that is not in the training text. Only bytes can encode it.
     (tmp_path / "new.txt").write_text(SCRIPTS + "Ж")
     code, out, err = run("evaluate", "--workdir", str(path), "--json", "--text", str(tmp_path / "new.txt"))
     if vocab == "chars":
@@ -341,7 +347,7 @@ def test_many_scripts_train_and_their_samples_decode(run, small_config, tmp_path
         assert math.isclose(val["nats_per_char"] / val["nats_per_byte"], ratio, rel_tol=0.02)
 
 
-def test_unknown_symbols(run, small_config, tmp_path):
+def test_unknown_symbols_are_scored_and_counted(run, small_config, tmp_path):
     text, path = tmp_path / "t.txt", tmp_path / "run"
     text.write_text("abcdefgh aaaa bbbb " * 60 + "ж")
     flags = f"--config.data.path={text}", "--config.data.max_symbols=8"
@@ -354,7 +360,7 @@ def test_unknown_symbols(run, small_config, tmp_path):
     assert code == 0 and out.startswith("abz")
 
 
-def test_lower_case_and_one_hot(run, small_config, tmp_path):
+def test_a_lower_case_corpus_lower_cases_its_prompts(run, small_config, tmp_path):
     (tmp_path / "t.txt").write_text("Ein Öl, ein Maß: ΑΣ 漢字 🙂\n" * 60)
     path = tmp_path / "run"
     code, _, err = run(
@@ -384,11 +390,11 @@ def test_a_many_to_one_model_from_training_to_text(run, small_config, text_file,
     code, _, err = run("sample", "--workdir", str(path), "--window=8", "--prompt=abc")
     assert code == 2 and "sample.window is 8, but the prompt has 3 symbols" in err
     code, _, err = run("evaluate", "--workdir", str(path), "--dynamic")
-    assert code == 2 and "--dynamic scores all characters; the run's batching.loss_on is 'last'" in err
+    assert code == 2 and "--dynamic scores all characters, but the run's batching.loss_on is 'last'" in err
 
 
-def test_the_best_by_its_training_loss(run, small_config, tmp_path):
-    """Training on noise: the training loss falls to the end, the validation loss rises."""
+def test_best_by_selects_the_loss_of_the_best_checkpoint(run, small_config, tmp_path):
+    """On noise the training loss falls until the end, while the validation loss rises."""
     draw = random.Random(1)
     (tmp_path / "noise.txt").write_text("".join(draw.choices("abcdefghijklmnop", k=400)))
     flags = (
@@ -407,9 +413,10 @@ def test_the_best_by_its_training_loss(run, small_config, tmp_path):
     assert found["train"]["params_sha256"] == found["val"]["params_sha256"]
 
 
-def test_time_is_a_limit_that_is_recorded_and_can_be_raised(run, small_config, tmp_path):
+@pytest.mark.slow
+def test_a_time_limit_is_recorded_and_can_be_raised(run, small_config, tmp_path):
     path = tmp_path / "run"
-    # The schedule spans the steps, which stay as they are.
+    # The schedule spans the steps, whose number does not change.
     schedule = "--config.optimizer.schedule=warmup_cosine", "--config.optimizer.schedule_steps=100000"
     flags = "--config", str(small_config), "--workdir", str(path), *schedule[:1], "--config.train.steps=100000"
     often = "--config.train.eval_every=0", "--config.train.checkpoint_every=0", "--config.train.sample_every=0"
@@ -427,7 +434,7 @@ def test_time_is_a_limit_that_is_recorded_and_can_be_raised(run, small_config, t
     assert code == 0, err
     second = result(path)
     assert second["stopped_by"] == "train.seconds" and second["steps"] > first["steps"] and second["train_seconds"] >= 3
-    # What was trained does not depend on where the time ran out.
+    # The parameters do not depend on when the first part was stopped.
     steps = f"--config.train.steps={second['steps']}"
     code, _, err = run("train", *flags[:2], "--workdir", str(tmp_path / "other"), *often, *schedule, steps)
     assert code == 0, err
@@ -448,9 +455,11 @@ EVERY_PART = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [REGULARISED, EVERY_PART], ids=["regularised", "every part"])
-def test_whatever_a_run_is_made_of_it_resumes(whole, run, small_config, tmp_path, kind):
-    """A longer run that goes on from a shorter one is the longer one from the start."""
+@pytest.mark.parametrize(
+    "kind", [REGULARISED, pytest.param(EVERY_PART, marks=pytest.mark.slow)], ids=["regularised", "every part"]
+)
+def test_a_run_with_any_option_resumes_to_the_same_bits(whole, run, small_config, tmp_path, kind):
+    """A shorter run that is extended equals a longer run from the start."""
     path = tmp_path / "run"
     shutil.copytree(whole(*kind), path)
     longer = whole(*kind, "--config.train.steps=60")
@@ -461,13 +470,13 @@ def test_whatever_a_run_is_made_of_it_resumes(whole, run, small_config, tmp_path
     assert lines(path, "val") == lines(longer, "val")
 
 
-def test_the_schedule_is_followed(whole):
+def test_the_learning_rate_follows_the_schedule(whole):
     path = whole(*REGULARISED, "--config.train.steps=60")
     rates = [m["learning_rate"] for m in read_metrics(path / "metrics.jsonl") if m["split"] == "train"]
     assert [round(rate / 2e-3, 6) for rate in rates] == [1, 0.5, 0.5, 0.25, 0.125, 0.125]
 
 
-def test_an_average_is_what_is_scored_and_sampled_and_not_what_is_trained(whole, run):
+def test_the_moving_average_is_scored_and_sampled_but_does_not_change_training(whole, run):
     plain, averaged = whole(), whole("--config.train.ema_decay=0.9")
     assert result(plain)["params_sha256"] == result(averaged)["params_sha256"]
     assert lines(plain, "train") == lines(averaged, "train") and lines(plain, "val") != lines(averaged, "val")
@@ -478,7 +487,8 @@ def test_an_average_is_what_is_scored_and_sampled_and_not_what_is_trained(whole,
     assert texts[0] != texts[1]
 
 
-def test_a_run_that_fails_says_so_and_goes_on_when_started_again(whole, run, small_config, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_run_that_failed_says_so_and_continues_when_it_is_started_again(whole, run, small_config, tmp_path, monkeypatch):
     path = tmp_path / "run"
     flags = "--config", str(small_config), "--workdir", str(path)
     with monkeypatch.context() as patch:

@@ -15,19 +15,19 @@ def config_of(**train):
     return config
 
 
-def test_the_best_is_kept_and_evaluations_off_the_cadence_do_not_try_the_patience():
+def test_evaluations_off_the_cadence_may_be_the_best_but_do_not_count_for_patience():
     progress = Progress(eval_sum=3.0, eval_steps=2)
     assert progress.add_evaluation(10, 2.0, 2.5, at_cadence=True) and progress.eval_steps == 0
     assert progress.add_evaluation(13, 1.5, 2.4, at_cadence=False)
     assert (progress.best_step, progress.best_loss, progress.best_val, progress.bad_evals) == (13, 1.5, 2.4, 0)
-    assert not progress.add_evaluation(20, 1.8, 2.3, at_cadence=True)  # Better than the last at the cadence.
+    assert not progress.add_evaluation(20, 1.8, 2.3, at_cadence=True)  # Better than the last evaluation at the cadence.
     assert (progress.best_step, progress.patience_loss, progress.bad_evals) == (13, 1.8, 0)
     assert not progress.add_evaluation(30, 1.9, 2.3, at_cadence=True) and progress.bad_evals == 1
     assert not progress.add_evaluation(33, 1.9, 2.3, at_cadence=False) and progress.bad_evals == 1
 
 
-def test_progress_of_other_versions_is_read():
-    """Unknown fields are ignored, missing ones have their defaults, and the two sums of old become metrics."""
+def test_the_progress_of_other_versions_is_read():
+    """Unknown fields are ignored, missing fields get their defaults, and the two sums of old versions become metrics."""
     old = {"best_step": 3, "loss_sum": 6.0, "norm_sum": 3.0, "steps": 4, "left_out": 1, "train_seconds": 2.0, "later": [1]}
     progress = Progress.from_saved(old)
     assert progress.means() == {"loss": 2.0, "grad_norm": 1.0}
@@ -42,12 +42,12 @@ def test_sums_do_not_depend_on_the_size_of_a_chunk():
     for k in range(4):
         parts.add_steps({name: values[k : k + 1] for name, values in metrics.items()}, 1.0, only_finite=True)
     assert whole == parts and whole.counts == {"loss": 2, "grad_norm": 2, "accuracy": 2} and whole.steps == 4
-    # A metric that is selected when a run continues has a mean over the steps since then.
+    # The mean of a metric that is selected when a run is resumed is that over the steps since then.
     whole.add_steps({"loss": [1.0], "grad_norm": [1.0], "new": [5.0]}, 1.0, only_finite=True)
     assert whole.means()["new"] == 5.0 and whole.means()["loss"] == (0.1 + 0.7 + 1.0) / 3
 
 
-def test_limits():
+def test_a_limit_is_reached_at_its_value():
     assert limit_reached(config_of(), Progress(bad_evals=99, train_seconds=1e9)) is None
     limits = config_of(patience=3, seconds=10.0)
     assert limit_reached(limits, Progress(bad_evals=2, train_seconds=9.9)) is None
@@ -55,7 +55,7 @@ def test_limits():
     assert limit_reached(limits, Progress(train_seconds=10.0)) == "train.seconds"
 
 
-def test_a_result_and_when_it_is_the_last_word(capfd):
+def test_a_result_says_whether_the_run_is_finished(capfd):
     config = config_of(seconds=10.0)
     config.batching.update(batch_size=4, seq_len=8)
     progress = Progress(best_step=30, best_val=1.5, train_seconds=12.0)

@@ -1,4 +1,4 @@
-"""`charlm.reproduce`: what it trains again, what it finds the same, and what it says differs."""
+"""The command `reproduce`: which runs it can train again, and how it reports equal and different results."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ STREAM = ("--config.model.dropout=0.3", "--config.batching.reset_prob=0.1")
 
 @pytest.fixture(scope="module")
 def recorded(small_config, tmp_path_factory):
-    """A finished run."""
+    """Return the workdir of a finished run."""
     from conftest import COMMANDS
 
     from charlm.config import cli
@@ -25,7 +25,7 @@ def recorded(small_config, tmp_path_factory):
 
 @pytest.fixture
 def altered(recorded, tmp_path):
-    """altered(name, change): a copy of the run in which a JSON file was changed."""
+    """Return a function that copies the run and applies a change to one of its JSON files: altered(name, change)."""
 
     def alter(name, change):
         copy = tmp_path / "copy"
@@ -38,7 +38,7 @@ def altered(recorded, tmp_path):
     return alter
 
 
-def test_a_run_comes_out_the_same(run, recorded, tmp_path):
+def test_a_run_is_reproduced_to_the_bit(run, recorded, tmp_path):
     before = sorted(p.name for p in recorded.rglob("*"))
     code, out, err = run("reproduce", f"--workdir={recorded}", f"--into={tmp_path / 'again'}")
     assert code == 0, err
@@ -50,7 +50,7 @@ def test_a_run_comes_out_the_same(run, recorded, tmp_path):
     assert json.loads((tmp_path / "again" / "result.json").read_text())["params_sha256"] == sha256
 
 
-def test_what_differs_is_said(run, altered):
+def test_differences_are_reported(run, altered):
     workdir = altered("config.json", lambda config: config.update(seed=1))
     code, out, err = run("reproduce", f"--workdir={workdir}", "--json")
     found = json.loads(out)
@@ -61,7 +61,7 @@ def test_what_differs_is_said(run, altered):
     assert code == 1 and "parameters  differ: sha256 " in out and "metrics     differ by at most " in out
 
 
-def test_another_machine_is_named_and_another_corpus_refused(run, altered):
+def test_another_machine_is_reported_and_another_corpus_is_refused(run, altered):
     def change(manifest):
         manifest["packages"]["jax"] = "0.1"
         manifest["cpu_cores"] = 99
@@ -75,14 +75,14 @@ def test_another_machine_is_named_and_another_corpus_refused(run, altered):
     assert code == 2 and not out and "is not what the run in" in err
 
 
-def test_a_run_that_time_ended_is_reproduced_to_where_it_came(run, small_config, tmp_path):
+def test_a_run_with_a_time_limit_is_reproduced_up_to_its_last_step(run, small_config, tmp_path):
     flags = "--config.train.seconds=0.05", "--config.train.steps=100000", "--config.train.steps_per_dispatch=5"
     assert run("train", f"--config={small_config}", f"--workdir={tmp_path / 'w'}", *flags)[0] == 0
     code, out, err = run("reproduce", f"--workdir={tmp_path / 'w'}")
     assert code == 0 and "parameters  the same to the bit" in out, out + err
 
 
-def test_an_unfinished_run_is_reproduced_to_its_last_checkpoint(run, recorded, tmp_path):
+def test_an_unfinished_run_is_reproduced_up_to_its_last_checkpoint(run, recorded, tmp_path):
     workdir = tmp_path / "w"
     shutil.copytree(recorded, workdir)
     (workdir / "result.json").unlink()
@@ -91,14 +91,15 @@ def test_an_unfinished_run_is_reproduced_to_its_last_checkpoint(run, recorded, t
     assert code == 0 and ": 30 steps, trained again" in out and "the same to the bit" in out, out + err
 
 
-def test_a_run_that_diverges_does_so_again(run, small_config, tmp_path):
+@pytest.mark.slow
+def test_a_run_that_diverged_diverges_again(run, small_config, tmp_path):
     flags = "--config.optimizer.name=sgd", "--config.optimizer.learning_rate=3e38", "--config.model.cell=rnn"
     assert run("train", f"--config={small_config}", f"--workdir={tmp_path / 'w'}", *flags)[0] == 1
     code, out, err = run("reproduce", f"--workdir={tmp_path / 'w'}")
     assert code == 0 and "parameters  not on record" in out, out + err
 
 
-def test_from_a_line_of_results(run, recorded, tmp_path):
+def test_a_run_is_reproduced_from_a_line_of_results(run, recorded, tmp_path):
     line = {name: json.loads((recorded / f"{name}.json").read_text()) for name in ("config", "manifest", "result")}
     file = tmp_path / "results.jsonl"
     wrong = {"run": "b", **line, "result": line["result"] | {"params_sha256": "0" * 64}}
@@ -123,12 +124,13 @@ def test_from_a_line_of_results(run, recorded, tmp_path):
         (["--workdir=no"], "does not exist"),
     ],
 )
-def test_what_it_refuses(run, flags, expected):
+def test_invalid_flags_are_refused(run, flags, expected):
     code, out, err = run("reproduce", *flags)
     assert (code, out) == (2, "") and expected in err and err.count("\n") == 1
 
 
-def test_a_deterministic_run_is_the_same_on_a_cpu_and_takes_no_library(recorded, small_config, tmp_path):
+@pytest.mark.slow
+def test_a_deterministic_run_equals_any_other_on_a_cpu_and_uses_scan(recorded, small_config, tmp_path):
     process = start("train", f"--config={small_config}", f"--workdir={tmp_path / 'w'}", *STREAM, "--config.train.deterministic")
     _, err = process.communicate()
     assert process.returncode == 0, err

@@ -23,7 +23,7 @@ def line(step, split="train", loss=2.0):
     }
 
 
-def test_after_a_restart_no_step_stands_twice_and_half_a_line_is_gone(tmp_path):
+def test_resuming_cuts_the_records_back_to_the_checkpoint(tmp_path):
     tracker = Tracker(tmp_path, 0, default_config())
     for step in (10, 20, 30):
         tracker.record(line(step))
@@ -48,7 +48,7 @@ def test_after_a_restart_no_step_stands_twice_and_half_a_line_is_gone(tmp_path):
 
 
 def values_of_events(folder):
-    """{tag: value} of the one event file in a folder."""
+    """Return {tag: value} of the only event file in a folder."""
     from tensorboardX.proto.event_pb2 import Event
 
     (path,) = folder.glob("events.out.tfevents.*")
@@ -67,7 +67,7 @@ def test_event_files_hold_the_metrics(tmp_path):
     assert values_of_events(tmp_path)["val/nats_per_char"].simple_value == 1.25
 
 
-def test_event_files_hold_hyperparameters_if_asked_to(run, small_config, tmp_path):
+def test_event_files_hold_hyperparameters_if_selected(run, small_config, tmp_path):
     from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
     flags = f"--config={small_config}", f"--workdir={tmp_path / 'w'}", "--config.train.tensorboard_hparams"
@@ -80,7 +80,8 @@ def test_event_files_hold_hyperparameters_if_asked_to(run, small_config, tmp_pat
     assert {info.name.tag for info in shown.metric_infos} <= found.keys() and "_hparams_/session_end_info" in found
 
 
-def test_weights_and_biases_without_a_network(run, small_config, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_weights_and_biases_works_offline(run, small_config, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     flags = f"--config={small_config}", f"--workdir={tmp_path / 'sweep' / 'w'}", "--config.train.wandb_project=tests"
@@ -93,7 +94,7 @@ def test_weights_and_biases_without_a_network(run, small_config, tmp_path, monke
     assert b"val/nats_per_char" in first and b"result/params_sha256" in second and b"optimizer.learning_rate" in first
 
 
-def test_a_tracker_that_is_not_installed(run, small_config, tmp_path, monkeypatch):
+def test_a_tracker_that_is_not_installed_is_refused(run, small_config, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     code, _, err = run("train", f"--config={small_config}", f"--workdir={tmp_path / 'w'}", "--config.train.wandb_project=a")
     assert code == 2 and "pip install 'charlm[wandb]'" in err and not (tmp_path / "w").exists()
@@ -115,11 +116,11 @@ def test_a_loss_that_is_not_finite_can_be_drawn(tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
-def test_event_files_do_not_cost_the_import_of_pytorch(tmp_path):
+@pytest.mark.slow
+def test_writing_event_files_does_not_import_pytorch(tmp_path):
     script = f"""
 import sys
 from pathlib import Path
-from charlm.config import default_config
 from charlm.config import default_config
 from charlm.runs.tracking import Tracker
 Tracker(Path({str(tmp_path)!r}), 0, default_config()).close()

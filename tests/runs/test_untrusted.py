@@ -1,4 +1,4 @@
-"""Files of a workdir that nobody vouches for: they load cleanly or are refused in one line, and nothing in them runs."""
+"""Untrusted files in a workdir: they are either read or refused with one line, and no code in them is executed."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ JSON = st.recursive(
 
 @st.composite
 def altered_values(draw, value):
-    """A JSON value in which up to three things were replaced, removed or added."""
+    """Draw a JSON value in which up to three entries were replaced, removed or added."""
     value = copy.deepcopy(value)
     for _ in range(draw(st.integers(1, 3))):
         place = value
@@ -51,7 +51,7 @@ def altered_values(draw, value):
 
 @st.composite
 def altered_bytes(draw, content):
-    """Bytes cut short, flipped, added to, or nothing like what they were."""
+    """Draw bytes of which some were cut off, flipped or inserted."""
     content = bytearray(content)
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(content)))
@@ -68,14 +68,14 @@ def altered_bytes(draw, content):
 
 
 def altered(value):
-    """The bytes of an altered JSON file."""
+    """Return a strategy for the bytes of an altered JSON file."""
     sound = json.dumps(value).encode()
     return altered_values(value).map(lambda each: json.dumps(each).encode()) | altered_bytes(sound)
 
 
 @pytest.fixture(scope="module")
 def trained(small_config, tmp_path_factory):
-    """A finished run."""
+    """Return the workdir of a finished run."""
     from conftest import COMMANDS
 
     from charlm.config import cli
@@ -87,14 +87,14 @@ def trained(small_config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def workdir(trained, tmp_path_factory):
-    """A copy of it to do harm to."""
+    """Return a copy of the run, whose files the tests damage."""
     path = tmp_path_factory.mktemp("harmed") / "run"
     shutil.copytree(trained, path)
     return path
 
 
 CONFIG = default_config().to_dict()
-VOCAB = Vocab.of_chars("abc\n").to_json()
+VOCAB = Vocab.from_chars("abc\n").to_json()
 SHARED = settings(suppress_health_check=list(HealthCheck))
 
 
@@ -108,17 +108,17 @@ def loads_or_refuses(load):
 
 @SHARED
 @given(content=altered(CONFIG))
-def test_configs(workdir, content):
+def test_an_altered_config_is_read_or_refused(workdir, content):
     (workdir / "config.json").write_bytes(content)
     run = loads_or_refuses(lambda: load_run(workdir))
-    if run is not None:  # Then it is one that the rules allow.
+    if run is not None:  # A config that is read meets the rules.
         rules.check_keys(run.config, "test")
         rules.check(run.config, "test")
 
 
 @SHARED
 @given(content=altered(VOCAB))
-def test_vocabularies(trained, workdir, content):
+def test_an_altered_vocabulary_is_read_or_refused(trained, workdir, content):
     shutil.copy(trained / "config.json", workdir)
     (workdir / "vocab.json").write_bytes(content)
     run = loads_or_refuses(lambda: load_run(workdir))
@@ -128,7 +128,7 @@ def test_vocabularies(trained, workdir, content):
 
 @SHARED
 @given(content=altered({"packages": {"jax": "0"}, "device_kind": "cpu", "corpus_sha256": "0"}))
-def test_manifests_and_results(trained, workdir, content):
+def test_an_altered_manifest_or_result_is_read_or_refused(trained, workdir, content):
     for name in ("config.json", "vocab.json"):
         shutil.copy(trained / name, workdir)
     (workdir / "manifest.json").write_bytes(content)
@@ -139,7 +139,7 @@ def test_manifests_and_results(trained, workdir, content):
 
 @pytest.fixture(scope="module")
 def metadata(trained):
-    """Every file of a checkpoint that is not an array's data, by its path, with its content."""
+    """Return {path: content} of the files of a checkpoint that hold no array data."""
     step = trained / "checkpoints" / "20"
     files = [path for path in sorted(step.rglob("*")) if path.is_file() and "d" not in path.relative_to(step).parts]
     return {path.relative_to(step): path.read_bytes() for path in files}
@@ -147,8 +147,8 @@ def metadata(trained):
 
 @settings(SHARED, max_examples=max(1, settings.default.max_examples // 10))
 @given(data=st.data())
-def test_metadata_of_checkpoints(workdir, metadata, data):
-    """Whatever stands in it, what is restored is what was saved, or nothing is."""
+def test_altered_metadata_of_a_checkpoint_restores_the_saved_state_or_is_refused(workdir, metadata, data):
+    """The sha256 ensures that a state which is restored is the state that was saved."""
     step = workdir / "checkpoints" / "20"
     name = data.draw(st.sampled_from(sorted(metadata)))
     sound = metadata[name]

@@ -25,7 +25,7 @@ def record(name, overrides, loss, status="completed", reason=None):
 
 @pytest.fixture
 def sweep_folder(tmp_path):
-    """Three runs, one of which failed."""
+    """Return the folder of a sweep of three runs, one of which failed."""
     records = [
         record("cell=lstm", {"model.cell": "lstm", "seed": 0}, 1.75),
         record("cell=gru", {"model.cell": "gru", "seed": 1}, 1.5),
@@ -40,10 +40,10 @@ def sweep_folder(tmp_path):
     return tmp_path
 
 
-def test_a_page_of_a_sweep_stands_alone_and_shows_every_run_the_best_first(sweep_folder):
+def test_the_page_of_a_sweep_is_self_contained_and_lists_every_run_best_first(sweep_folder):
     write_page_of_sweep(sweep_folder)
     page = (sweep_folder / "report.html").read_text()
-    assert not re.findall(r"<(?:script|link)[^>]*(?:src|href)=", page), "nothing is fetched"
+    assert not re.findall(r"<(?:script|link)[^>]*(?:src|href)=", page), "the page fetches nothing"
     assert "3 runs: 2 completed, 1 failed" in page
     body = page[page.rindex("<div class=samples>") :]
     assert 0 < body.index("cell=gru, 1.5000") < body.index("cell=lstm, 1.7500") < body.index("cell=&lt;b&gt;")
@@ -51,8 +51,9 @@ def test_a_page_of_a_sweep_stands_alone_and_shows_every_run_the_best_first(sweep
     assert "out of memory" in page and "charlm.reproduce --result ${folder}/results.jsonl" in page
 
 
-def test_a_page_of_a_run(run, small_config, tmp_path):
-    assert run("train", f"--config={small_config}", f"--workdir={tmp_path / 'w'}")[0] == 0
+def test_the_page_of_a_run_shows_its_curves_result_samples_and_config(run, small_config, tmp_path):
+    metrics = "--config.train.metrics=('accuracy','grad_norm_by_layer')", "--config.eval.metrics=('accuracy',)"
+    assert run("train", f"--config={small_config}", f"--workdir={tmp_path / 'w'}", *metrics)[0] == 0
     code, _, err = run("report", f"--workdir={tmp_path / 'w'}")
     assert code == 0 and "report.html" in err
     page = (tmp_path / "w" / "report.html").read_text()
@@ -60,21 +61,26 @@ def test_a_page_of_a_run(run, small_config, tmp_path):
     assert result["params_sha256"] in page and "corpus_sha256" in page and "optimizer.learning_rate" in page
     body = page[page.rindex("<div class=samples>") :]
     assert body.index(">step 40<") < body.index(">step 20<")
+    # One figure for the loss, and one for each selected metric, with a curve for each split or layer.
+    labels = [label for label in re.findall(r'"axis_label":"([^"]*)"', page) if label != "million characters"]
+    assert labels == ["nats per character", "accuracy", "grad_norm_by_layer"]
+    legends = re.findall(r'"type":"object","name":"LegendItem".*?"label":\{"type":"value","value":"([^"]*)"\}', page)
+    assert legends == ["train", "val", "train", "val", "embedding", "layer_0", "head"]
 
 
-def test_what_is_neither_a_run_nor_a_sweep_is_refused(run, tmp_path):
+def test_a_folder_that_is_neither_a_run_nor_a_sweep_is_refused(run, tmp_path):
     code, _, err = run("report", f"--workdir={tmp_path}")
     assert code == 2 and "is neither a run nor a sweep: it has no config.json and no results.jsonl" in err
     (tmp_path / "results.jsonl").write_text("{}\n")
     assert run("report", f"--workdir={tmp_path}")[0] == 2
 
 
-def test_values_stand_in_order():
-    assert results.in_order([10, 9, 10, 1.5]) == [1.5, 9, 10]
-    assert results.in_order(["b", None, "a"]) == [None, "a", "b"] and not results.are_numbers([True, 1])
+def test_distinct_values_are_sorted():
+    assert results.sort_distinct([10, 9, 10, 1.5]) == [1.5, 9, 10]
+    assert results.sort_distinct(["b", None, "a"]) == [None, "a", "b"] and not results.are_numbers([True, 1])
 
 
-def test_a_sweep_of_which_no_run_was_scored_is_drawn(tmp_path):
+def test_a_sweep_without_any_loss_is_drawn(tmp_path):
     records = [record(f"seed={k}", {"seed": k, "model.cell": "lstm"}, None, "failed", "why") for k in (0, 1)]
-    results.draw(records, ["seed", "model.cell"], {each["run"]: [] for each in records}, tmp_path / "sweep.png")
+    results.draw_sweep(records, ["seed", "model.cell"], {each["run"]: [] for each in records}, tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").stat().st_size > 1000

@@ -1,4 +1,4 @@
-"""The page of a sweep as a person would use it: headless Chromium, no network, the page opened from disk."""
+"""The page of a sweep, used as a person would use it: headless Chromium without a network opens the page from disk."""
 
 import shutil
 import time
@@ -8,9 +8,12 @@ import pytest
 from experiments.page import measure
 
 webdriver = pytest.importorskip("selenium.webdriver")
-pytestmark = pytest.mark.skipif(not shutil.which("chromedriver"), reason="there is no Chromium with its driver")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not shutil.which("chromedriver"), reason="Chromium or its driver is not installed"),
+]
 
-# Bokeh's widgets stand in shadow roots, which no selector of the browser's looks into.
+# Bokeh's widgets are in shadow roots, into which the browser's selectors do not look.
 DEEP = """
     function deep(root, selector, found = []) {
         root.querySelectorAll(selector).forEach(each => found.push(each))
@@ -30,14 +33,14 @@ def sweep_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(sweep_folder):
-    """The page, once it is drawn."""
+    """Yield the browser after it has drawn the page."""
     with measure.browser() as driver:
         measure.open_page(driver, sweep_folder / "report.html")
         yield driver
 
 
 def until(what):
-    """Wait for something to be true, and return it."""
+    """Wait until a function returns a true value, and return that value."""
     give_up = time.monotonic() + 30
     while not (found := what()):
         assert time.monotonic() < give_up
@@ -50,7 +53,7 @@ def rows(browser):
 
 
 def filter_by(browser, words):
-    """Type into the field above the table."""
+    """Type words into the field above the table."""
     field = browser.execute_script(DEEP + "return deep(document, 'input')[0]")
     field.clear()
     field.send_keys(words)
@@ -77,7 +80,7 @@ def test_typing_filters_and_a_click_on_a_header_sorts(browser):
     until(lambda: rows(browser)[0].split()[1] == "11" and rows(browser)[-1].split()[1] == "0")
 
 
-def test_choosing_a_row_shows_its_command(browser, sweep_folder):
+def test_selecting_a_row_shows_its_command(browser, sweep_folder):
     until(lambda: len(rows(browser)) == 12)
     browser.execute_script(DEEP + "return deep(document, '.slick-row')[0].querySelector('.slick-cell')").click()
     shown = until(lambda: browser.execute_script(DEEP + "return model('chosen').text.includes('pre') && model('chosen').text"))

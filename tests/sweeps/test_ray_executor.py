@@ -1,4 +1,4 @@
-"""The executor on Ray: on two nodes of one machine, with lost processes, schedulers, a search."""
+"""The executor `ray` on two nodes of one machine: lost processes, schedulers, a search."""
 
 import json
 import os
@@ -14,16 +14,16 @@ from charlm.sweeps import plan, results
 from charlm.system.machine import num_cores
 
 ray = pytest.importorskip("ray")
-# As many cores for each run as the sequential executor has: bits depend on their number.
+# Each run has as many cores as with the sequential executor, because the bits depend on the number of cores.
 ALL_CORES = f"--cpus_per_run={num_cores()}"
 
 
 @pytest.fixture(scope="module")
 def address():
-    """That of a cluster of two nodes, each of which takes itself to have all cores of this machine."""
+    """Yield the address of a cluster of two nodes. Each of them claims all cores of this machine."""
     from ray.cluster_utils import Cluster
 
-    import charlm.sweeps.ray_executor  # noqa: F401  It says how Ray is to behave, before Ray is started.
+    import charlm.sweeps.ray_executor  # noqa: F401  It sets Ray's environment variables, before Ray starts.
 
     node = {"num_cpus": num_cores(), "include_dashboard": False, "object_store_memory": 100 << 20}
     cluster = Cluster(initialize_head=True, head_node_args=node)
@@ -33,7 +33,7 @@ def address():
 
 
 def sweep_on_ray(path, workdir, *flags):
-    """Start it."""
+    """Start the command for a sweep on Ray."""
     return start("sweep", f"--sweep={path}", f"--workdir={workdir}", "--executor=ray", *flags)
 
 
@@ -46,11 +46,11 @@ def wait_for(what, process):
 
 
 def workers(workdir):
-    """{name: process id} of the runs of a sweep that are being trained."""
+    """Return {name: process id} of the runs of a sweep that are in training."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if b"charlm.worker" in path.read_bytes():
+            if b"charlm.sweeps.ray_worker" in path.read_bytes():
                 logs = [Path(os.readlink(path.parent / "fd" / "2"))]
                 found |= {log.stem: int(path.parent.name) for log in logs if log.parent == workdir / "logs"}
         except OSError:
@@ -60,7 +60,7 @@ def workers(workdir):
 
 @pytest.fixture(scope="module")
 def sequential(small_config, tmp_path_factory):
-    """The grid, one run after another: (sweep file, workdir)."""
+    """Train the grid with the executor `sequential`; return (sweep file, workdir)."""
     folder = tmp_path_factory.mktemp("sweeps")
     (folder / "sweep.py").write_text(SWEEP.format(config=str(small_config), runs=GRID))
     process = start("sweep", f"--sweep={folder / 'sweep.py'}", f"--workdir={folder / 'sequential'}")
@@ -68,22 +68,24 @@ def sequential(small_config, tmp_path_factory):
     return folder / "sweep.py", folder / "sequential"
 
 
-def test_two_nodes_find_what_one_run_after_another_finds_although_a_process_is_lost(address, sequential, tmp_path):
+@pytest.mark.slow
+def test_two_nodes_equal_the_sequential_executor_although_a_process_is_lost(address, sequential, tmp_path):
     path, expected = sequential
     process = sweep_on_ray(path, tmp_path / "w", f"--ray_address={address}", ALL_CORES)
 
-    def begun():
+    def pids_with_checkpoint():
         saved = {each.parent.parent.name for each in (tmp_path / "w").glob("*/checkpoints/[0-9]*")}
         return [pid for name, pid in workers(tmp_path / "w").items() if name in saved]
 
-    os.kill(wait_for(begun, process)[0], signal.SIGKILL)
+    os.kill(wait_for(pids_with_checkpoint, process)[0], signal.SIGKILL)
     _, err = process.communicate()
     assert process.returncode == 0, err
     assert without_times(rows_of(tmp_path / "w")) == without_times(rows_of(expected))
     assert len(list((tmp_path / "w" / "logs").iterdir())) == 4 and not (tmp_path / "w" / ".tune").exists()
 
 
-def test_a_sweep_that_is_killed_and_stopped_goes_on(address, sequential, tmp_path):
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_and_stopped_continues(address, sequential, tmp_path):
     path, expected = sequential
     flags = f"--ray_address={address}", ALL_CORES
 
@@ -102,7 +104,8 @@ def test_a_sweep_that_is_killed_and_stopped_goes_on(address, sequential, tmp_pat
     assert without_times(rows_of(tmp_path / "w")) == without_times(rows_of(expected))
 
 
-def test_runs_that_fall_behind_are_stopped_and_one_that_fails_is_a_marked_row(address, small_config, tmp_path):
+@pytest.mark.slow
+def test_runs_that_fall_behind_are_stopped_and_failures_are_rows_of_the_table(address, small_config, tmp_path):
     rates = 'product({"optimizer.learning_rate": [1e-2, 1e-8, 1e-9, 1e38]}) + [{"model.hidden_size": 0}]'
     (tmp_path / "sweep.py").write_text(SWEEP.format(config=str(small_config), runs=rates))
     flags = f"--ray_address={address}", "--scheduler=asha"
@@ -118,10 +121,11 @@ def test_runs_that_fall_behind_are_stopped_and_one_that_fails_is_a_marked_row(ad
         if row["status"] == "stopped_early":
             result = json.loads((tmp_path / "w" / name / "result.json").read_text())
             assert result["stopped_by"] == "asha" and result["steps"] < 40 and result["params_sha256"]
-            assert results.is_finished(tmp_path / "w" / name, runs[name].config), "it is not done again"
+            assert results.is_finished(tmp_path / "w" / name, runs[name].config), "a stopped run is not trained again"
 
 
-def test_a_search_draws_within_the_ranges_and_goes_on_where_it_was(address, small_config, tmp_path):
+@pytest.mark.slow
+def test_a_search_draws_within_the_ranges_and_can_be_continued(address, small_config, tmp_path):
     def search(num_runs, highest, cells):
         draws = f'{{"optimizer.learning_rate": log_uniform(1e-3, {highest}), "model.cell": choice({cells})}}'
         (tmp_path / "sweep.py").write_text(SWEEP.format(config=str(small_config), runs=f"sample({num_runs}, {draws}, 1)"))
@@ -135,18 +139,19 @@ def test_a_search_draws_within_the_ranges_and_goes_on_where_it_was(address, smal
     assert code == 0 and "1 of 1 runs are finished" in err and len(rows) == 2 and rows.items() > first.items(), err
     for row in rows.values():
         assert row["status"] == "completed" and 1e-3 <= float(row["optimizer.learning_rate"]) <= 1e-1
-    # Other ranges, which no run of before lies in and of which no value can be trained.
+    # Other ranges: they contain none of the earlier runs, and none of their values can be trained.
     code, err, rows = search(1, 2e-3, ["elman"])
     (row,) = rows.values()
     assert code == 1 and row["status"] == "failed" and "model.cell is 'elman'" in row["reason"], err
     (refused,) = plan.load_plan(tmp_path / "sweep.py").runs_in(tmp_path / "w")
-    assert refused.refused and refused.name == row["run"], "it is not tried again"
+    assert refused.refused and refused.name == row["run"], "a refused run is not tried again"
 
 
-def test_what_a_cluster_cannot_do_is_refused_in_one_line(run, address, sequential, tmp_path):
+@pytest.mark.slow
+def test_impossible_requests_are_refused_with_one_line(run, address, sequential, tmp_path):
     flags = f"--sweep={sequential[0]}", f"--workdir={tmp_path / 'w'}"
     code, _, err = run("sweep", *flags, "--scheduler=asha")
-    assert code == 2 and "--scheduler is for --executor ray; found --executor sequential" in err
+    assert code == 2 and "--scheduler needs --executor ray; found --executor sequential" in err
     process = sweep_on_ray(sequential[0], tmp_path / "w", f"--ray_address={address}", "--cpus_per_run=1000")
     _, err = process.communicate()
     assert process.returncode == 2 and "no node has --cpus_per_run 1000" in err, err

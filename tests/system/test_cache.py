@@ -42,6 +42,7 @@ def test_old_programs_go_and_what_the_user_says_stays(untold, monkeypatch, tmp_p
     assert jax.config.jax_compilation_cache_dir == str(folder) and not (tmp_path / "another").exists()
 
 
+@pytest.mark.slow
 def test_later_runs_find_their_programs_and_get_the_same_bits_damaged_or_not(small_config, tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))

@@ -14,7 +14,7 @@ def options(**changes):
     return optimizer
 
 
-def test_warmup_cosine_rises_linearly_and_falls_to_its_end():
+def test_warmup_cosine_rises_linearly_and_falls_to_the_final_rate():
     schedule = make_schedule(
         options(schedule="warmup_cosine", learning_rate=1.0, warmup_steps=10, final_learning_rate=0.1), num_steps=110
     )
@@ -26,7 +26,7 @@ def test_warmup_cosine_rises_linearly_and_falls_to_its_end():
 
 
 @given(st.integers(1, 50), st.floats(0.1, 0.9), st.integers(0, 500))
-def test_step_decay_falls_after_every_so_many_steps_but_not_below_its_end(every, factor, at):
+def test_step_decay_falls_at_intervals_but_not_below_the_final_rate(every, factor, at):
     decaying = options(
         schedule="step_decay", learning_rate=0.5, decay_every=every, decay_factor=factor, final_learning_rate=0.01
     )
@@ -35,7 +35,7 @@ def test_step_decay_falls_after_every_so_many_steps_but_not_below_its_end(every,
     assert not schedule_spans_run(decaying)
 
 
-def test_a_length_of_its_own_frees_the_schedule_from_the_run():
+def test_schedule_steps_makes_the_schedule_independent_of_the_run():
     free = options(schedule="warmup_cosine", schedule_steps=50)
     assert not schedule_spans_run(free) and schedule_spans_run(options(schedule="warmup_cosine"))
     assert [float(make_schedule(free, n)(30)) for n in (40, 400)] == [float(make_schedule(free, 1)(30))] * 2

@@ -23,7 +23,7 @@ SGD = {"optimizer__name": "sgd", "optimizer__learning_rate": 1.0}
 
 
 class Setup(NamedTuple):
-    """A small run: `first` makes its first state, `one` is the jitted step (state, windows, reset_B)."""
+    """A small run. `first` returns its first state. `one` is the jitted step: (state, windows, reset_B) -> (state, metrics)."""
 
     program: Program
     model: CharLM
@@ -35,7 +35,7 @@ class Setup(NamedTuple):
 
 @functools.cache
 def build(**changes) -> Setup:
-    """The run that differs from the small one in some keys, dots written as two underscores."""
+    """Return a small run with some keys changed. In the names of keys a dot is written as two underscores."""
     config = default_config()
     small = {"batching.batch_size": 4, "batching.seq_len": 6, "batching.reset_prob": 0.3}
     small |= {"model.hidden_size": 8, "model.embedding_size": 5, "model.dropout": 0.2}
@@ -47,7 +47,7 @@ def build(**changes) -> Setup:
     drawn = functools.cache(lambda: compute_first_state(init_state, program, hyperparameters))
     one = jax.jit(functools.partial(train_step_of, program))
     model = CharLM.from_config(config.model, V)
-    # A copy each time: a chunk takes the memory of the state that it is given.
+    # `first` returns a copy, because a chunk donates its state.
     return Setup(
         program,
         model,
@@ -77,20 +77,20 @@ def run(sizes, layout, on_device=True):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_neither_the_size_of_a_dispatch_nor_the_gather_changes_a_bit(layout):
+def test_the_size_of_a_dispatch_and_the_source_of_windows_do_not_change_the_state(layout):
     whole = run([24], layout)
     assert run([1] * 3 + [7, 14], layout) == whole and run([20, 4], layout) == whole
     assert run([24], layout, on_device=False) == whole and run([1, 9, 14], layout, on_device=False) == whole
 
 
-def test_the_seed_is_all_that_a_run_depends_on():
+def test_a_run_depends_only_on_its_seed():
     first = run([5], "stream")
     build.cache_clear()
     assert run([5], "stream") == first
 
 
 @pytest.mark.parametrize("layout", ["stream", "windows"])
-def test_a_reset_is_a_fresh_start_and_a_carried_state_is_not(layout):
+def test_a_reset_replaces_the_carried_state(layout):
     setup = build(batching__layout=layout)
     train_step, state = setup.one, setup.first()
     windows = jnp.asarray(np.random.default_rng(1).integers(0, V, (4, 7)))
@@ -105,7 +105,7 @@ def test_a_reset_is_a_fresh_start_and_a_carried_state_is_not(layout):
         assert np.allclose(after[0][0][0], zero[0][0][0]) and not np.allclose(after[0][0][1], zero[0][0][1])
 
 
-def test_the_sum_over_time_is_the_mean_times_the_window():
+def test_sum_over_time_multiplies_the_gradient_by_the_window_length():
     windows = jnp.asarray(np.random.default_rng(1).integers(0, V, (4, 7)))
     moved = {}
     for reduction in ("mean", "sum_over_time"):
@@ -130,7 +130,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_next_characters():
     np.testing.assert_allclose(setup.one(state, windows, jnp.ones(4, bool))[1]["loss"], expected, rtol=1e-6)
 
 
-def test_the_loss_on_the_last_is_that_of_the_last_target_alone():
+def test_loss_on_last_is_the_loss_of_the_last_target():
     setup = build(batching__layout="sliding", batching__loss_on="last", **EXACT, **SGD)
     model, state = setup.model, setup.first()
     windows = jnp.asarray(np.random.default_rng(1).integers(0, V, (4, 7)))
@@ -151,7 +151,7 @@ def test_the_loss_on_the_last_is_that_of_the_last_target_alone():
 
 
 @pytest.mark.parametrize("layout, loss_on", [("stream", "all"), ("sliding", "last")])
-def test_a_batch_in_parts_is_the_same_step(layout, loss_on):
+def test_gradient_accumulation_gives_the_same_step(layout, loss_on):
     options = {"batching__layout": layout, "batching__loss_on": loss_on, **EXACT, **SGD}
     windows = jnp.asarray(np.random.default_rng(1).integers(0, V, (3, 4, 7)))
     reset_B = jnp.array([True, False, False, True])
@@ -168,7 +168,7 @@ def test_a_batch_in_parts_is_the_same_step(layout, loss_on):
 
 
 @pytest.mark.parametrize("loss_on", ["all", "last"])
-def test_penalties_are_those_of_their_equations_and_no_part_of_the_loss(loss_on):
+def test_penalties_follow_their_equations_and_are_not_part_of_the_loss(loss_on):
     options = {"batching__layout": "random", "batching__loss_on": loss_on, **EXACT, **SGD}
     without = build(**options)
     with_both = build(optimizer__activation_reg=2.0, optimizer__temporal_reg=3.0, **options)
@@ -194,7 +194,7 @@ def test_penalties_are_those_of_their_equations_and_no_part_of_the_loss(loss_on)
     assert any(np.abs(grad).max() > 1e-3 for grad in jax.tree.leaves(grads))
 
 
-def test_the_average_of_the_parameters():
+def test_the_moving_average_follows_its_equation_and_does_not_change_training():
     setup = build(train__ema_decay=0.5, optimizer__learning_rate=0.1)
     draw = np.random.default_rng(1)
     state = setup.first()
@@ -206,7 +206,7 @@ def test_the_average_of_the_parameters():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.ema, expected)
     assert state.eval_params is state.ema
     assert not np.allclose(state.ema["head_W"], state.params["head_W"])
-    # An average changes nothing of the training.
+    # The same run without the average has the same parameters.
     other = build(optimizer__learning_rate=0.1)
     plain, draw = other.first(), np.random.default_rng(1)
     for _ in range(9):
@@ -215,7 +215,7 @@ def test_the_average_of_the_parameters():
     assert plain.eval_params is plain.params
 
 
-def test_a_learned_first_state_moves_with_the_texts_that_start():
+def test_a_learned_initial_state_has_a_gradient_only_where_a_text_starts():
     setup = build(model__learn_initial_state=True)
     windows = jnp.asarray(np.random.default_rng(1).integers(0, V, (4, 7)))
     moved = {}
@@ -239,11 +239,13 @@ GROUPS = {
 
 
 @pytest.mark.parametrize("vectorised", [True, False])
-@pytest.mark.parametrize("name", GROUPS)
-def test_runs_side_by_side_are_those_one_after_another(name, vectorised):
-    """Runs that differ in seed and hyperparameters; each alone is trained with its hyperparameters as constants of its program.
+@pytest.mark.parametrize(
+    "name", ["stream", pytest.param("regularised", marks=pytest.mark.slow), pytest.param("windows", marks=pytest.mark.slow)]
+)
+def test_runs_side_by_side_equal_separate_runs(name, vectorised):
+    """The runs differ in seed and hyperparameters. In a separate run the hyperparameters are constants of the program.
 
-    That they are shared out among devices without harm is for test_sweep.py to see.
+    test_sweep.py tests runs that are distributed over devices.
     """
     changes, swept = GROUPS[name]
     setup = build(**changes)
@@ -270,15 +272,15 @@ def test_runs_side_by_side_are_those_one_after_another(name, vectorised):
         )
 
 
-def test_every_number_is_a_key_of_the_config():
+def test_every_traced_hyperparameter_is_a_key_of_the_config():
     keys = dict(flatten(default_config()))
     assert set(TRACED_HYPERPARAMETERS) <= keys.keys()
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-@pytest.mark.parametrize("embedding_size, layers", [(256, 1), (64, 2)])
-def test_a_step_in_bfloat16_is_one_in_float32_but_for_rounding(cell, embedding_size, layers):
-    """At a size at which a CPU takes other kernels for its products than for the tiny ones above."""
+@pytest.mark.parametrize("embedding_size, layers", [(256, 1), pytest.param(64, 2, marks=pytest.mark.slow)])
+def test_a_step_in_bfloat16_differs_from_one_in_float32_only_by_rounding(cell, embedding_size, layers):
+    """The products are larger than in the other tests, so XLA uses other kernels for them on a CPU."""
     found, state = [], None
     for dtype in ("float32", "bfloat16"):
         sizes = {"hidden_size": 32, "embedding_size": embedding_size, "num_layers": layers, "dropout": 0.0}
@@ -293,7 +295,7 @@ def test_a_step_in_bfloat16_is_one_in_float32_but_for_rounding(cell, embedding_s
     np.testing.assert_allclose([low_loss, low_norm], [loss, norm], rtol=0.02)
 
 
-def test_a_program_leaves_its_config_as_it_is():
+def test_bind_does_not_change_the_config_of_the_program():
     setup = build()
     config, _, _ = setup.program.bind({"seed": 7, "optimizer.learning_rate": 5.0})
     assert config.seed == 7 and config.optimizer.learning_rate == 5.0

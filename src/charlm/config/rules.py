@@ -237,7 +237,7 @@ def _check_pairs(values: _Values, refuse: _Refuse) -> None:
         if values["model.embedding_size"] != values["model.hidden_size"]:
             sizes = f"{values['model.embedding_size']} and {values['model.hidden_size']}"
             refuse("model.tie_weights", f"it needs model.embedding_size equal to model.hidden_size; they are {sizes}")
-    if values["model.recurrence"] == "cudnn" and not cudnn.can_do(values["model.cell"], values["model.dtype"]):
+    if values["model.recurrence"] == "cudnn" and not cudnn.supports(values["model.cell"], values["model.dtype"]):
         found = f"{values['model.cell']} and {values['model.dtype']}"
         refuse("model.recurrence", f"it needs model.cell lstm and model.dtype float32, not {found}; auto chooses what works")
     if values["train.deterministic"] and values["model.recurrence"] == "cudnn":

@@ -1,1 +1,1 @@
-"""Texts become ids: files, downloads, vocabularies, cached corpora, and the batches that are cut from them."""
+"""From text to batches: files, downloads, vocabularies, encoded corpora in a cache, and the batches of training."""

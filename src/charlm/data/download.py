@@ -1,4 +1,4 @@
-"""Fetch a file whose sha256 is known: resumable, checked, and in place whole or not at all."""
+"""Download a file with a known sha256. Downloads are resumable and verified, and a file appears only when it is complete."""
 
 import http.client
 import os
@@ -14,23 +14,24 @@ from charlm.system.errors import CorpusError
 from charlm.system.locks import exclusive
 from charlm.system.progress import ByteProgress, say
 
-# Seconds without a byte after which a connection counts as broken.
-_TIMEOUT = 30
-_READ = 1 << 16
+# A connection that delivers nothing for this time is treated as broken.
+_TIMEOUT_SECONDS = 30
+_READ_BYTES = 1 << 16
 
 
 def fetch(url: str, sha256: str, folder: Path) -> Path:
-    """The file at `url`, from `folder` if it is there, else downloaded into it under the name of its sha256.
+    """Return the path of the file in `folder`, and download it first if it is not there. Its name is its sha256.
 
-    A download that breaks off is taken up where it stopped, by the same call or a later one, if the server can (HTTP
-    ranges, RFC 9110). Nothing but the file with that sha256 ever bears its name.
+    An interrupted download continues where it stopped, in the same call or in a later one, if the server supports HTTP ranges
+    (RFC 9110). A file has its final name only after its sha256 was verified.
 
     Args:
-        url: http or https.
+        url: an http or https URL.
         sha256: 64 lower-case hexadecimal digits.
+        folder: the folder of downloads. It is created if it does not exist.
 
     Raises:
-        CorpusError: no network, an HTTP error, a broken download, another sha256, or a disk that cannot be written.
+        CorpusError: the download fails, the sha256 differs, or the folder cannot be written.
     """
     path, part = folder / sha256, folder / f"{sha256}.part"
     try:
@@ -39,77 +40,77 @@ def fetch(url: str, sha256: str, folder: Path) -> Path:
             if path.exists():
                 if file_sha256(path) == sha256:
                     return path
-                say(f"the download {path} was altered since; fetching it again")
+                say(f"the file {path} was changed after its download; downloading it again")
                 path.unlink()
             resumed = part.exists()
             if not resumed or file_sha256(part) != sha256:
-                _complete(url, part)
+                _download(url, part)
             found = file_sha256(part)
             if found != sha256 and resumed:
-                # What lay there may have been of another version of the file.
+                # The partial file may have come from another version of the file.
                 part.unlink()
-                _complete(url, part)
+                _download(url, part)
                 found = file_sha256(part)
             if found != sha256:
                 part.unlink()
                 raise CorpusError(
-                    f"the download of {url} has the sha256 {found}, not {sha256}: it was altered or is another version; "
-                    "nothing of it is kept"
+                    f"the download of {url} has the sha256 {found}, not {sha256}: it was altered or is another version, so it "
+                    "was deleted; set data.path to a copy of the right file"
                 )
             part.replace(path)
             return path
     except OSError as error:
         raise CorpusError(
-            f"cannot keep the download of {url} in {folder}: {error.strerror or error}; CHARLM_CACHE names another folder"
+            f"cannot write the download of {url} to {folder}: {error.strerror or error}; set CHARLM_CACHE to another folder"
         ) from None
 
 
-def _complete(url: str, part: Path) -> None:
-    """Download what is missing of `part`, in as many attempts as each bring something new."""
-    most = part.stat().st_size if part.exists() else -1
+def _download(url: str, part: Path) -> None:
+    """Download the missing rest of the file `part`. Connect again as long as each connection makes progress."""
+    last_size = part.stat().st_size if part.exists() else -1
     while True:
         try:
-            _attempt(url, part)
+            _download_once(url, part)
             return
         except (urllib.error.URLError, http.client.HTTPException, ValueError, _ConnectionLost) as error:
-            # ValueError: a URL that cannot be one, in all the ways that the library finds out.
+            # The library raises ValueError for several kinds of invalid URLs.
             size = part.stat().st_size if part.exists() else 0
-            if size <= most or not size or isinstance(error, urllib.error.HTTPError):
+            if size <= last_size or not size or isinstance(error, urllib.error.HTTPError):
                 reason = " ".join(str(getattr(error, "reason", None) or error).split()) or type(error).__name__
                 if isinstance(error, urllib.error.HTTPError):
                     reason = f"the server answered {error.code} {reason}"
-                kept = f"; {size:,} bytes are kept, and the same command goes on from there if the server can" if size else ""
+                kept = f"; {size:,} bytes are kept, and the same command continues from there if the server can" if size else ""
                 raise CorpusError(f"cannot download {url}: {reason}{kept}; or set data.path to a copy of the file") from None
-            most = size
+            last_size = size
 
 
 class _ConnectionLost(Exception):
-    """The connection ended before the file did."""
+    """The connection ended before the file was complete."""
 
 
-def _attempt(url: str, part: Path) -> None:
-    """One connection: append the rest of the file to `part`, or begin anew where the server cannot go on."""
+def _download_once(url: str, part: Path) -> None:
+    """Append the rest of the file to `part` over one connection. Start from byte 0 if the server does not support ranges."""
     done = part.stat().st_size if part.exists() else 0
-    # What is not ASCII is quoted; what is quoted already stays.
+    # Characters outside ASCII are quoted. Characters that are quoted already stay as they are.
     request = urllib.request.Request(
         urllib.parse.quote(url, safe=string.punctuation), headers={"User-Agent": "charlm", "Accept-Encoding": "identity"}
     )
     if done:
         request.add_header("Range", f"bytes={done}-")
     try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         error.close()
         if done and error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return  # There is nothing after what is there; its sha256 will tell whether that is the file.
+            return  # The server has no more bytes. The sha256 will show whether the file is the right one.
         raise
     except urllib.error.URLError:
         raise
-    except OSError as error:  # A connection that is reset before it answers, say.
+    except OSError as error:  # For example, the connection is reset before the server answers.
         raise _ConnectionLost(error) from None
     with response:
-        goes_on = re.fullmatch(rf"bytes {done}-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-        if response.status != http.client.PARTIAL_CONTENT or not goes_on:
+        continues = re.fullmatch(rf"bytes {done}-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        if response.status != http.client.PARTIAL_CONTENT or not continues:
             done = 0
         length = response.headers.get("Content-Length", "")
         total = done + int(length) if length.isdecimal() else None
@@ -124,7 +125,8 @@ def _attempt(url: str, part: Path) -> None:
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
+    """Return the next bytes of a response. Raises _ConnectionLost for every error of the transport."""
     try:
-        return response.read1(_READ)
-    except OSError as error:  # Whatever the transport makes of it; an error of the disk is another matter.
+        return response.read1(_READ_BYTES)
+    except OSError as error:  # Translated here, so an OSError in the caller is always an error of the disk.
         raise _ConnectionLost(error) from None

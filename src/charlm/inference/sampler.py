@@ -1,15 +1,16 @@
-"""Sample text from a model: a compiled sampler that takes PRNG keys, and the prompt that it starts from.
+"""Sample text from a model: the compiled sampler, the PRNG keys, and the prompt.
 
-Letters: N samples, K characters in a block, V vocabulary.
+Letters: N samples, K symbols in a block, V vocabulary, S states of the UTF-8 automaton, W symbols in a window.
 """
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from charlm.data.batching import uniform
 from charlm.data.text import normalise
@@ -17,18 +18,19 @@ from charlm.data.vocab import Vocab, utf8_transitions
 from charlm.nn.model import CharLM
 from charlm.system.errors import ConfigError, CorpusError
 
-# Characters in one dispatch, and at most so many random numbers for them.
-_BLOCK, _MOST_NOISE = 64, 1 << 22
+# The number of symbols in a dispatch, and the most random numbers in a dispatch. The second may lower the first.
+_BLOCK, _MAX_NOISE = 64, 1 << 22
 
 
 class Settings(NamedTuple):
-    """How a character is drawn; arguments of the compiled program, so that changing them compiles nothing.
+    """How a symbol is drawn. These are arguments of the compiled program, so changing them triggers no recompilation.
 
     Attributes:
-        temperature: divides the logits; above 0.
-        top_k: draw among the k most probable; V for all.
-        top_p: then among the most probable that together reach p (Holtzman et al. 2020); 1 for all.
-        greedy: take the most probable.
+        temperature: the logits are divided by it; above 0.
+        top_k: top-k filtering: draw from the k most probable symbols; V: from all.
+        top_p: top-p (nucleus) filtering after it: draw from the most probable symbols whose probabilities together reach p
+            (Holtzman et al. 2020); 1: from all.
+        greedy: take the most probable symbol.
     """
 
     temperature: float
@@ -37,126 +39,140 @@ class Settings(NamedTuple):
     greedy: bool
 
     @classmethod
-    def from_config(cls, sample, vocab_size: int) -> "Settings":
+    def from_config(cls, sample: ConfigDict, vocab_size: int) -> "Settings":
+        """Return the settings of `config.sample` for a vocabulary of this size."""
         top_k = vocab_size if sample.top_k is None else min(sample.top_k, vocab_size)
         return cls(sample.temperature, top_k, 1.0 if sample.top_p is None else sample.top_p, sample.greedy)
 
 
 def filter_top_k_top_p(logits_V: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
-    """The logits with those outside the k most probable, and then outside the nucleus of mass p, at -inf."""
+    """Return the logits, shape (V,), with those that top-k and then top-p filtering exclude set to -inf."""
     order = jnp.argsort(-logits_V, stable=True)
     ranks = jnp.arange(logits_V.shape[-1])
     sorted_V = jnp.where(ranks < top_k, logits_V[order], -jnp.inf)
     probs = jax.nn.softmax(sorted_V)
-    # A symbol stays if those before it have not reached p yet; the first always stays.
+    # A symbol is kept if the more probable symbols have not reached p together. The most probable symbol is always kept.
     before = jnp.cumsum(probs) - probs
     sorted_V = jnp.where((before < top_p) | (ranks == 0), sorted_V, -jnp.inf)
     return jnp.zeros_like(logits_V).at[order].set(sorted_V)
 
 
 class Sampler(NamedTuple):
-    """How a model writes text over a vocabulary (`make_sampler`).
+    """The functions that draw text from a model (`make_sampler`).
 
     Attributes:
-        prepare: params -> weights, jitted: what can be made once for all characters.
-        start: (weights, N) -> the state before N texts.
-        block: (weights, state, ids_N, keys_N, position, prompt_K, forced, settings, truncate) -> (state, ids_N,
-            drawn_KN), jitted. Draws K symbols for each of N samples. `ids_N` are the last symbols and `position` their
-            place in the text; the symbol at place p is drawn with the key folded with p, so that it depends on nothing
-            but the sample's key and what stands before it. The first `forced` of the K are those of the prompt.
-            `truncate` is static: whether top_k or top_p is in use.
+        prepare: params -> weights, jitted. It does the work that is the same for all symbols.
+        start: (weights, N) -> the state before the first symbol of N samples.
+        block: (weights, state, ids_N, keys_N, position, prompt_K, prompt_length, settings, filtered) -> (state, ids_N,
+            drawn_KN), jitted. It draws K symbols for each of N samples. `ids_N` are the last symbols and `position` is their
+            position in the text. The symbol at position p is drawn with the sample's key, folded with p, so it depends only on
+            the key and on the symbols before it. The first `prompt_length` of the K symbols are taken from `prompt_K` instead.
+            `filtered` is static and says whether top-k or top-p filtering is in use.
     """
 
-    prepare: Callable
-    start: Callable
-    block: Callable
+    prepare: Callable[[Any], Any]
+    start: Callable[[Any, int], Any]
+    block: Callable[..., tuple[Any, jax.Array, jax.Array]]
 
 
 def make_sampler(model: CharLM, vocab: Vocab, window: int = 0, dtype: str | None = None) -> Sampler:
-    """The sampler of a model. What it draws over bytes is UTF-8: among those that can come next, by their probability.
+    """Return the sampler of a model.
 
-    With a `window` W every symbol is drawn after its last W predecessors, read anew from a zero state, as a model that was
-    trained on windows of W knows its text, which is W times the work. The prompt must have W symbols or more.
+    A model over bytes draws valid UTF-8: each byte is drawn from those that can come next, with their renormalised
+    probabilities.
 
-    Weights are kept in `dtype`, or in the model's where none is given.
+    Args:
+        model: its architecture.
+        vocab: the vocabulary of the texts.
+        window: 0: carry the state from symbol to symbol. W > 0: read the last W symbols again from a zero state for each symbol
+            that is drawn, as in training on windows of W symbols. This is W times the work, and the prompt needs at least W
+            symbols.
+        dtype: the dtype of the weights; None: that of the model.
     """
     dtype = dtype or model.dtype
     folded = model.folded(dtype)
     next_SV = jnp.asarray(utf8_transitions()) if vocab.kind == "bytes" else None
 
     @jax.jit
-    def prepare(params):
-        return model.fold(params, dtype)
+    def prepare(params: Any) -> Any:
+        return model.fold_params(params, dtype)
 
-    def start(weights, num_samples: int):
+    # The context of a sample is what the model knows of its text: the carry, or with a window the last W symbols.
+    def start(weights: Any, num_samples: int) -> Any:
         utf8_N = None if next_SV is None else jnp.zeros(num_samples, jnp.int32)
-        read = jnp.zeros((window, num_samples), jnp.int32) if window else folded.initial_carry(weights, num_samples)
-        return read, utf8_N
+        context = jnp.zeros((window, num_samples), jnp.int32) if window else folded.initial_carry(weights, num_samples)
+        return context, utf8_N
 
-    def read_on(weights, read, ids_N):
-        """(logits_NV, what was read) after one more symbol: a recurrent state, or the window."""
+    def next_logits(weights: Any, context: Any, ids_N: jax.Array) -> tuple[jax.Array, Any]:
+        """Return (logits_NV, context) after the symbols `ids_N`."""
         if not window:
-            logits_1NV, read = folded.apply({"params": weights}, ids_N[None], read)
-            return logits_1NV[0], read
-        window_WN = jnp.concatenate([read[1:], ids_N[None]])
+            logits_1NV, carry = folded.apply({"params": weights}, ids_N[None], context)
+            return logits_1NV[0], carry
+        window_WN = jnp.concatenate([context[1:], ids_N[None]])
         logits_1NV, _ = folded.apply({"params": weights}, window_WN, folded.initial_carry(weights, len(ids_N)), only_last=True)
         return logits_1NV[0], window_WN
 
-    @functools.partial(jax.jit, static_argnames="truncate")
-    def block(weights, state, ids_N, keys_N, position, prompt_K, forced, settings, truncate):
-        # Drawing is taking the most probable after adding noise (Gumbel 1954), and the noise of all K can be had at once.
-        def noise(place):
-            return jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, place), (vocab.size,)))(keys_N)
+    @functools.partial(jax.jit, static_argnames="filtered")
+    def block(weights, state, ids_N, keys_N, position, prompt_K, prompt_length, settings, filtered):
+        # To draw a symbol, add Gumbel noise to the logits and take the largest (Gumbel 1954). The noise of all K symbols is
+        # drawn at once, outside the loop.
+        def noise(at):
+            return jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, at), (vocab.size,)))(keys_N)
 
-        places_K = position + 1 + jnp.arange(len(prompt_K))
-        noise_KNV = jnp.where(settings.greedy, 0, jax.vmap(noise)(places_K))
+        positions_K = position + 1 + jnp.arange(len(prompt_K))
+        noise_KNV = jnp.where(settings.greedy, 0, jax.vmap(noise)(positions_K))
 
-        def one(state, inputs):
-            (read, utf8_N), ids_N = state
-            noise_NV, is_forced, forced_id = inputs
-            logits_NV, read = read_on(weights, read, ids_N)
+        def draw_symbol(state, inputs):
+            (context, utf8_N), ids_N = state
+            noise_NV, in_prompt, prompt_id = inputs
+            logits_NV, context = next_logits(weights, context, ids_N)
             if utf8_N is not None:
                 utf8_N = next_SV[utf8_N, ids_N]
                 logits_NV = jnp.where(next_SV[utf8_N] >= 0, logits_NV, -jnp.inf)
             logits_NV = logits_NV / settings.temperature
-            if truncate:
+            if filtered:
                 logits_NV = jax.vmap(filter_top_k_top_p, (0, None, None))(logits_NV, settings.top_k, settings.top_p)
-            ids_N = jnp.where(is_forced, forced_id, jnp.argmax(logits_NV + noise_NV, axis=-1))
-            return ((read, utf8_N), ids_N), ids_N
+            ids_N = jnp.where(in_prompt, prompt_id, jnp.argmax(logits_NV + noise_NV, axis=-1))
+            return ((context, utf8_N), ids_N), ids_N
 
-        (state, ids_N), drawn_KN = jax.lax.scan(one, (state, ids_N), (noise_KNV, jnp.arange(len(prompt_K)) < forced, prompt_K))
+        in_prompt_K = jnp.arange(len(prompt_K)) < prompt_length
+        (state, ids_N), drawn_KN = jax.lax.scan(draw_symbol, (state, ids_N), (noise_KNV, in_prompt_K, prompt_K))
         return state, ids_N, drawn_KN
 
     return Sampler(prepare, start, block)
 
 
 def sample_keys(seed: int, num_samples: int) -> jax.Array:
-    """One key a sample; the i-th is the same however many there are."""
+    """Return one PRNG key for each sample, shape (N,). The i-th key does not depend on the number of samples."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(num_samples))
 
 
 def generate(
-    sampler: Sampler, params, vocab: Vocab, prompt: np.ndarray, keys_N: jax.Array, length: int, settings: Settings
+    sampler: Sampler, params: Any, vocab: Vocab, prompt: np.ndarray, keys_N: jax.Array, length: int, settings: Settings
 ) -> Iterator[np.ndarray]:
-    """Ids drawn after a prompt, in pieces of shape (N, up to K), `length` in all.
+    """Draw symbols after a prompt; yield their ids in pieces of shape (N, up to K), `length` symbols in all.
 
     Args:
         sampler: from `make_sampler(model, vocab)`.
-        prompt: ids, at least one; the same for all samples.
+        params: the parameters of the model.
+        vocab: the vocabulary of the model.
+        prompt: ids of at least one symbol, the same for all samples.
         keys_N: from `sample_keys`.
+        length: the number of symbols to draw for each sample.
+        settings: how a symbol is drawn.
     """
     num_samples = keys_N.shape[0]
-    size = min(_BLOCK, max(1, _MOST_NOISE // (num_samples * vocab.size)))
+    size = min(_BLOCK, max(1, _MAX_NOISE // (num_samples * vocab.size)))
     weights = sampler.prepare(params)
     state = sampler.start(weights, num_samples)
     ids_N = jnp.full(num_samples, int(prompt[0]), jnp.int32)
-    truncate = settings.top_k < vocab.size or settings.top_p < 1
+    filtered = settings.top_k < vocab.size or settings.top_p < 1
     for position in range(0, len(prompt) - 1 + length, size):
         ahead = prompt[position + 1 : position + 1 + size]
         prompt_K = np.zeros(size, np.int32)
         prompt_K[: len(ahead)] = ahead
         state, ids_N, drawn_KN = sampler.block(
-            weights, state, ids_N, keys_N, position, prompt_K, len(ahead), settings, truncate=truncate
+            weights, state, ids_N, keys_N, position, prompt_K, len(ahead), settings, filtered=filtered
         )
         end = len(prompt) - 1 + length - position
         drawn = np.asarray(drawn_KN)[len(ahead) : end]
@@ -164,17 +180,18 @@ def generate(
             yield drawn.T
 
 
-def make_prompt(config, vocab: Vocab, train_ids: np.ndarray | None, seed: int) -> tuple[str, np.ndarray]:
-    """The prompt as the corpus would have it, and the ids to start from.
+def make_prompt(config: ConfigDict, vocab: Vocab, train_ids: np.ndarray | None, seed: int) -> tuple[str, np.ndarray]:
+    """Return the prompt, normalised like the corpus, and the ids from which a sample starts.
 
-    Without `sample.prompt` a text starts after `sample.random_prompt` symbols of the training text, from a place that
-    the seed decides; without that either, after a line end, or after the first symbol where the corpus has no line ends.
+    The prompt is `sample.prompt`. Without it, the prompt is `sample.random_prompt` symbols of the training text, from a
+    position that the seed determines. Without both, the prompt is empty and the sample starts after a line end, or after the
+    first symbol of the vocabulary if it has no line end.
 
     Args:
-        config: the run's, with what is asked of the sample.
-        vocab: the run's.
-        train_ids: the training text, shape (N,); needed for a random prompt alone.
-        seed: the sample's.
+        config: the run's config, with `config.sample` as it is to be used.
+        vocab: the run's vocabulary.
+        train_ids: the training text, shape (symbols,). Only a random prompt needs it.
+        seed: the seed of the sample.
 
     Raises:
         ConfigError: a symbol is not in the vocabulary, or the prompt is shorter than `sample.window`.
@@ -192,19 +209,19 @@ def make_prompt(config, vocab: Vocab, train_ids: np.ndarray | None, seed: int) -
             raise ConfigError(f"sample.prompt: {error}") from None
     if len(ids) < config.sample.window:
         raise ConfigError(
-            f"sample.window is {config.sample.window}, but the prompt has {len(ids)} symbols; give it as many, or set "
+            f"sample.window is {config.sample.window}, but the prompt has {len(ids)} symbols; give a longer one, or set "
             "sample.random_prompt"
         )
     return prompt, ids
 
 
 def _random_prompt(train_ids: np.ndarray, vocab: Vocab, length: int, seed: int) -> np.ndarray:
-    """Symbols from a random place of a text; of bytes, whole characters, and so up to three more."""
+    """Return symbols from a random position of a text. Of bytes, return whole characters, so up to three bytes more."""
     if len(train_ids) < length:
         raise ConfigError(f"sample.random_prompt is {length}, but the training text has {len(train_ids)} symbols")
 
-    def inside_a_char(place: int) -> bool:
-        return 0 < place < len(train_ids) and vocab.num_chars(train_ids[place : place + 1]) == 0
+    def inside_a_char(at: int) -> bool:
+        return 0 < at < len(train_ids) and vocab.num_chars(train_ids[at : at + 1]) == 0
 
     start = int(uniform(seed, 0, 1)[0] * (len(train_ids) - length + 1))
     while inside_a_char(start):
@@ -215,9 +232,20 @@ def _random_prompt(train_ids: np.ndarray, vocab: Vocab, length: int, seed: int) 
     return np.asarray(train_ids[start:end])
 
 
-def sample_text(sampler: Sampler, params, vocab: Vocab, sample, seed: int, prompt_ids: np.ndarray) -> list[str]:
-    """Whole samples as text, without the prompt."""
-    settings = Settings.from_config(sample, vocab.size)
-    keys_N = sample_keys(seed, sample.num_samples)
-    pieces = list(generate(sampler, params, vocab, prompt_ids, keys_N, sample.length, settings))
+def sample_text(
+    sampler: Sampler, params: Any, vocab: Vocab, config_sample: ConfigDict, seed: int, prompt_ids: np.ndarray
+) -> list[str]:
+    """Return `config.sample.num_samples` samples as text, without the prompt.
+
+    Args:
+        sampler: from `make_sampler(model, vocab)`.
+        params: the parameters of the model.
+        vocab: the vocabulary of the model.
+        config_sample: `config.sample`.
+        seed: the seed of the samples.
+        prompt_ids: ids of at least one symbol.
+    """
+    settings = Settings.from_config(config_sample, vocab.size)
+    keys_N = sample_keys(seed, config_sample.num_samples)
+    pieces = list(generate(sampler, params, vocab, prompt_ids, keys_N, config_sample.length, settings))
     return [vocab.decode(ids) for ids in np.concatenate(pieces, axis=1)]

@@ -1,18 +1,19 @@
-"""The recurrent cells: tiny pure functions between two matrix products, and their registry.
+"""Recurrent cells: pure functions of one time step, and their registry.
 
-A recurrent step is
+One step of a recurrent layer computes
 
-    x_proj = x @ W_x + b        for all time steps at once, outside the scan
-    h_proj = W_h h              the only matrix product inside it
+    x_proj = x @ W_x + b        for all time steps at once, before the loop
+    h_proj = W_h h              the only matrix product inside the loop
     carry  = update(params, x_proj, h_proj, carry)
 
-and only `update` tells one cell from another. `recurrence` does the rest, so a new cell is an `update` and a line in
-`CELLS`: `by_autodiff(update)`. The cells that most people train have their derivative written out, which keeps less for the
-way back.
+Cells differ only in `update`; the module `recurrence` does the rest. A new cell is an update function and one entry of `CELLS`
+that is built with `by_autodiff(update)`. The cells `rnn`, `lstm` and `gru` have hand-written derivatives, which save less for
+the backward pass.
 
-Within a cell arrays are feature-major, the batch last: `recurrence` says why. A gate is then a block of H whole rows.
+Arrays inside a cell are feature-major, with the batch last; `recurrence` explains why. The rows of one gate are contiguous: a
+block of H rows.
 
-Letters: B batch, H hidden, G gates times hidden. Every carry is a tuple whose first element is the output h_HB.
+Letters: B batch, H hidden, G gates times hidden. Every carry is a tuple of arrays. Its first element is the output h_HB.
 """
 
 import itertools
@@ -24,19 +25,24 @@ import jax.numpy as jnp
 
 Params = Mapping[str, jax.Array]
 Carry = tuple[jax.Array, ...]
-# An array as blocks of whole rows, in their order.
+# One array, as consecutive blocks of its rows.
 Blocks = tuple[jax.Array, ...]
+# What the forward pass saves of a step (`Cell.forward`).
+Saved = tuple[Blocks | None, ...]
+Update = Callable[[Params, jax.Array, jax.Array, Carry], Carry]
+Forward = Callable[[Params, jax.Array, jax.Array, Carry], tuple[Carry, Saved]]
+Backward = Callable[[Params, tuple[jax.Array, ...], Carry, Carry, Carry], tuple[Params, Blocks, Blocks, Carry]]
 
 _LN_LSTM_GROUPS = (4,)
 _LN_GRU_GROUPS = (2, 1)
 
 
 class Vector(NamedTuple):
-    """A vector parameter of a cell, besides the bias b.
+    """A vector parameter of a cell, in addition to the bias b.
 
     Attributes:
         name: its key in `params`.
-        blocks: its length in multiples of H.
+        blocks: its length, as a multiple of H.
         init: the initial value of all its elements.
     """
 
@@ -46,32 +52,37 @@ class Vector(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """What `recurrence` and `model` must know of a cell.
+    """Everything that `recurrence` and `model` need to know about a cell.
 
     Attributes:
-        forward: (params, x_proj_GB, h_proj_GB, carry) -> (carry, saved). What `backward` needs of the step besides the states
-            is saved as one or two arrays, each as blocks: the first takes the place of x_proj_GB, or leaves it there if it is
-            None; the second has as many rows as `backward`'s dh.
-        backward: (params, saved, carry before, carry after, dcarry) -> (dparams, dx, dh, dcarry), the gradients of a step.
-            `saved` comes back as whole arrays. dx is the gradient at x_proj_GB; dh that at the last rows of h_proj_GB, those
-            where it is another one than dx. Both are blocks; dh has none for a cell that reads x_proj + h_proj alone.
-        gates: the gates in the order of their blocks of H rows, cuDNN's and PyTorch's order.
-        carries: elements of the carry, each (H, B).
-        vectors: parameters besides W_x, W_h and b; their names are the keys of `params`.
-        norm_groups: for a cell that normalises its two products before it adds them up: how many gates, in their order,
-            are normalised together. `forward` does so to h_proj; x_proj comes normalised, with b added after.
+        forward: (params, x_proj_GB, h_proj_GB, carry) -> (carry, saved). `saved` holds what `backward` needs besides the
+            carries, as one or two arrays, each given as blocks. The first array overwrites x_proj_GB in its buffer; None leaves
+            x_proj_GB there. The second array has as many rows as the dh of `backward`.
+        backward: (params, saved, carry before, carry after, dcarry) -> (dparams, dx, dh, dcarry), the gradients of one step.
+            `saved` arrives as one or two arrays, their blocks concatenated. dx is the gradient with respect to x_proj_GB, and
+            dh the gradient with respect to the last rows of h_proj_GB, both as blocks. dh covers only the rows where it differs
+            from dx, so it is empty for a cell that reads only the sum x_proj + h_proj.
+        gates: the names of the gates, in the order of their blocks of H rows. The order is that of cuDNN and PyTorch.
+        carries: the number of arrays in the carry, each of shape (H, B).
+        vectors: the parameters besides W_x, W_h and b. Their names are the keys of `params`.
+        norm_groups: for a cell that normalises x_proj and h_proj separately before it adds them: the numbers of consecutive
+            gates that are normalised together. `forward` normalises h_proj. The model normalises x_proj and then adds b.
     """
 
-    forward: Callable[[Params, jax.Array, jax.Array, Carry], tuple[Carry, tuple[Blocks | None, ...]]]
-    backward: Callable[[Params, tuple[jax.Array, ...], Carry, Carry, Carry], tuple[Params, Blocks, Blocks, Carry]]
+    forward: Forward
+    backward: Backward
     gates: tuple[str, ...]
     carries: int
     vectors: tuple[Vector, ...] = ()
     norm_groups: tuple[int, ...] = ()
 
 
-def by_autodiff(update: Callable[[Params, jax.Array, jax.Array, Carry], Carry]) -> tuple[Callable, Callable]:
-    """The `forward` and `backward` of a cell by its update (params, x_proj_GB, h_proj_GB, carry) -> carry."""
+def by_autodiff(update: Update) -> tuple[Forward, Backward]:
+    """Return the `forward` and `backward` of a cell, with a derivative computed by JAX.
+
+    Args:
+        update: (params, x_proj_GB, h_proj_GB, carry) -> carry.
+    """
 
     def forward(params, x_proj_GB, h_proj_GB, carry):
         return update(params, x_proj_GB, h_proj_GB, carry), (None, (h_proj_GB,))
@@ -86,28 +97,31 @@ def by_autodiff(update: Callable[[Params, jax.Array, jax.Array, Carry], Carry]) 
 
 
 def _sigmoid(a: jax.Array) -> jax.Array:
-    """The logistic function as a tanh, so that one transcendental serves all gates."""
+    """Return the logistic function of a, computed with tanh, so all gates need only one transcendental function."""
     return 0.5 * jnp.tanh(0.5 * a) + 0.5
 
 
-def rnn_forward(params: Params, x_proj_HB: jax.Array, h_proj_HB: jax.Array, carry: Carry):
-    """h' = tanh(x_proj + h_proj) (Elman 1990)."""
+def rnn_forward(params: Params, x_proj_HB: jax.Array, h_proj_HB: jax.Array, carry: Carry) -> tuple[Carry, Saved]:
+    """Compute h' = tanh(x_proj + h_proj) (Elman 1990)."""
     del params, carry
     h_HB = jnp.tanh(x_proj_HB + h_proj_HB)
     return (h_HB,), ((h_HB,),)
 
 
-def rnn_backward(params: Params, saved, before: Carry, after: Carry, dcarry: Carry):
-    """The derivative of `rnn_forward`."""
+def rnn_backward(
+    params: Params, saved: tuple[jax.Array, ...], before: Carry, after: Carry, dcarry: Carry
+) -> tuple[Params, Blocks, Blocks, Carry]:
+    """Compute the gradients of `rnn_forward`."""
     del params, before, after
     (h_HB,), (dh_HB,) = saved, dcarry
     return {}, (dh_HB * (1 - h_HB * h_HB),), (), (jnp.zeros_like(dh_HB),)
 
 
-def lstm_forward(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, carry: Carry):
-    """The LSTM with a forget gate and no peepholes (Hochreiter and Schmidhuber 1997; Gers et al. 2000).
+def lstm_forward(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, carry: Carry) -> tuple[Carry, Saved]:
+    """Compute the LSTM with a forget gate and without peepholes (Hochreiter and Schmidhuber 1997; Gers et al. 2000).
 
-    i, f, o = sigmoid, g = tanh of the four blocks of x_proj + h_proj; c' = f c + i g; h' = o tanh(c').
+    The four blocks of x_proj + h_proj give the gates: i, f, o = sigmoid and g = tanh of their blocks. Then c' = f c + i g and
+    h' = o tanh(c').
     """
     del params
     tanh_GB = _lstm_tanh(x_proj_GB + h_proj_GB)
@@ -116,8 +130,10 @@ def lstm_forward(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, car
     return (o * jnp.tanh(c_HB), c_HB), ((tanh_GB,),)
 
 
-def lstm_backward(params: Params, saved, before: Carry, after: Carry, dcarry: Carry):
-    """The derivative of `lstm_forward`."""
+def lstm_backward(
+    params: Params, saved: tuple[jax.Array, ...], before: Carry, after: Carry, dcarry: Carry
+) -> tuple[Params, Blocks, Blocks, Carry]:
+    """Compute the gradients of `lstm_forward`."""
     del params
     (tanh_GB,) = saved
     i, f, g, o = _lstm_gates(tanh_GB)
@@ -134,34 +150,35 @@ def lstm_backward(params: Params, saved, before: Carry, after: Carry, dcarry: Ca
 
 
 def _lstm_tanh(a_GB: jax.Array) -> jax.Array:
-    """One tanh over all rows: sigmoid(a) = tanh(a / 2) / 2 + 1 / 2."""
+    """Return tanh(a) in the rows of g and tanh(a / 2) in the other rows, which gives sigmoid(a) = tanh(a / 2) / 2 + 1 / 2."""
     scale_G = jnp.repeat(jnp.array([0.5, 0.5, 1.0, 0.5], a_GB.dtype), a_GB.shape[0] // 4)
     return jnp.tanh(a_GB * scale_G[:, None])
 
 
 def _lstm_gates(tanh_GB: jax.Array) -> Blocks:
-    """i, f, g, o of that."""
+    """Return the gates i, f, g, o from the result of `_lstm_tanh`."""
     i, f, g, o = jnp.split(tanh_GB, 4)
     return 0.5 * i + 0.5, 0.5 * f + 0.5, g, 0.5 * o + 0.5
 
 
 def ln_lstm_update(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, carry: Carry) -> Carry:
-    """The layer-normalised LSTM (Ba et al. 2016, equations 20 to 22).
+    """Compute the layer-normalised LSTM (Ba et al. 2016, equations 20 to 22).
 
-    The gates read x_proj + scale_h LN(h_proj), with x_proj = scale_x LN(x @ W_x) + b; c' as in the LSTM;
+    The gates read x_proj + scale_h LN(h_proj), where x_proj = scale_x LN(x @ W_x) + b. The carry c' is that of the LSTM, and
     h' = o tanh(scale_c LN(c') + shift_c).
     """
-    h_proj_GB = params["scale_h"][:, None] * normalise(h_proj_GB, _LN_LSTM_GROUPS, axis=0)
+    h_proj_GB = params["scale_h"][:, None] * layer_norm(h_proj_GB, _LN_LSTM_GROUPS, axis=0)
     i, f, g, o = _lstm_gates(_lstm_tanh(x_proj_GB + h_proj_GB))
     c_HB = f * carry[1] + i * g
-    read_HB = params["scale_c"][:, None] * normalise(c_HB, (1,), axis=0) + params["shift_c"][:, None]
+    read_HB = params["scale_c"][:, None] * layer_norm(c_HB, (1,), axis=0) + params["shift_c"][:, None]
     return o * jnp.tanh(read_HB), c_HB
 
 
-def gru_forward(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, carry: Carry):
-    """The GRU that resets after the product (Cho et al. 2014, in the form of cuDNN, PyTorch and Flax).
+def gru_forward(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, carry: Carry) -> tuple[Carry, Saved]:
+    """Compute the GRU (Cho et al. 2014) in the form of cuDNN, PyTorch and Flax, which applies r after the product with W_h.
 
-    r, z = sigmoid(x_proj + h_proj); n = tanh(x_n + r (h_n + b_h)); h' = (1 - z) n + z h.
+    With the blocks r, z, n of x_proj and h_proj: r, z = sigmoid(x_proj + h_proj); n = tanh(x_n + r (h_n + b_h));
+    h' = (1 - z) n + z h.
     """
     (h_HB,) = carry
     hidden = h_HB.shape[0]
@@ -172,8 +189,10 @@ def gru_forward(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, carr
     return (n + z * (h_HB - n),), ((rz, n), (h_n,))
 
 
-def gru_backward(params: Params, saved, before: Carry, after: Carry, dcarry: Carry):
-    """The derivative of `gru_forward`."""
+def gru_backward(
+    params: Params, saved: tuple[jax.Array, ...], before: Carry, after: Carry, dcarry: Carry
+) -> tuple[Params, Blocks, Blocks, Carry]:
+    """Compute the gradients of `gru_forward`."""
     del params, after
     rzn_GB, h_n = saved
     r, z, n = jnp.split(rzn_GB, 3)
@@ -184,17 +203,24 @@ def gru_backward(params: Params, saved, before: Carry, after: Carry, dcarry: Car
 
 
 def ln_gru_update(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, carry: Carry) -> Carry:
-    """The layer-normalised GRU (Ba et al. 2016, appendix): the GRU of x_proj and scale_h LN(h_proj), r and z normalised
-    together and n by itself; x_proj = scale_x LN(x @ W_x) + b.
+    """Compute the layer-normalised GRU (Ba et al. 2016, appendix).
+
+    This is the GRU of x_proj and scale_h LN(h_proj), where x_proj = scale_x LN(x @ W_x) + b. LN normalises r and z together,
+    and n separately.
     """
-    h_proj_GB = params["scale_h"][:, None] * normalise(h_proj_GB, _LN_GRU_GROUPS, axis=0)
+    h_proj_GB = params["scale_h"][:, None] * layer_norm(h_proj_GB, _LN_GRU_GROUPS, axis=0)
     return gru_forward(params, x_proj_GB, h_proj_GB, carry)[0]
 
 
-def normalise(x: jax.Array, groups: tuple[int, ...], axis: int) -> jax.Array:
-    """x, of sum(groups) blocks along an axis, each group of blocks with mean 0 and variance 1 (Ba et al. 2016)."""
+def layer_norm(x: jax.Array, groups: tuple[int, ...], axis: int) -> jax.Array:
+    """Return x with each group of blocks normalised to mean 0 and variance 1 (Ba et al. 2016, without scale and shift).
 
-    def standardise(part):
+    Args:
+        x: sum(groups) blocks of equal size along `axis`.
+        groups: the number of consecutive blocks in each group.
+    """
+
+    def standardise(part: jax.Array) -> jax.Array:
         centred = part - part.mean(axis, keepdims=True)
         return centred * jax.lax.rsqrt(jnp.square(centred).mean(axis, keepdims=True) + 1e-5)
 

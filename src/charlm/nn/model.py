@@ -1,32 +1,38 @@
-"""CharLM: character ids in, logits of the next character out. A Flax Linen module: pure `init` and `apply`.
+"""CharLM, a Flax Linen module: character ids in, logits of the next character out. `init` and `apply` are pure functions.
 
-    ids --encoding--> recurrent layers, dropout after each --> head --> logits
+    ids --encoding--> recurrent layers, each followed by dropout --> head --> logits
 
 Letters: B batch, T time, H hidden, V vocabulary, E embedding, I input features, G gates times hidden, L layers.
-Sequences are time-major, as the scan reads them.
+Sequences are time-major, because the loop over time reads one step after another.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from ml_collections import ConfigDict
 
 from charlm.nn import cudnn, recurrence
-from charlm.nn.cells import CELLS, Carry, normalise
+from charlm.nn.cells import CELLS, Carry, layer_norm
 
 ENCODINGS = ("embedding", "one_hot", "scalar")
 DTYPES = ("float32", "bfloat16")
 RECURRENCES = ("auto", "scan", "cudnn")
 RECURRENT_INITS = ("orthogonal", "lecun_normal")
 
+Params = Mapping[str, Any]
+Initializer = Callable[..., jax.Array]
+
 
 class RecurrentLayer(nn.Module):
-    """One layer of a cell.
+    """A layer that unrolls one cell over time.
 
-    Parameters: W_x (I, G), b (G,), W_h (G, H), and the cell's own (`Cell.vectors`); gate blocks in the order of `Cell.gates`.
-    For a cell that normalises also scale_x (G,), and with `learn_initial_state` first_0, first_1, ... (H,), the state that
-    a text starts from.
+    Parameters: W_x (I, G), b (G,), W_h (G, H), and the vectors of the cell (`Cell.vectors`). The blocks of the gates are in the
+    order of `Cell.gates`. A cell that normalises its projections adds scale_x (G,). `learn_initial_state` adds first_0,
+    first_1, ... (H,), the carry at the start of a text.
     """
 
     cell: str
@@ -41,7 +47,7 @@ class RecurrentLayer(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: recurrence.Inputs, carry: Carry, train: bool) -> tuple[jax.Array, Carry]:
-        """h_TBH and the last state."""
+        """Return the outputs h_TBH and the carry after the last step."""
         cell = CELLS[self.cell]
         hidden, gates = self.hidden_size, len(cell.gates)
         init_x = _weight_init(self.init_std, nn.initializers.lecun_normal())
@@ -49,39 +55,39 @@ class RecurrentLayer(nn.Module):
         W_x = self.param("W_x", init_x, (inputs.size, gates * hidden), jnp.float32)
         W_h = self.param("W_h", init_h, (gates * hidden, hidden), jnp.float32)
         b = self.param("b", _bias_init(cell.gates, hidden, self.forget_bias), (gates * hidden,), jnp.float32)
-        vectors = {each.name: self._blocks(*each) for each in cell.vectors}
-        scale_x = self._blocks("scale_x", gates, 1.0) if cell.norm_groups else None
+        vectors = {each.name: self._vector(*each) for each in cell.vectors}
+        scale_x = self._vector("scale_x", gates, 1.0) if cell.norm_groups else None
         if self.learn_initial_state:
             for k in range(cell.carries):
-                self._blocks(f"first_{k}", 1, 0.0)  # `CharLM.initial_carry` reads them.
+                self._vector(f"first_{k}", 1, 0.0)  # `CharLM.initial_carry` reads these parameters.
 
-        def finish(product):  # (..., G, columns)
+        def finish(product: jax.Array) -> jax.Array:  # (..., G, columns)
             product = product.astype(b.dtype)
             if scale_x is not None:
-                product = scale_x[:, None] * normalise(product, cell.norm_groups, axis=-2)
+                product = scale_x[:, None] * layer_norm(product, cell.norm_groups, axis=-2)
             return product + b[:, None]
 
-        # DropConnect (Wan et al. 2013; Merity et al. 2018): some recurrent weights are 0 for all steps of a window.
+        # DropConnect (Wan et al. 2013; Merity et al. 2018): the dropped recurrent weights are 0 in all steps of a window.
         W_h = _dropout(self, W_h, self.recurrent_dropout, W_h.shape, train)
         if self.recurrence == "cudnn":
-            return cudnn.unroll(W_x, W_h, b, inputs.columns(), carry)
+            return cudnn.unroll(W_x, W_h, b, inputs.features(), carry)
         return recurrence.unroll(cell, vectors, W_h, inputs.project(W_x, finish, self.dtype), carry, self.dtype)
 
-    def _blocks(self, name: str, blocks: int, init: float) -> jax.Array:
-        """A vector of so many blocks of H numbers."""
+    def _vector(self, name: str, blocks: int, init: float) -> jax.Array:
+        """Return a vector parameter of `blocks` times H elements, all of which start at `init`."""
         return self.param(name, nn.initializers.constant(init), (blocks * self.hidden_size,), jnp.float32)
 
 
-def is_zero(number) -> bool:
-    """Whether a number is 0 already when the program is made, so that what it switches can be left out of it."""
+def is_static_zero(number: Any) -> bool:
+    """Return whether a number is 0 and known while the program is traced. If so, the program can omit what it multiplies."""
     return isinstance(number, (int, float)) and number == 0
 
 
-def _dropout(module: nn.Module, x: jax.Array, rate, mask_shape: tuple[int, ...], train: bool) -> jax.Array:
-    """Dropout (Srivastava et al. 2014) with a mask that is broadcast to x; the rate may be traced, which Flax's may not."""
-    if not train or is_zero(rate):
+def _dropout(module: nn.Module, x: jax.Array, rate: float | jax.Array, mask_shape: tuple[int, ...], train: bool) -> jax.Array:
+    """Apply dropout (Srivastava et al. 2014) with a mask that is broadcast to x. Unlike Flax's, it accepts a traced rate."""
+    if not train or is_static_zero(rate):
         return x
-    # 16 random bits decide as well as 32 do (the rate is met to 1e-5) and cost half.
+    # 16 random bits for each element cost half as much as 32, and approximate the rate to 1e-5.
     bits = jax.random.bits(module.make_rng("dropout"), mask_shape, jnp.uint16)
     keep = bits >= jnp.round(rate * (1 << 16)).astype(jnp.uint16)
     return jnp.where(keep, x / (1 - rate), 0)
@@ -93,26 +99,29 @@ _RECURRENT_INITS = {
 }
 
 
-def _weight_init(std: float | None, otherwise):
-    """A normal distribution of a given standard deviation, or another initialiser where none is given."""
-    return otherwise if std is None else nn.initializers.normal(std)
+def _weight_init(std: float | None, default: Initializer) -> Initializer:
+    """Return the initialiser of a normal distribution with standard deviation `std`, or `default` if `std` is None."""
+    return default if std is None else nn.initializers.normal(std)
 
 
-def _per_gate(init, gates: int):
-    """An initialiser for (gates * H, H) that draws each gate's square block by itself."""
+def _per_gate(init: Initializer, gates: int) -> Initializer:
+    """Return an initialiser for shape (gates * H, H) that draws the square block of each gate separately."""
 
     def initialise(key, shape, dtype=jnp.float32):
         hidden = shape[1]
-        # One after another: LAPACK's calls with several matrices share one pool of threads, in which two such calls at once, as
-        # of two layers, wait for each other for ever.
+        # One block after another. LAPACK calls with several matrices share one thread pool, where two concurrent calls, such as
+        # those of two layers, can deadlock.
         blocks = jax.lax.map(lambda k: init(k, (hidden, hidden), dtype).T, jax.random.split(key, gates))
         return blocks.reshape(shape)
 
     return initialise
 
 
-def _bias_init(gates: tuple[str, ...], hidden: int, forget_bias: float):
-    """Zero but for the forget gate, which starts open (Gers et al. 2000; Jozefowicz et al. 2015)."""
+def _bias_init(gates: tuple[str, ...], hidden: int, forget_bias: float | jax.Array) -> Initializer:
+    """Return an initialiser with `forget_bias` for the forget gate f and 0 for the other gates.
+
+    A positive forget bias opens the forget gate at the start of training (Gers et al. 2000; Jozefowicz et al. 2015).
+    """
 
     def initialise(key, shape, dtype=jnp.float32):
         del key, shape
@@ -124,7 +133,7 @@ def _bias_init(gates: tuple[str, ...], hidden: int, forget_bias: float):
 class CharLM(nn.Module):
     """A recurrent language model over V symbols.
 
-    Attributes: as the keys of `config.model`, and `vocab_size` V; `recurrence` is scan or cudnn.
+    Attributes: the keys of `config.model`, and `vocab_size` V. `recurrence` is scan or cudnn, not auto.
     """
 
     vocab_size: int
@@ -146,35 +155,35 @@ class CharLM(nn.Module):
     dtype: str
 
     @classmethod
-    def from_config(cls, model, vocab_size: int) -> "CharLM":
-        """The model of a config, with cuDNN's recurrence where the config allows it and the device has it, else the scan."""
-        fast = model.recurrence != "scan" and cudnn.can_do(model.cell, model.dtype) and cudnn.is_available()
-        return cls(vocab_size=vocab_size, **model.to_dict() | {"recurrence": "cudnn" if fast else "scan"})
+    def from_config(cls, model: ConfigDict, vocab_size: int) -> "CharLM":
+        """Return the model of `config.model`, with cuDNN if the config allows it and the device supports it, else the scan."""
+        use_cudnn = model.recurrence != "scan" and cudnn.supports(model.cell, model.dtype) and cudnn.is_available()
+        return cls(vocab_size=vocab_size, **model.to_dict() | {"recurrence": "cudnn" if use_cudnn else "scan"})
 
     @nn.compact
     def __call__(
         self, ids_TB: jax.Array, carry: tuple[Carry, ...], train: bool = False, only_last: bool = False
     ) -> tuple[jax.Array, tuple[Carry, ...]]:
-        """Logits of the character after each input.
+        """Return the logits of the character after each input.
 
         Args:
             ids_TB: character ids.
-            carry: one state a layer, from `initial_carry` or an earlier call.
-            train: apply dropout; needs an rng named `dropout`. `variational_dropout` draws one mask for all steps
-                (Gal and Ghahramani 2016), here of what goes from layer to layer.
-            only_last: the logits after the last input alone.
+            carry: one carry for each layer, from `initial_carry` or from an earlier call.
+            train: whether to apply dropout, which needs an rng named `dropout`. `variational_dropout` draws one mask for all
+                steps (Gal and Ghahramani 2016). Here it applies to the outputs of the layers, not to the recurrent state.
+            only_last: whether to return only the logits after the last input.
 
         Returns:
-            logits_TBV in the parameters' dtype (T = 1 with `only_last`), and the states after the last character. Into
-            the collection `activations`, where it is mutable, go the outputs of the last layer: `output` (T, B, H), and
-            `dropped`, what of it reaches the head.
+            logits_TBV in the dtype of the parameters (T = 1 with `only_last`), and the carries after the last character. If the
+            collection `activations` is mutable, it receives the outputs of the last layer before dropout, `output` (T, B, H),
+            and after dropout, `dropped` (T or 1, B, H).
         """
-        learnt_VE = None
+        learned_VE = None
         if self.encoding == "embedding":
-            # One that is the head's kernel too begins as small as a head.
+            # A tied embedding is also the head's kernel, so it starts with the scale of a head.
             init = _weight_init(self.init_std, nn.initializers.normal(self.hidden_size**-0.5 if self.tie_weights else 1.0))
-            learnt_VE = self.param("embedding", init, (self.vocab_size, self.embedding_size), jnp.float32)
-        embedding_VE = self._embedding(learnt_VE, carry[0][0].dtype)
+            learned_VE = self.param("embedding", init, (self.vocab_size, self.embedding_size), jnp.float32)
+        embedding_VE = self._embedding(learned_VE, carry[0][0].dtype)
         inputs = recurrence.from_ids(ids_TB, embedding_VE, self.vocab_size)
         h_TBH, last = None, []
         for layer in range(self.num_layers):
@@ -192,10 +201,11 @@ class CharLM(nn.Module):
             )(inputs, carry[layer], train)
             last.append(layer_carry)
             steps = slice(-1, None) if only_last and layer == self.num_layers - 1 else slice(None)
-            read_TBH = output_TBH[steps]
-            mask_shape = (1, *read_TBH.shape[1:]) if self.variational_dropout else read_TBH.shape
-            dropped_TBH = _dropout(self, read_TBH, self.dropout, mask_shape, train)
-            # Around a layer, past its dropout (Prakash et al. 2016); the first has an input of another size.
+            used_TBH = output_TBH[steps]
+            mask_shape = (1, *used_TBH.shape[1:]) if self.variational_dropout else used_TBH.shape
+            dropped_TBH = _dropout(self, used_TBH, self.dropout, mask_shape, train)
+            # The residual connection bypasses a layer and its dropout (Prakash et al. 2016). The first layer has none, because
+            # the size of its input is not H.
             h_TBH = h_TBH[steps] + dropped_TBH if self.residual and layer else dropped_TBH
             inputs = recurrence.from_layer(jnp.swapaxes(h_TBH, 1, 2))
         self.sow("activations", "output", output_TBH)
@@ -208,27 +218,30 @@ class CharLM(nn.Module):
         b_V = self.param("head_b", nn.initializers.zeros, (self.vocab_size,), jnp.float32)
         return recurrence.matmul(h_TBH, W_HV, self.dtype) + b_V, tuple(last)
 
-    def initial_carry(self, params, batch_size: int) -> tuple[Carry, ...]:
-        """The states that `batch_size` texts start from: zero, or with `learn_initial_state` those in the parameters."""
+    def initial_carry(self, params: Params, batch_size: int) -> tuple[Carry, ...]:
+        """Return the carry of every layer at the start of `batch_size` texts, arrays of shape (batch_size, H).
+
+        The carry is zero, or with `learn_initial_state` it comes from the parameters.
+        """
         carries, dtype = range(CELLS[self.cell].carries), params["head_b"].dtype
 
-        def first(layer: int, k: int):
+        def initial(layer: int, k: int) -> jax.Array:
             if self.learn_initial_state:
                 return jnp.broadcast_to(params[f"layer_{layer}"][f"first_{k}"], (batch_size, self.hidden_size))
             return jnp.zeros((batch_size, self.hidden_size), dtype)
 
-        # One array each: a donated state must not hold the same buffer twice.
-        return tuple(tuple(first(layer, k) for k in carries) for layer in range(self.num_layers))
+        # A separate array for each, because a donated state must not hold the same buffer twice.
+        return tuple(tuple(initial(layer, k) for k in carries) for layer in range(self.num_layers))
 
     def folded(self, dtype: str) -> "CharLM":
-        """The model that is the same function of ids with the parameters of `fold`."""
+        """Return the model that computes the same function from the parameters of `fold_params(params, dtype)`."""
         return self.clone(encoding="one_hot", tie_weights=False, recurrence="scan", dtype=dtype)
 
-    def fold(self, params, dtype: str) -> Any:
-        """Parameters with all done that need be done once only where no gradient is asked for.
+    def fold_params(self, params: Params, dtype: str) -> Params:
+        """Return the parameters for repeated use without gradients, with all constant work done once.
 
-        The embedding and the first layer's input kernel are one table. Kernels are kept in `dtype`; biases, sums and states
-        stay as they are.
+        The product of the embedding and the first layer's input kernel becomes one table. Kernels are cast to `dtype`; biases
+        and the other vectors keep their dtype.
         """
         params = dict(params)
         layer = dict(params["layer_0"])
@@ -240,19 +253,19 @@ class CharLM(nn.Module):
         params["layer_0"] = layer
         return jax.tree.map(lambda p: p.astype(dtype) if p.ndim == 2 else p, params)
 
-    def _embedding(self, learnt_VE: jax.Array | None, dtype) -> jax.Array | None:
-        """What stands for each symbol before the first layer; None: itself, one-hot."""
+    def _embedding(self, learned_VE: jax.Array | None, dtype: DTypeLike) -> jax.Array | None:
+        """Return the features of each symbol, shape (V, E); None for one-hot vectors."""
         if self.encoding == "scalar":
-            # A fixed table, so that this is a lookup like the others: id i is the number i / V.
+            # The feature of id i is i / V. A fixed table lets the layer use the same lookup as for an embedding.
             return jnp.arange(self.vocab_size, dtype=dtype)[:, None] / self.vocab_size
-        return learnt_VE
+        return learned_VE
 
-    def initial_params(self, key: jax.Array):
-        """Parameters drawn from a key, float32."""
+    def initial_params(self, key: jax.Array) -> Params:
+        """Return parameters drawn with a PRNG key, float32."""
         carry = ((jnp.zeros((1, self.hidden_size), jnp.float32),) * CELLS[self.cell].carries,) * self.num_layers
         return self.clone(recurrence="scan").init(key, jnp.zeros((1, 1), jnp.int32), carry)["params"]
 
 
-def num_params(params) -> int:
-    """How many numbers a parameter tree holds."""
+def num_params(params: Params) -> int:
+    """Return the number of elements in a parameter tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

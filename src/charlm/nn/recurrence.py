@@ -1,19 +1,19 @@
-"""Unroll any cell over time: hoisted input projections, one loop, and a gradient without products that can wait.
+"""Unroll any cell over time: input projections, one loop over the steps, and a hand-written gradient.
 
-Four things make this faster than differentiating a plain scan, all exact:
+Four measures make this faster than differentiating a plain `jax.lax.scan`. All of them are exact.
 
-- The input of the first layer is a character id, so its projection is a column of a table with V of them: V of work in
-  place of B * T (`from_ids`).
-- The gradient of W_h is not summed up inside the backward loop. The loop returns the gradient at `h_proj` for every
-  step and dW_h is one large product at the end (`unroll`), or on a CPU a few of the size that suits its caches.
-- Inside the loop arrays are feature-major, the batch last, so that W_h stands on the left of its product. A CPU's product
-  reads its left operand as it lies and packs its right one anew each time: the state is small, W_h is not.
-- One array as large as all projections is enough: a step writes what it saves over its projection, and on the way back its
-  gradient over what it had saved. That holds as long as XLA need not copy the array, for which every reader of a step's
-  rows must come before their first writer; hence the order in `_put`, and the rows that are handed from step to step on the
-  way back.
+- The input of the first layer is a character id. Its projection is therefore a lookup in a table with V columns (`from_ids`),
+  which needs V products instead of B * T.
+- The backward loop does not accumulate the gradient of W_h. It returns the gradient with respect to `h_proj` of every step, and
+  one large product after the loop computes dW_h (`unroll`). On a CPU these are a few products that fit into its caches.
+- Arrays inside the loop are feature-major, with the batch last, so W_h is the left operand of its product. A CPU reads the left
+  operand in place and repacks the right one in every product. The right operand is the hidden state, which is much smaller.
+- One buffer of the size of all input projections is enough. The forward loop overwrites the projection of a step with what the
+  step saves, and the backward loop overwrites that with the gradient. XLA does this in place only if all reads of a step's rows
+  come before the first write to them; otherwise it copies the whole buffer. This determines the order of the writes in
+  `_write_rows`. It is also why the backward loop reads the rows of a step one iteration early and passes them on.
 
-Letters: B batch, T time, H hidden, V vocabulary, E embedding, I input features, G gates times hidden.
+Letters: B batch, T time, H hidden, V vocabulary, E embedding, I input features, G gates times hidden, K any number of rows.
 """
 
 import functools
@@ -22,101 +22,109 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from charlm.nn.cells import Blocks, Carry, Cell, Params
 
-# Up to this many symbols the gradient of a table is a product with one-hot vectors.
-_ONE_HOT_SYMBOLS = 512
+# For a table of at most this many symbols the gradient is computed as a product with one-hot vectors.
+_MAX_ONE_HOT_SYMBOLS = 512
 
-# A CPU sums the products of gradients of more numbers than the first part by part, each of about so many columns as the second.
-_NUMBERS_AT_ONCE = 2**22
-_COLUMNS_OF_A_PART = 1024
+# On a CPU the gradient of a kernel is one product if the gradient of all steps has at most this many elements. A larger one is
+# split into products of about this many columns.
+_MAX_ELEMENTS_IN_ONE_PRODUCT = 2**22
+_COLUMNS_PER_PRODUCT = 1024
 
 
-def matmul(x: jax.Array, w: jax.Array, dtype) -> jax.Array:
-    """x @ w with the operands cast to `dtype`, summed up and returned in the dtype of x."""
+def matmul(x: jax.Array, w: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Return x @ w with both operands cast to `dtype`. Sums and result have the dtype of x."""
     return jnp.matmul(x.astype(dtype), w.astype(dtype), preferred_element_type=x.dtype)
 
 
 class Inputs(NamedTuple):
-    """What a layer reads at every step, as features or projected (`from_ids`, `from_layer`).
+    """The inputs of a layer at all steps (`from_ids`, `from_layer`).
 
     Attributes:
         size: I, the number of features.
-        columns: () -> x_TIB.
-        project: (W_x_IG, finish, dtype) -> finish(W_x.T @ x) of all steps, shape (T, G, B). `finish` is what is done to each
-            column of the product by itself: the bias, for some cells a normalisation before it.
+        features: () -> x_TIB.
+        project: (W_x_IG, finish, dtype) -> finish(W_x.T @ x) for all steps, shape (T, G, B). `finish` adds the bias, and for
+            some cells normalises the product before that. It must treat each column of the product separately.
     """
 
     size: int
-    columns: Callable[[], jax.Array]
-    project: Callable[[jax.Array, Callable[[jax.Array], jax.Array], Any], jax.Array]
+    features: Callable[[], jax.Array]
+    project: Callable[[jax.Array, Callable[[jax.Array], jax.Array], DTypeLike], jax.Array]
 
 
 def from_layer(x_TIB: jax.Array) -> Inputs:
-    """The inputs of a layer above another."""
+    """Return the inputs of a layer that reads the outputs of another layer."""
 
     def project(W_x_IG, finish, dtype=jnp.float32):
-        return finish(_product_of_steps(jnp.dtype(dtype), W_x_IG.T, x_TIB))
+        return finish(_project_steps(jnp.dtype(dtype), W_x_IG.T, x_TIB))
 
     return Inputs(x_TIB.shape[1], lambda: x_TIB, project)
 
 
 def from_ids(ids_TB: jax.Array, embedding_VE: jax.Array | None, num_symbols: int) -> Inputs:
-    """Character ids, embedded, or one-hot if `embedding_VE` is None."""
+    """Return the inputs of a layer that reads character ids.
 
-    def columns():
+    Args:
+        ids_TB: the ids.
+        embedding_VE: the embedding of each symbol; None for one-hot vectors.
+        num_symbols: V.
+    """
+
+    def features():
         return jax.nn.one_hot(ids_TB, num_symbols, axis=1) if embedding_VE is None else lookup(embedding_VE.T, ids_TB)
 
     def project(W_x_IG, finish, dtype=jnp.float32):
-        if num_symbols < ids_TB.size:  # It is a table of all symbols that is projected.
+        if num_symbols < ids_TB.size:  # Projecting all symbols once is cheaper than projecting all inputs.
             table_VG = W_x_IG if embedding_VE is None else matmul(embedding_VE, W_x_IG, dtype)
-            # As it stands, for a CPU has no product of bfloat16 that a transposition was folded into.
-            return lookup(finish(_as_it_stands(table_VG).T), ids_TB)
+            # XLA must not fold the transpose into the product: a CPU has no bfloat16 product with a transposed result.
+            return lookup(finish(_materialize(table_VG).T), ids_TB)
         if embedding_VE is None:
             return finish(lookup(W_x_IG.T, ids_TB))
-        return from_layer(columns()).project(W_x_IG, finish, dtype)
+        return from_layer(features()).project(W_x_IG, finish, dtype)
 
-    return Inputs(num_symbols if embedding_VE is None else embedding_VE.shape[1], columns, project)
+    return Inputs(num_symbols if embedding_VE is None else embedding_VE.shape[1], features, project)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product_of_steps(dtype, W_GI: jax.Array, x_TIB: jax.Array) -> jax.Array:
-    """W @ x of every step, (T, G, B), with the operands in `dtype`.
+def _project_steps(dtype: DTypeLike, W_GI: jax.Array, x_TIB: jax.Array) -> jax.Array:
+    """Return W @ x for every step, shape (T, G, B), with the operands in `dtype`.
 
-    On a CPU one after another: all steps in one product would have to be turned around in memory before and after it. A GPU
-    is kept busy by one large product alone.
+    A CPU computes one product for each step, because one product for all steps would need transposes in memory before and
+    after it. A GPU needs one large product to be fully used.
     """
 
-    def one_by_one(W, x):
-        W = _as_it_stands(W)
+    def step_by_step(W, x):
+        W = _materialize(W)
         return jax.lax.map(lambda x_IB: _product(W, x_IB), x)
 
-    return jax.lax.platform_dependent(W_GI.astype(dtype), x_TIB, cpu=one_by_one, default=_product)
+    return jax.lax.platform_dependent(W_GI.astype(dtype), x_TIB, cpu=step_by_step, default=_product)
 
 
-def _product_of_steps_fwd(dtype, W_GI, x_TIB):
-    return _product_of_steps(dtype, W_GI, x_TIB), (W_GI, x_TIB)
+def _project_steps_fwd(dtype, W_GI, x_TIB):
+    return _project_steps(dtype, W_GI, x_TIB), (W_GI, x_TIB)
 
 
-def _product_of_steps_bwd(dtype, residuals, grad_TGB):
+def _project_steps_bwd(dtype, residuals, grad_TGB):
     W_GI, x_TIB = residuals
-    return _sum_of_products(grad_TGB, x_TIB, dtype), _product_of_steps(dtype, W_GI.T, grad_TGB)
+    return _kernel_gradient(grad_TGB, x_TIB, dtype), _project_steps(dtype, W_GI.T, grad_TGB)
 
 
-_product_of_steps.defvjp(_product_of_steps_fwd, _product_of_steps_bwd)
+_project_steps.defvjp(_project_steps_fwd, _project_steps_bwd)
 
 
 @jax.custom_vjp
 def lookup(table_GV: jax.Array, ids_TB: jax.Array) -> jax.Array:
-    """The columns of a table, shape (T, G, B), with a gradient that is the same to the bit every time.
+    """Return the columns of a table at some ids, shape (T, G, B). The gradient is deterministic on every device.
 
-    The gradient of plain indexing is a scatter-add, which on a GPU adds in the order in which threads arrive.
+    The gradient of plain indexing is a scatter-add. A GPU adds its terms in an arbitrary order, so the bits would vary.
     """
     (T, B), (G, V) = ids_TB.shape, table_GV.shape
     if ids_TB.size <= V:
         return jnp.swapaxes(table_GV.T[ids_TB], 1, 2)
-    # Of many columns XLA would make one pass for this and one for the transposition.
+    # With many ids, indexing and a transpose would be two passes over the result. This is one pass.
     columns = jnp.broadcast_to(table_GV, (T, G, V)), jnp.broadcast_to(ids_TB[:, None], (T, G, B))
     return jnp.take_along_axis(*columns, axis=2, mode="clip")
 
@@ -126,16 +134,16 @@ def _lookup_fwd(table_GV, ids_TB):
 
 
 def _lookup_bwd(residuals, grad_TGB):
-    ids_TB, symbols = residuals
-    if symbols <= _ONE_HOT_SYMBOLS:
-        one_hot_TVB = jax.nn.one_hot(ids_TB, symbols, dtype=grad_TGB.dtype, axis=1)
-        return _as_it_stands(_sum_of_products(grad_TGB, one_hot_TVB, grad_TGB.dtype)), None
-    # A CPU scatters one row after another, so that the order is fixed without sorting.
+    ids_TB, num_symbols = residuals
+    if num_symbols <= _MAX_ONE_HOT_SYMBOLS:
+        one_hot_TVB = jax.nn.one_hot(ids_TB, num_symbols, dtype=grad_TGB.dtype, axis=1)
+        return _materialize(_kernel_gradient(grad_TGB, one_hot_TVB, grad_TGB.dtype)), None
+    # A CPU adds one row after another, so its scatter-add has a fixed order and needs no sorting.
     grad_VG = jax.lax.platform_dependent(
         ids_TB.reshape(-1),
-        _flat(grad_TGB).T,
-        cpu=lambda i, g: jnp.zeros((symbols, g.shape[-1]), g.dtype).at[i].add(g),
-        default=lambda i, g: segment_sum(g, i, symbols),
+        _flatten_steps(grad_TGB).T,
+        cpu=lambda i, g: jnp.zeros((num_symbols, g.shape[-1]), g.dtype).at[i].add(g),
+        default=lambda i, g: segment_sum(g, i, num_symbols),
     )
     return grad_VG.T, None
 
@@ -144,9 +152,14 @@ lookup.defvjp(_lookup_fwd, _lookup_bwd)
 
 
 def segment_sum(values_NG: jax.Array, segment_N: jax.Array, num_segments: int) -> jax.Array:
-    """Sums of the rows of each segment, shape (num_segments, G), added in a fixed order on every device.
+    """Return the sum of the rows of each segment, shape (num_segments, G), added in a fixed order on every device.
 
-    Rows are sorted by segment and summed by a segmented scan (Blelloch 1990), which needs no atomics.
+    The rows are sorted by segment and summed by a segmented scan (Blelloch 1990), which needs no atomic operations.
+
+    Args:
+        values_NG: N rows.
+        segment_N: the segment of each row, from 0 to num_segments - 1.
+        num_segments: the number of segments. A segment without rows has the sum 0.
     """
     order = jnp.argsort(segment_N, stable=True)
     sorted_N = segment_N[order]
@@ -163,21 +176,22 @@ def segment_sum(values_NG: jax.Array, segment_N: jax.Array, num_segments: int) -
 
 
 def unroll(
-    cell: Cell, params: Params, W_h_GH: jax.Array, x_proj_TGB: jax.Array, carry: Carry, dtype=jnp.float32
+    cell: Cell, params: Params, W_h_GH: jax.Array, x_proj_TGB: jax.Array, carry: Carry, dtype: DTypeLike = jnp.float32
 ) -> tuple[jax.Array, Carry]:
     """Run a cell over T steps.
 
+    The result is differentiable in reverse mode with respect to all arguments except `cell` and `dtype`.
+
     Args:
-        cell: from `cells.CELLS`.
-        params: the cell's own parameters (`cell.vectors`).
+        cell: an entry of `cells.CELLS`.
+        params: the vector parameters of the cell (`cell.vectors`).
         W_h_GH: the recurrent kernel.
         x_proj_TGB: the input projections (`Inputs.project`).
-        carry: the state before the first step, arrays (B, H).
-        dtype: of the operands of the products; sums and states stay in the parameters' dtype.
+        carry: the carry before the first step, arrays of shape (B, H).
+        dtype: the dtype of the operands of the products. Sums and carries keep the dtype of the parameters.
 
     Returns:
-        h_TBH, the outputs, and the state after the last step. Differentiable in everything but `cell` and `dtype`, in
-        reverse mode.
+        The outputs h_TBH and the carry after the last step.
     """
     h_THB, carry = _unroll(cell, jnp.dtype(dtype), dict(params), W_h_GH, x_proj_TGB, tuple(each.T for each in carry))
     return jnp.swapaxes(h_THB, 1, 2), tuple(each.T for each in carry)
@@ -185,6 +199,7 @@ def unroll(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _unroll(cell, dtype, params, W_h_GH, x_proj_TGB, carry):
+    """Return `unroll` with feature-major arrays: the outputs h_THB and the last carry, arrays of shape (H, B)."""
     W_h = W_h_GH.astype(dtype)
 
     def step(carry, x_proj_GB):
@@ -196,96 +211,99 @@ def _unroll(cell, dtype, params, W_h_GH, x_proj_TGB, carry):
 
 
 def _unroll_fwd(cell, dtype, params, W_h_GH, x_proj_TGB, carry):
-    """The same, keeping all states (T + 1, H, B) and what the cell saves."""
+    """Return `_unroll` and its residuals: all carries, shape (T + 1, H, B), and what the cell saves of each step."""
     W_h = W_h_GH.astype(dtype)
     num_steps, _, batch = x_proj_TGB.shape
 
     def step(t, state):
-        carry, saved, states = state
-        carry, blocks = cell.forward(params, _take(saved[0], t), _product(W_h, carry[0]), carry)
-        saved = tuple(buffer if each is None else _put(buffer, t, each) for buffer, each in zip(saved, blocks))
-        states = tuple(_put(buffer, t + 1, (each,)) for buffer, each in zip(states, carry))
-        return carry, saved, states
+        carry, saved, carries = state
+        carry, blocks = cell.forward(params, _read_rows(saved[0], t), _product(W_h, carry[0]), carry)
+        saved = tuple(buffer if each is None else _write_rows(buffer, t, each) for buffer, each in zip(saved, blocks))
+        carries = tuple(_write_rows(buffer, t + 1, (each,)) for buffer, each in zip(carries, carry))
+        return carry, saved, carries
 
     _, (_, *second) = jax.eval_shape(cell.forward, params, x_proj_TGB[0], x_proj_TGB[0], carry)
     rows = [sum(block.shape[0] for block in blocks) for blocks in second]
     saved = x_proj_TGB, *(jnp.zeros((num_steps, each, batch), x_proj_TGB.dtype) for each in rows)
-    states = tuple(jnp.zeros((num_steps + 1, *each.shape), each.dtype).at[0].set(each) for each in carry)
-    last, saved, states = jax.lax.fori_loop(0, num_steps, step, (carry, saved, states))
-    return (states[0][1:], last), (params, W_h_GH, saved, states)
+    carries = tuple(jnp.zeros((num_steps + 1, *each.shape), each.dtype).at[0].set(each) for each in carry)
+    last, saved, carries = jax.lax.fori_loop(0, num_steps, step, (carry, saved, carries))
+    return (carries[0][1:], last), (params, W_h_GH, saved, carries)
 
 
 def _unroll_bwd(cell, dtype, residuals, grads):
-    """Back through the steps; each step's gradient at its projections takes the place of what was saved of it."""
-    params, W_h_GH, saved, states = residuals
+    """Return the gradients of `_unroll`. The gradient of each step overwrites what the step saved."""
+    params, W_h_GH, saved, carries = residuals
     dh_THB, dcarry = grads
     num_steps, num_rows, _ = saved[0].shape
-    # The rows whose gradient at h_proj is that at x_proj, and those with one of their own.
-    shared = num_rows - sum(buffer.shape[1] for buffer in saved[1:])
-    W_h_HK = [_as_it_stands(W_KH.T.astype(dtype)) for W_KH in (W_h_GH[:shared], W_h_GH[shared:]) if len(W_KH)]
+    # For the first rows the gradient with respect to h_proj is that with respect to x_proj. The last rows have a separate one.
+    num_shared = num_rows - sum(buffer.shape[1] for buffer in saved[1:])
+    W_h_HK = [_materialize(W_KH.T.astype(dtype)) for W_KH in (W_h_GH[:num_shared], W_h_GH[num_shared:]) if len(W_KH)]
 
-    def at_h(dx, *dh):
-        """The gradient at h_proj, in one part or two."""
-        return [part for part in (dx[..., :shared, :], *dh) if part.shape[-2]]
+    def h_proj_gradient(dx, *dh):
+        """Return the gradient with respect to h_proj, in one or two parts."""
+        return [part for part in (dx[..., :num_shared, :], *dh) if part.shape[-2]]
 
     def step(k, state):
         t = num_steps - 1 - k
-        dcarry, dparams, read, saved = state
-        before, after = (tuple(_take(buffer, t + i) for buffer in states) for i in (0, 1))
-        dcarry = dcarry[0] + _take(dh_THB, t), *dcarry[1:]
-        dp, *blocks, dcarry = cell.backward(params, read, before, after, dcarry)
-        saved = tuple(_put(buffer, t, each) for buffer, each in zip(saved, blocks))
-        parts = at_h(*(_take(buffer, t) for buffer in saved))
+        dcarry, dparams, rows, saved = state
+        before, after = (tuple(_read_rows(buffer, t + i) for buffer in carries) for i in (0, 1))
+        dcarry = dcarry[0] + _read_rows(dh_THB, t), *dcarry[1:]
+        dp, *blocks, dcarry = cell.backward(params, rows, before, after, dcarry)
+        saved = tuple(_write_rows(buffer, t, each) for buffer, each in zip(saved, blocks))
+        parts = h_proj_gradient(*(_read_rows(buffer, t) for buffer in saved))
         dh_HB = sum(_product(W, part) for W, part in zip(W_h_HK, parts))
-        read = tuple(_take(buffer, jnp.maximum(t - 1, 0)) for buffer in saved)
-        return (dcarry[0] + dh_HB, *dcarry[1:]), jax.tree.map(jnp.add, dparams, dp), read, saved
+        rows = tuple(_read_rows(buffer, jnp.maximum(t - 1, 0)) for buffer in saved)
+        return (dcarry[0] + dh_HB, *dcarry[1:]), jax.tree.map(jnp.add, dparams, dp), rows, saved
 
     zeros = jax.tree.map(jnp.zeros_like, params)
-    read = tuple(buffer[-1] for buffer in saved)
-    dcarry, dparams, _, grads = jax.lax.fori_loop(0, num_steps, step, (dcarry, zeros, read, saved))
-    dW_h_GH = jnp.concatenate([_sum_of_products(part, states[0][:-1], dtype) for part in at_h(*grads)])
+    rows = tuple(buffer[-1] for buffer in saved)
+    dcarry, dparams, _, grads = jax.lax.fori_loop(0, num_steps, step, (dcarry, zeros, rows, saved))
+    dW_h_GH = jnp.concatenate([_kernel_gradient(part, carries[0][:-1], dtype) for part in h_proj_gradient(*grads)])
     return dparams, dW_h_GH, grads[0], dcarry
 
 
 _unroll.defvjp(_unroll_fwd, _unroll_bwd)
 
 
-def _product(W: jax.Array, x: jax.Array, out_dtype=None) -> jax.Array:
-    """W @ x with x cast to the dtype of W, summed up in that of x unless another is given."""
+def _product(W: jax.Array, x: jax.Array, out_dtype: DTypeLike | None = None) -> jax.Array:
+    """Return W @ x with x cast to the dtype of W. Sums and result have `out_dtype`, by default the dtype of x."""
     return jnp.matmul(W, x.astype(W.dtype), preferred_element_type=out_dtype or x.dtype)
 
 
-def _sum_of_products(grad_TGB: jax.Array, x_TIB: jax.Array, dtype) -> jax.Array:
-    """The sum over all steps of grad @ x.T, shape (G, I), with the operands in `dtype`.
+def _kernel_gradient(grad_TGB: jax.Array, x_TIB: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Return the sum of grad @ x.T over all steps, shape (G, I), with the operands in `dtype`.
 
-    All steps side by side are one product. A CPU has to turn both operands around in memory for it; where they do not stay
-    in its caches meanwhile, parts of them that do are taken one after another.
+    This is one product over the columns of all steps. A CPU must transpose both operands in memory for it. If they do not stay
+    in its caches meanwhile, a CPU sums up smaller products whose operands do.
     """
     num_steps, _, batch = grad_TGB.shape
 
-    def at_once(grad, x):
-        return _product(_flat(grad).astype(dtype), _flat(x).T, grad.dtype)
+    def one_product(grad, x):
+        return _product(_flatten_steps(grad).astype(dtype), _flatten_steps(x).T, grad.dtype)
 
-    def by_parts(grad, x):
-        steps = max(1, _COLUMNS_OF_A_PART // batch)
+    def sum_of_products(grad, x):
+        steps = max(1, _COLUMNS_PER_PRODUCT // batch)
         first = num_steps % steps
 
         def add(k, total):
-            return total + at_once(*(jax.lax.dynamic_slice_in_dim(each, first + k * steps, steps) for each in (grad, x)))
+            return total + one_product(*(jax.lax.dynamic_slice_in_dim(each, first + k * steps, steps) for each in (grad, x)))
 
-        return jax.lax.fori_loop(0, num_steps // steps, add, at_once(grad[:first], x[:first]))
+        return jax.lax.fori_loop(0, num_steps // steps, add, one_product(grad[:first], x[:first]))
 
-    on_cpu = by_parts if grad_TGB.size > _NUMBERS_AT_ONCE else at_once
-    return jax.lax.platform_dependent(grad_TGB, x_TIB, cpu=on_cpu, default=at_once)
+    on_cpu = sum_of_products if grad_TGB.size > _MAX_ELEMENTS_IN_ONE_PRODUCT else one_product
+    return jax.lax.platform_dependent(grad_TGB, x_TIB, cpu=on_cpu, default=one_product)
 
 
-def _as_it_stands(x: jax.Array) -> jax.Array:
-    """x, laid out in memory as its axes say. XLA would leave a transposition to those who read it, at every reading."""
+def _materialize(x: jax.Array) -> jax.Array:
+    """Return x, stored in memory in the order of its axes. Otherwise XLA may leave a transpose to every use of x."""
     return jax.lax.optimization_barrier(x)
 
 
-def _put(buffer_TKB: jax.Array, t, blocks: Blocks) -> jax.Array:
-    """A buffer with the rows of step t replaced, the last block first: when cells save, it is the one that needs the others."""
+def _write_rows(buffer_TKB: jax.Array, t: Any, blocks: Blocks) -> jax.Array:
+    """Return the buffer with the rows of step t replaced by the blocks.
+
+    The last block is written first, because in the cells its computation also reads the old rows of the other blocks.
+    """
     start = buffer_TKB.shape[1]
     for block in reversed(blocks):
         start -= len(block)
@@ -293,11 +311,11 @@ def _put(buffer_TKB: jax.Array, t, blocks: Blocks) -> jax.Array:
     return buffer_TKB
 
 
-def _take(buffer_TKB: jax.Array, t) -> jax.Array:
-    """The rows of step t."""
+def _read_rows(buffer_TKB: jax.Array, t: Any) -> jax.Array:
+    """Return the rows of step t, shape (K, B)."""
     return jax.lax.dynamic_index_in_dim(buffer_TKB, t, 0, keepdims=False)
 
 
-def _flat(x_TKB: jax.Array) -> jax.Array:
-    """All steps side by side, (K, T * B)."""
+def _flatten_steps(x_TKB: jax.Array) -> jax.Array:
+    """Return the columns of all steps side by side, shape (K, T * B)."""
     return jnp.swapaxes(x_TKB, 0, 1).reshape(x_TKB.shape[1], -1)

@@ -1,7 +1,7 @@
-"""Orbax checkpoints of a run: save, verify, restore, find the best and the latest.
+"""Orbax checkpoints of a run: save, verify and restore them, and find the best and the latest one.
 
-`checkpoints/<step>/` holds two items: `state`, a flat dict from dotted path to array, and `meta`, JSON with the run's
-progress and a sha256 of everything. Orbax returns flipped bits without a word; the sha256 does not.
+`checkpoints/<step>/` holds two items: `state`, a flat dict from dotted path to array, and `meta`, JSON with the progress of the
+run and a sha256 of state and progress. Orbax does not detect flipped bits; the sha256 does.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +23,30 @@ from charlm.parallel.mesh import fetch
 from charlm.system.errors import RunFailed, WorkdirError
 from charlm.system.progress import say
 
-Flat = dict[str, np.ndarray]
+# Dotted path -> array.
+FlatState = dict[str, np.ndarray]
 
 
 class DamagedCheckpoint(WorkdirError):
-    """A checkpoint that cannot be read, or is not what was saved."""
+    """Raised for a checkpoint that cannot be read, or that differs from what was saved."""
 
 
-def flatten_state(tree: Any) -> Flat:
-    """{dotted path: array} of a tree, copied to the host; all processes have to ask for it."""
+def flatten_state(tree: Any) -> FlatState:
+    """Return {dotted path: array} of a tree, copied to the host. All processes of a job must call it."""
     leaves = jax.tree_util.tree_leaves_with_path(fetch(tree))
-    # A copy: on a CPU the host's view of an array is the array, and a donated one is soon overwritten.
+    # Copies, because on a CPU a NumPy view shares its memory with the array, and a donated array is soon overwritten.
     return {jax.tree_util.keystr(path, simple=True, separator="."): np.array(leaf) for path, leaf in leaves}
 
 
-def unflatten_state(like: Any, flat: Flat) -> Any:
-    """The tree of the shape of `like` whose leaves `flatten_state` wrote.
+def unflatten_state(like: Any, flat: FlatState) -> Any:
+    """Return the tree that `flatten_state` flattened.
+
+    Args:
+        like: a tree with the structure, shapes and dtypes of the result.
+        flat: the flat state. Arrays that `like` does not name are ignored.
 
     Raises:
-        WorkdirError: another model wrote them.
+        WorkdirError: an array is missing, or has another shape or dtype, because another model wrote the flat state.
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
     values = []
@@ -56,19 +61,19 @@ def unflatten_state(like: Any, flat: Flat) -> Any:
     return jax.tree_util.tree_unflatten(treedef, values)
 
 
-def params_of(flat: Flat, model: CharLM) -> Any:
-    """The parameters in a flat state to score and to sample with (`TrainState.eval_params`), on the device.
+def eval_params(flat: FlatState, model: CharLM) -> Any:
+    """Return the parameters for scoring and sampling (`TrainState.eval_params`) of a flat state, on the device.
 
     Raises:
-        WorkdirError: they are not those of the model.
+        WorkdirError: the flat state does not hold parameters of this model.
     """
     name = "ema" if any(path.startswith("ema.") for path in flat) else "params"
     like = {name: jax.eval_shape(model.initial_params, jax.random.key(0))}
     return jax.device_put(unflatten_state(like, flat)[name])
 
 
-def sha256(flat: Flat, meta: Mapping[str, Any] | None = None) -> str:
-    """sha256 over sorted paths, dtypes, shapes and bytes; and over JSON meta data if given."""
+def sha256(flat: FlatState, meta: Mapping[str, Any] | None = None) -> str:
+    """Return the sha256 of the paths, dtypes, shapes and bytes, sorted by path, and of JSON metadata if given."""
     digest = hashlib.sha256()
     for name in sorted(flat):
         value = np.ascontiguousarray(flat[name])
@@ -80,38 +85,44 @@ def sha256(flat: Flat, meta: Mapping[str, Any] | None = None) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. Writes in the background; keeps the two latest and the best."""
+    """The checkpoints of one workdir. They are written in the background. The two latest and the best are kept."""
 
     def __init__(self, workdir: Path):
         self._root = workdir / "checkpoints"
         self._keep = _KeepLatestAndBest()
 
     @functools.cached_property
-    def _manager(self):
-        """Orbax's, for writing. Made at its first use, since importing Orbax takes as long as a fifth of a start."""
+    def _manager(self) -> Any:
+        """Orbax's manager, which writes. It is created at first use, because its import takes a fifth of the start of a run."""
         try:
             return _make_manager(self._root, self._keep)
         except Exception:
-            # It reads a file of every checkpoint there is, so that a damaged one bars the way to a new one.
+            # The manager reads a file of every checkpoint, so a damaged old checkpoint would prevent new ones.
             for step in self.steps():
                 if not _can_be_listed(self._root / str(step)):
-                    say(f"the checkpoint {self._root / str(step)} is damaged; put aside, into {self._root.parent / 'damaged'}")
-                    self._put_aside(step)
+                    say(f"the checkpoint {self._root / str(step)} is damaged; moved into {self._root.parent / 'damaged'}")
+                    self._move_to_damaged(step)
             return _make_manager(self._root, self._keep)
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, in order. One that is not complete has another name yet."""
+        """Return the steps that have a checkpoint, in ascending order. An incomplete checkpoint still has another name."""
         if not self._root.is_dir():
             return []
         return sorted(int(path.name) for path in self._root.iterdir() if path.name.isdecimal() and path.is_dir())
 
     def save(self, step: int, state: Any, progress: Mapping[str, Any], best_step: int | None) -> None:
-        """Start saving; the arrays are copied before this returns. A checkpoint of the same step is replaced.
+        """Start saving a checkpoint. The arrays are copied before this returns. A checkpoint of the same step is replaced.
 
-        All processes of a job have to call this; process 0 writes.
+        All processes of a job must call it; process 0 writes.
+
+        Args:
+            step: number of steps done.
+            state: the state to save, a tree of arrays.
+            progress: JSON values that are restored with the state.
+            best_step: the step of the best checkpoint, which is kept; None if there is none yet.
 
         Raises:
-            RunFailed: this or the save before it could not be written.
+            RunFailed: this checkpoint or the one before it could not be written.
         """
         from orbax.checkpoint import args as items
 
@@ -128,39 +139,42 @@ class Checkpoints:
                 self._manager.delete(step)
             self._manager.save(step, args=args, force=True)
 
-    def restore(self, step: int) -> tuple[Flat, dict]:
-        """The state and meta data of one checkpoint, verified.
+    def restore(self, step: int) -> tuple[FlatState, dict[str, Any]]:
+        """Return the flat state and the metadata of one checkpoint, after their sha256 was verified.
 
         Raises:
-            DamagedCheckpoint: unreadable, or not what was saved.
+            DamagedCheckpoint: the checkpoint cannot be read, or differs from what was saved.
         """
         import orbax.checkpoint as ocp
 
         folder = self._root / str(step)
         try:
-            alone = {"multiprocessing_options": _single_process_options()}
-            with ocp.Checkpointer(ocp.StandardCheckpointHandler(**alone), **alone) as reader:
+            options = {"multiprocessing_options": _single_process_options()}
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler(**options), **options) as reader:
                 state = reader.restore((folder / "state").absolute())
-            with ocp.Checkpointer(ocp.JsonCheckpointHandler(**alone), **alone) as reader:
+            with ocp.Checkpointer(ocp.JsonCheckpointHandler(**options), **options) as reader:
                 meta = dict(reader.restore((folder / "meta").absolute()))
             flat = {name: np.asarray(value) for name, value in state.items()}
             expected = meta.pop("sha256", None)
         except MemoryError:
             raise
-        except Exception as error:  # Orbax raises many kinds for files that are cut short or altered.
+        except Exception as error:  # Orbax raises many types of exceptions for truncated and altered files.
             raise DamagedCheckpoint(f"the checkpoint {folder} cannot be read ({type(error).__name__})") from None
         if sha256(flat, meta) != expected or meta.get("step") != step:
             raise DamagedCheckpoint(f"the checkpoint {folder} is damaged: its sha256 does not match")
         self._keep.best_step = meta["best_step"]
         return flat, meta
 
-    def restore_latest(self, say: Callable[[str], None]) -> tuple[Flat, dict] | None:
-        """The latest checkpoint that is whole, or None if there is none at all.
+    def restore_latest(self, say: Callable[[str], None]) -> tuple[FlatState, dict[str, Any]] | None:
+        """Return the flat state and the metadata of the latest undamaged checkpoint; None if there is no checkpoint.
 
-        Damaged ones are named and put aside, into `damaged/` beside `checkpoints/`.
+        Damaged later checkpoints are moved into `damaged/` beside `checkpoints/`.
+
+        Args:
+            say: called with a message for each damaged checkpoint.
 
         Raises:
-            DamagedCheckpoint: there are checkpoints, and none of them is whole.
+            DamagedCheckpoint: there are checkpoints, and all of them are damaged.
         """
         steps = self.steps()
         damaged = []
@@ -171,11 +185,11 @@ class Checkpoints:
                 damaged.append((step, error))
                 continue
             for bad_step, error in damaged:
-                say(f"{error}; going on from step {step}, the one before")
-                self._put_aside(bad_step)
+                say(f"{error}; continuing from step {step}, the last undamaged checkpoint")
+                self._move_to_damaged(bad_step)
             return flat, meta
         if damaged:
-            raise DamagedCheckpoint(f"{damaged[0][1]}, and there is no whole one before it; start again in another --workdir")
+            raise DamagedCheckpoint(f"{damaged[0][1]}, and no undamaged one precedes it; start again in another --workdir")
         return None
 
     def drop_after(self, step: int) -> None:
@@ -184,22 +198,27 @@ class Checkpoints:
             if later > step:
                 shutil.rmtree(self._root / str(later))
 
-    def _put_aside(self, step: int) -> None:
-        """Into `damaged/` beside `checkpoints/`."""
-        aside = self._root.parent / "damaged"
-        aside.mkdir(exist_ok=True)
-        shutil.rmtree(aside / str(step), ignore_errors=True)
-        (self._root / str(step)).rename(aside / str(step))
+    def _move_to_damaged(self, step: int) -> None:
+        """Move a checkpoint into `damaged/` beside `checkpoints/`."""
+        damaged = self._root.parent / "damaged"
+        damaged.mkdir(exist_ok=True)
+        shutil.rmtree(damaged / str(step), ignore_errors=True)
+        (self._root / str(step)).rename(damaged / str(step))
 
-    def find(self, which: str, say: Callable[[str], None]) -> tuple[Flat, dict]:
-        """The checkpoint `best`, `latest`, or of a step, verified; `say` is told of damaged ones that were passed over.
+    def find(self, which: str, say: Callable[[str], None]) -> tuple[FlatState, dict[str, Any]]:
+        """Return the flat state and the metadata of a checkpoint, verified.
+
+        Args:
+            which: `best`, `latest` or a step.
+            say: called with a message for each damaged checkpoint that is skipped.
 
         Raises:
-            WorkdirError: there is none.
+            WorkdirError: there is no such checkpoint.
+            DamagedCheckpoint: the checkpoint is damaged.
         """
         steps = self.steps()
         if not steps:
-            raise WorkdirError(f"{self._root} holds no checkpoint yet; the run has to be trained first")
+            raise WorkdirError(f"{self._root} holds no checkpoint yet; train the run first")
         if which == "latest":
             return self.restore(steps[-1])
         if which == "best":
@@ -208,15 +227,18 @@ class Checkpoints:
             raise WorkdirError(f"--checkpoint is {which!r}; it must be best, latest or one of {', '.join(map(str, steps))}")
         return self.restore(int(which))
 
-    def _find_best(self, steps: list[int], say: Callable[[str], None]) -> tuple[Flat, dict]:
-        """The step that the latest whole checkpoint calls the best; itself, if nothing was evaluated."""
+    def _find_best(self, steps: list[int], say: Callable[[str], None]) -> tuple[FlatState, dict[str, Any]]:
+        """Return the checkpoint that the latest undamaged checkpoint names as the best.
+
+        If the run has not been evaluated, return the latest undamaged checkpoint.
+        """
         for step in reversed(steps):
             try:
                 flat, meta = self.restore(step)
             except DamagedCheckpoint as error:
                 if step == steps[0]:
                     raise
-                say(f"{error}; taking the best of those before it")
+                say(f"{error}; using the best of the checkpoints before it")
                 continue
             best = step if meta["best_step"] is None else meta["best_step"]
             if best == step:
@@ -227,37 +249,39 @@ class Checkpoints:
         raise AssertionError("there is at least one step")
 
     def wait(self) -> None:
-        """Until everything is on disk. Raises RunFailed if it cannot be."""
+        """Wait until all checkpoints are on disk. Raises RunFailed if one of them could not be written."""
         if "_manager" in vars(self):
             with self._errors_as_run_failed():
                 self._manager.wait_until_finished()
 
     def close(self) -> None:
+        """Close Orbax's manager if there is one."""
         if "_manager" in vars(self):
-            with contextlib.suppress(Exception):  # What could not be written was told of by `wait`.
+            with contextlib.suppress(Exception):  # `wait` has reported what could not be written.
                 self._manager.close()
 
     @contextlib.contextmanager
     def _errors_as_run_failed(self) -> Iterator[None]:
-        """Orbax raises errors of many kinds when a disk is full, for this save or the one before it; here of one."""
+        """Turn any exception into RunFailed. Orbax raises many types when a disk is full, some of them one save late."""
         try:
             yield
         except Exception as error:
             reason = " ".join(str(error).split())[-200:]
-            kept = f"the last one is that of step {self.steps()[-1]}" if self.steps() else "there is none yet"
-            raise RunFailed(
-                f"a checkpoint could not be written to {self._root}: {reason}; {kept}, and the same command goes on from it"
-            ) from None
+            hint = "there is none yet, so the same command starts again"
+            if steps := self.steps():
+                hint = f"the last one is that of step {steps[-1]}, and the same command continues from it"
+            raise RunFailed(f"a checkpoint could not be written to {self._root}: {reason}; {hint}") from None
 
 
-def _single_process_options():
-    """Orbax's options for a process of a job that reads or writes by itself: the whole state is in each, and 0 writes it."""
+def _single_process_options() -> Any:
+    """Return Orbax's options for a process that reads or writes alone: every process has the state, and process 0 writes."""
     from orbax.checkpoint.options import MultiprocessingOptions
 
     return MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
 
 
-def _make_manager(root: Path, keep: Any):
+def _make_manager(root: Path, keep: "_KeepLatestAndBest") -> Any:
+    """Return Orbax's manager of the checkpoints in a folder. Raises an exception of any type if one of them is damaged."""
     import orbax.checkpoint as ocp
 
     root.mkdir(parents=True, exist_ok=True)
@@ -268,29 +292,30 @@ def _make_manager(root: Path, keep: Any):
         enable_async_checkpointing=True,
         multiprocessing_options=_single_process_options(),
     )
-    alone = {"multiprocessing_options": _single_process_options()}
-    handlers = {"state": ocp.StandardCheckpointHandler(**alone), "meta": ocp.JsonCheckpointHandler(**alone)}
+    single = {"multiprocessing_options": _single_process_options()}
+    handlers = {"state": ocp.StandardCheckpointHandler(**single), "meta": ocp.JsonCheckpointHandler(**single)}
     return ocp.CheckpointManager(root.absolute(), options=options, item_handlers=handlers)
 
 
 def _can_be_listed(folder: Path) -> bool:
-    """Whether Orbax can make a manager of a checkpoint alone."""
-    with tempfile.TemporaryDirectory() as alone:
-        Path(alone, folder.name).symlink_to(folder.absolute())
+    """Return whether Orbax can create a manager of a folder that holds only this checkpoint."""
+    with tempfile.TemporaryDirectory() as root:
+        Path(root, folder.name).symlink_to(folder.absolute())
         try:
-            _make_manager(Path(alone), _KeepLatestAndBest()).close()
+            _make_manager(Path(root), _KeepLatestAndBest()).close()
         except Exception:
             return False
         return True
 
 
 class _KeepLatestAndBest:
-    """Orbax's PreservationPolicy that keeps the two latest, so that there is one to go back to if the latest is damaged, and
-    the best.
+    """A preservation policy of Orbax: keep the two latest checkpoints and the best.
+
+    If the latest is damaged, the run continues from the one before it.
     """
 
     best_step: int | None = None
 
-    def should_preserve(self, checkpoints, *, context):
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         del context
         return [i >= len(checkpoints) - 2 or c.step == self.best_step for i, c in enumerate(checkpoints)]

@@ -10,7 +10,8 @@ _NO_PANEL = {
     *("step", "epoch", "chars", "seconds", "split", "nats_per_char", "bits_per_char", "nats_per_byte"),
     *("learning_rate", "grad_norm", "chars_per_second", "skipped_updates"),
 }
-_COLORS = {"train": "#9bb8d3", "val": "#c2410c"}
+# Split -> colour of its curves.
+COLORS = {"train": "#9bb8d3", "val": "#c2410c"}
 Points = list[tuple[float, float]]
 
 
@@ -43,7 +44,7 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     for axes, (metric, curves) in zip(all_axes[1:], panels.items()):
         for name, points in curves.items():
             style = "o-" if name == "val" else "-"
-            axes.plot(*zip(*points), style, color=_COLORS.get(name), label=name, markersize=4, linewidth=1.6)
+            axes.plot(*zip(*points), style, color=COLORS.get(name), label=name, markersize=4, linewidth=1.6)
         axes.set_ylabel(metric)
         axes.legend(frameon=False)
     for axes in all_axes:
@@ -58,7 +59,7 @@ def _draw_losses(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:
     for split, style in (("train", "-"), ("val", "o-")):
         points = [(line["chars"] / 1e6, line["nats_per_char"]) for line in lines if line["split"] == split]
         if points:
-            axes.plot(*zip(*points), style, color=_COLORS[split], label=split, markersize=4, linewidth=1.6)
+            axes.plot(*zip(*points), style, color=COLORS[split], label=split, markersize=4, linewidth=1.6)
     validation = [line for line in lines if line["split"] == "val"]
     if validation:
         best = min(validation, key=lambda line: line["nats_per_char"])
@@ -68,7 +69,7 @@ def _draw_losses(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:
             xytext=(0, 9),
             textcoords="offset points",
             ha="center",
-            color=_COLORS["val"],
+            color=COLORS["val"],
         )
     values = sorted(line["nats_per_char"] for line in lines if math.isfinite(line["nats_per_char"]))
     if values:

@@ -23,7 +23,7 @@ from charlm.nn.model import CharLM, num_params
 from charlm.parallel import mesh as meshes
 from charlm.parallel import processes
 from charlm.runs import outcome, tracking, workdir
-from charlm.runs.checkpoint import Checkpoints, Flat, flatten_state, params_of, sha256
+from charlm.runs.checkpoint import Checkpoints, FlatState, eval_params, flatten_state, sha256
 from charlm.runs.signals import Signals
 from charlm.runs.start import Prepared
 from charlm.system.errors import Exit, RunFailed, WorkdirError
@@ -98,7 +98,7 @@ class Host:
     def __exit__(self, *error: object) -> None:
         self._open.close()
 
-    def restore(self, find: Callable[[Checkpoints], tuple[Flat, dict] | None]) -> Flat | None:
+    def restore(self, find: Callable[[Checkpoints], tuple[FlatState, dict] | None]) -> FlatState | None:
         """Continue from the checkpoint that `find` returns; return its flat state, or None if there is none."""
         found = _read_on_all_processes(self.checkpoints, lambda: find(self.checkpoints))
         if found is None:
@@ -266,7 +266,7 @@ class Host:
         if best in (None, self.at):
             return state().eval_params
         flat, _ = _read_on_all_processes(self.checkpoints, lambda: self.checkpoints.find(str(best), self._bar.say))
-        return meshes.put_tree(self._mesh, params_of(flat, self._model), self._shardings and self._shardings.params)
+        return meshes.put_tree(self._mesh, eval_params(flat, self._model), self._shardings and self._shardings.params)
 
     def _stop(self, state: GetState) -> Exit:
         """Save everything after a signal; return the exception to raise."""
@@ -317,7 +317,9 @@ class Host:
         return (self._config.train.seconds or math.inf) - self.progress.train_seconds
 
 
-def _read_on_all_processes(checkpoints: Checkpoints, find: Callable[[], tuple[Flat, dict] | None]) -> tuple[Flat, dict] | None:
+def _read_on_all_processes(
+    checkpoints: Checkpoints, find: Callable[[], tuple[FlatState, dict] | None]
+) -> tuple[FlatState, dict] | None:
     """Return, in all processes, the checkpoint that process 0 finds."""
     found = None
 

@@ -1,4 +1,4 @@
-"""How far a run has come and how it ended: what is remembered between starts, limits, result.json."""
+"""The progress of a run, its limits, and its result (result.json)."""
 
 import dataclasses
 import math
@@ -15,20 +15,21 @@ from charlm.system.progress import say
 
 @dataclasses.dataclass
 class Progress:
-    """What the host remembers of a run besides the device's state. Every checkpoint holds it.
+    """What the host keeps of a run besides the device's state. It is saved with every checkpoint.
 
     Attributes:
         best_step, best_loss: the evaluation with the lowest loss so far, by `train.best_by`.
         best_val: the validation loss at that evaluation.
-        patience_loss, bad_evals: the lowest loss at the cadence of evaluations, and the number of evaluations since. The
-            evaluation at the end of a run does not count, so that an extended run stops where an uninterrupted one does.
+        patience_loss, bad_evals: the lowest loss at the cadence of evaluations, and the number of evaluations since then. An
+            evaluation at the end of a run, off the cadence, does not count, so that an extended run stops where an
+            uninterrupted run does.
         eval_sum, eval_steps: the training loss, summed over the steps since the last evaluation.
-        sums, counts: each training metric, summed over the training steps since the last line of metrics, and how many steps
-            that is.
-        steps, seconds: the training steps since the last line of metrics, and their duration.
-        train_seconds: duration of all training steps, without compilation, evaluation, saving and sampling.
-        elapsed: duration of everything.
-        interrupted: a signal arrived during the evaluation of this step, so the evaluation has to be repeated.
+        sums, counts: each training metric, summed over the training steps since the last line of metrics, and the number of
+            steps in the sum.
+        steps, seconds: the number of training steps since the last line of metrics, and their duration in seconds.
+        train_seconds: the duration of all training steps, without compilation, evaluation, saving and sampling.
+        elapsed: the duration of everything, in seconds, over all starts.
+        interrupted: whether a signal arrived during the evaluation of this step. The evaluation must then be repeated.
     """
 
     best_step: int | None = None
@@ -48,24 +49,24 @@ class Progress:
 
     @classmethod
     def from_saved(cls, saved: Mapping[str, Any]) -> "Progress":
-        """Return the progress in a checkpoint, of an older or a newer version too.
+        """Return the progress that a checkpoint holds. Another version of charlm may have written it.
 
-        A field that is missing has its default. A field that this version does not know is ignored.
+        A missing field gets its default. A field that this version does not know is ignored.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         progress = cls(**{name: value for name, value in saved.items() if name in known})
-        if "norm_sum" in saved:  # Before the metrics of a step were a dict, there were two sums.
+        if "norm_sum" in saved:  # Versions before the dict of metrics saved two sums.
             counted = saved["steps"] - saved["left_out"]
             progress.sums = {"loss": saved["loss_sum"], "grad_norm": saved["norm_sum"]}
             progress.counts = dict.fromkeys(progress.sums, counted)
         return progress
 
     def add_steps(self, metrics: Mapping[str, Sequence[float]], seconds: float, only_finite: bool) -> None:
-        """Add the metrics of some steps, one step after another, so the sums do not depend on the size of a chunk.
+        """Add the metrics of some steps, step by step, so the sums do not depend on the size of a chunk.
 
         Args:
             metrics: name -> one value for each step.
-            seconds: duration of the steps.
+            seconds: the duration of the steps.
             only_finite: leave out the steps whose loss or gradient is not finite.
         """
         for values in zip(*metrics.values()):
@@ -86,12 +87,19 @@ class Progress:
         return {name: total / self.counts[name] for name, total in self.sums.items()}
 
     def start_line(self) -> None:
-        """Start the next line of metrics: the line before it was written."""
+        """Reset the sums for the next line of metrics, after a line was written."""
         self.sums, self.counts = {}, {}
         self.steps, self.seconds = 0, 0.0
 
     def add_evaluation(self, step: int, loss: float, val: float | None, at_cadence: bool) -> bool:
-        """Add an evaluation; return whether it is the best so far."""
+        """Add an evaluation; return whether it is the best so far.
+
+        Args:
+            step: the number of steps done.
+            loss: the loss that `train.best_by` selects.
+            val: the validation loss in nats per character; None without validation text.
+            at_cadence: whether the evaluation counts for `train.patience`.
+        """
         self.eval_sum, self.eval_steps = 0.0, 0
         improved = self.best_loss is None or loss < self.best_loss
         if improved:
@@ -104,12 +112,12 @@ class Progress:
 
 
 def chars_per_step(config: ConfigDict) -> int:
-    """Characters (bytes for the byte vocabulary) that a step reads."""
+    """Return the number of characters (bytes for the byte vocabulary) that a step reads."""
     return config.batching.batch_size * config.batching.seq_len
 
 
 def limit_reached(config: ConfigDict, progress: Progress) -> str | None:
-    """The key of the limit that a run has reached, if it has."""
+    """Return the key of the limit that a run has reached; None if it has reached none."""
     if config.train.patience is not None and progress.bad_evals >= config.train.patience:
         return "train.patience"
     if config.train.seconds is not None and progress.train_seconds >= config.train.seconds:
@@ -118,7 +126,15 @@ def limit_reached(config: ConfigDict, progress: Progress) -> str | None:
 
 
 def make_result(status: str, steps: int, config: ConfigDict, progress: Progress, size: int | None = None) -> dict:
-    """What result.json says of a run that ended after so many steps, but for what only a finished one has."""
+    """Return the content of result.json, without what only a finished run has: those values are None.
+
+    Args:
+        status: `completed`, `stopped_early`, `diverged` or `failed`.
+        steps: the number of steps done.
+        config: the run's config.
+        progress: the run's progress.
+        size: the number of parameters; None if it is unknown.
+    """
     chars, value = steps * chars_per_step(config), progress.best_val
     return {
         "status": status,
@@ -137,7 +153,17 @@ def make_result(status: str, steps: int, config: ConfigDict, progress: Progress,
 
 
 def is_over(path: Path, result: dict, config: ConfigDict, num_steps: int) -> bool:
-    """Whether there is nothing left to do; says so. Raises RunFailed if the run diverged, as it would again."""
+    """Return whether a run is finished, and print a message if it is.
+
+    Args:
+        path: the run's folder.
+        result: the content of its result.json.
+        config: the config to train, whose limits may be higher than those of the run.
+        num_steps: the length to train, in steps.
+
+    Raises:
+        RunFailed: the run diverged. It would diverge again.
+    """
     steps, status = result["steps"], result["status"]
     if status == "diverged":
         raise RunFailed(f"the run in {path} diverged after step {steps}; change the config and choose another --workdir")
@@ -154,14 +180,14 @@ def is_over(path: Path, result: dict, config: ConfigDict, num_steps: int) -> boo
     return over
 
 
-def failure_reason(what: Callable[[], None]) -> str | None:
-    """Why something failed, in one line, or None; a traceback is shown where nobody thought of the error.
+def failure_reason(function: Callable[[], None]) -> str | None:
+    """Call a function; return the reason in one line if it fails, else None. An unexpected error also prints its traceback.
 
     Raises:
         Exit: a signal came.
     """
     try:
-        what()
+        function()
     except Exit:
         raise
     except (UserError, RunFailed) as error:
@@ -175,7 +201,7 @@ def failure_reason(what: Callable[[], None]) -> str | None:
 
 
 def summary_line(result: dict, path: Path) -> str:
-    """A result in one line, and what to do with it."""
+    """Return a result in one line, with the command that draws text from the run."""
     parts = [f"{result['status'].replace('_', ' ')} after {result['steps']} steps"]
     if result["val_nats_per_char"] is not None:
         parts.append(f"validation loss {result['val_nats_per_char']:.4f} nats per character (step {result['best_step']})")
@@ -183,4 +209,4 @@ def summary_line(result: dict, path: Path) -> str:
         parts.append(f"test {result['test_nats_per_char']:.4f}")
     if result["chars_per_second"]:
         parts.append(f"{result['chars_per_second']:,.0f} chars/s")
-    return f"{'; '.join(parts)}. Text from it: python -m charlm.sample --workdir {path}"
+    return f"{'; '.join(parts)}. To draw text: python -m charlm.sample --workdir {path}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from ml_collections import config_dict
+from ml_collections import ConfigDict
 
 from charlm.config.rules import from_json
 from charlm.data.corpus import load_corpus
@@ -19,46 +19,47 @@ from charlm.system.errors import RunFailed, WorkdirError
 from charlm.system.machine import request_determinism
 from charlm.system.progress import say
 
-# What is compared of a line of metrics, and of a result. Times are not.
-_LINE, _RESULT = ("nats_per_char", "grad_norm"), ("status", "steps", "best_step", "val_nats_per_char", "test_nats_per_char")
+# The keys of a line of metrics and of a result that are compared. Times are not.
+_LINE_KEYS = ("nats_per_char", "grad_norm")
+_RESULT_KEYS = ("status", "steps", "best_step", "val_nats_per_char", "test_nats_per_char")
 
 
 class Record(NamedTuple):
-    """What is known of a run that was trained before.
+    """The record of a run that was trained before.
 
     Attributes:
-        name: for people.
-        config: its own.
-        manifest: what it was trained on and with (`workdir.make_manifest`).
-        steps: how many there are to do again.
-        result: of `result.json`; {} for a run that is not finished.
-        sha256: of the parameters after these steps.
-        params: those parameters; None where they were not kept.
-        lines: of metrics, by (step, split).
+        name: the name of the run, for messages.
+        config: the config of the run.
+        manifest: the manifest of the run (`workdir.make_manifest`).
+        steps: the number of steps to repeat.
+        result: the content of `result.json`; {} if the run is not finished.
+        sha256: the sha256 of the parameters after these steps; None if it is unknown.
+        params: these parameters, without the prefix `params.`; None if no checkpoint holds them.
+        lines: (step, split) -> line of metrics.jsonl.
     """
 
     name: str
-    config: config_dict.ConfigDict
+    config: ConfigDict
     manifest: Mapping[str, Any]
     steps: int
     result: Mapping[str, Any]
     sha256: str | None
-    params: checkpoint.Flat | None
+    params: checkpoint.FlatState | None
     lines: Mapping[tuple[int, str], Mapping[str, Any]]
 
 
-def of_workdir(path: Path) -> Record:
-    """The record that a run left in its folder.
+def record_from_workdir(path: Path) -> Record:
+    """Return the record of a run from its folder.
 
     Raises:
-        WorkdirError: the folder is not a run, or one that has neither ended nor saved anything yet.
+        WorkdirError: the folder is not a run, or the run has neither ended nor saved a checkpoint.
     """
     run = workdir.load_run(path)
     result = workdir.read_result(path) or {}
-    kept = checkpoint.Checkpoints(path)
+    checkpoints = checkpoint.Checkpoints(path)
     steps, params = result.get("steps"), None
-    if steps is None or steps in kept.steps():
-        flat, meta = kept.find("latest" if steps is None else str(steps), say)
+    if steps is None or steps in checkpoints.steps():
+        flat, meta = checkpoints.find("latest" if steps is None else str(steps), say)
         steps = meta["step"]
         params = {name.removeprefix("params."): each for name, each in flat.items() if name.startswith("params.")}
     sha256 = checkpoint.sha256(params) if params else result.get("params_sha256")
@@ -66,11 +67,16 @@ def of_workdir(path: Path) -> Record:
     return Record(str(path), run.config, run.manifest, steps, result, sha256, params, lines)
 
 
-def of_line(file: Path, name: str) -> Record:
-    """The record of one run among those of an experiment: a line of JSON with `run`, `config`, `manifest` and `result`.
+def record_from_results(file: Path, name: str) -> Record:
+    """Return the record of one run from the results.jsonl of an experiment or of a sweep.
+
+    Args:
+        file: one JSON object a line. That of a run has the keys `run`, `config`, `manifest` and `result`.
+        name: the value of `run`.
 
     Raises:
-        WorkdirError: there is no such file or line, or not all of this stands in it.
+        WorkdirError: the file or the run does not exist, or a key is missing.
+        ConfigError: the config is not valid.
     """
     found = {}
     for number, text in enumerate(workdir.read_text(file).splitlines(), 1):
@@ -94,28 +100,43 @@ def of_line(file: Path, name: str) -> Record:
 
 
 def train_again(record: Record, into: Path) -> Record:
-    """The run of a record, trained anew in an empty folder for as many steps.
+    """Train the run of a record again, for as many steps, and return the new record.
+
+    Args:
+        record: the record of the run.
+        into: the folder to train in.
 
     Raises:
-        UserError: its corpus is not there, or is another one by now.
-        RunFailed: it diverges, and the recorded one did not.
+        UserError: the corpus is missing or is not the recorded one, or the folder holds something else.
+        RunFailed: the run diverges, and the recorded run did not.
     """
     again = copy.deepcopy(record.config)
-    again.train.seconds = None  # That limit depends on the machine; where it ended the run is known.
+    again.train.seconds = None  # This limit depends on the machine. The record says where it ended the run.
     try:
         train(again, into, until=record.steps)
     except RunFailed:
         if record.result.get("status") != "diverged":
             raise
-    return of_workdir(into)
+    return record_from_workdir(into)
 
 
 def compare(old: Record, new: Record) -> dict[str, Any]:
-    """By how much two records of a run differ: 0 where they agree to the bit."""
+    """Return how two records of a run differ, as a dict of JSON values.
+
+    Returns:
+        same: whether everything that was compared is equal to the bit.
+        same_params: whether the parameters are; None if their sha256 is not on record.
+        params_sha256: the two sha256.
+        params_differ_at, params_differ_by: the parameter that differs most, and its largest difference relative to its largest
+            value. Present if the parameters differ and those of the old record are known.
+        lines: the number of lines of metrics that were compared.
+        metrics_differ_at, metrics_differ_by: the metric that differs most, and its relative difference; None and 0 if equal.
+        result: key -> (old value, new value), for the keys of the result that differ.
+    """
     common = sorted(old.lines.keys() & new.lines.keys())
     worst, where = 0.0, None
     for key in common:
-        for name in _LINE:
+        for name in _LINE_KEYS:
             a, b = old.lines[key].get(name), new.lines[key].get(name)
             if a is not None and b is not None and a != b and (difference := abs(a - b) / max(abs(a), 1e-30)) > worst:
                 worst, where = difference, f"{name} of step {key[0]}, {key[1]}"
@@ -125,7 +146,7 @@ def compare(old: Record, new: Record) -> dict[str, Any]:
         "lines": len(common),
         "metrics_differ_by": worst,
         "metrics_differ_at": where,
-        "result": {name: [old.result[name], new.result.get(name)] for name in _RESULT if _differs(old, new, name)},
+        "result": {name: [old.result[name], new.result.get(name)] for name in _RESULT_KEYS if _differs(old, new, name)},
     }
     if old.params is not None and not found["same_params"]:
         errors = {
@@ -139,15 +160,18 @@ def compare(old: Record, new: Record) -> dict[str, Any]:
 
 
 def _differs(old: Record, new: Record, name: str) -> bool:
+    """Return whether a key of the results differs. Unfinished runs have no results to compare."""
     return name in old.result and bool(new.result) and old.result[name] != new.result.get(name)
 
 
 def reproduce(record: Record, into: Path | None = None) -> dict[str, Any]:
-    """Train a recorded run again and return how the results differ (`compare`); `machine` lists what differs of the machine.
+    """Train a recorded run again and return how the results differ.
+
+    The result is that of `compare`, and under `machine` the differences between the machines and the package versions.
 
     Args:
-        record: from `of_workdir` or `of_line`.
-        into: the folder to train in; None: a temporary one.
+        record: from `record_from_workdir` or `record_from_results`.
+        into: the folder to train in; None: a temporary folder.
 
     Raises:
         UserError: the corpus is missing or is not the recorded one.

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM during training: noted, agreed between processes, acted on at a safe point."""
+"""Handle SIGINT and SIGTERM during training: record them, share them between processes, and act on them at a safe point."""
 
 import signal
 from types import FrameType
@@ -7,10 +7,10 @@ from charlm.parallel import processes
 
 
 class Signals:
-    """Notes SIGINT and SIGTERM while it is entered, instead of ending the process. A second SIGINT ends the process.
+    """A context manager that records SIGINT and SIGTERM instead of ending the process. A second SIGINT ends the process.
 
     Attributes:
-        caught: the signal that a process of the job caught, as of the last `synchronize`; 0: none.
+        caught: the signal that a process of the job had caught at the last `synchronize`; 0: none.
     """
 
     def __init__(self):

@@ -73,7 +73,7 @@ def open_run(path: Path, prepared: Prepared, extend: bool = False) -> Iterator[b
         UserError: the folder holds something else. Nothing was written.
         RunFailed: the run in the folder has diverged.
     """
-    with workdir.locked(path):
+    with workdir.lock(path):
         yield _create_or_check(path, prepared, extend)
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves on record: metrics.jsonl, TensorBoard, samples.txt, curves.png; and Weights & Biases, if asked to."""
+"""The records of a run: metrics.jsonl, samples.txt, curves.png, TensorBoard events, and optionally Weights & Biases."""
 
 import contextlib
 import importlib.util
@@ -10,22 +10,34 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ml_collections import config_dict
+from ml_collections import ConfigDict
 
 from charlm.config import flatten
 from charlm.runs.curves import draw_curves
 from charlm.runs.workdir import read_text, write_text
 from charlm.system.errors import ConfigError, RunFailed
 
+# Seconds between two drawings of curves.png, except at the end.
 _DRAW_SECONDS = 20
 
 
 class Tracker:
-    """Writes a run's records. After a restart it first cuts them back to the step that the run goes on from."""
+    """Writes the records of a run.
 
-    def __init__(self, workdir: Path, step: int, config: config_dict.ConfigDict):
+    When a run is resumed, the records are first cut back to the step of the checkpoint, so no step is recorded twice.
+
+    Args:
+        workdir: the run's folder.
+        step: the step from which the run continues; 0 for a new run.
+        config: the run's config.
+
+    Raises:
+        RunFailed: Weights & Biases is selected and cannot be reached.
+    """
+
+    def __init__(self, workdir: Path, step: int, config: ConfigDict):
         self._workdir = workdir
-        self._wandb = _begin_wandb(workdir, config) if config.train.wandb_project else None
+        self._wandb = _start_wandb(workdir, config) if config.train.wandb_project else None
         self._drawn = time.monotonic()
         self._lines = _cut_back_metrics(workdir / "metrics.jsonl", step)
         _cut_back_samples(workdir / "samples.txt", step)
@@ -35,7 +47,7 @@ class Tracker:
         self._hparams = _hparams(config) if config.train.tensorboard_hparams else None
 
     def record(self, line: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl and its numbers to the event file."""
+        """Append one line to metrics.jsonl, and send its numbers to TensorBoard and Weights & Biases."""
         self._lines.append(line)
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
@@ -46,19 +58,20 @@ class Tracker:
             self._wandb.log(numbers, step=line["step"])
 
     def sample(self, step: int, texts: list[str]) -> None:
+        """Append samples to samples.txt, and the same to the TensorBoard events."""
         with open(self._workdir / "samples.txt", "a", encoding="utf-8") as file:
             for text in texts:
                 file.write(f"=== step {step} ===\n{text}\n")
         self._events.add_text("sample", "\n\n".join(f"```\n{text}\n```" for text in texts), step)
 
     def draw(self, force: bool = False) -> None:
-        """Draw curves.png, unless that was done just now."""
+        """Draw curves.png, unless it was drawn less than 20 seconds ago and `force` is False."""
         if force or time.monotonic() - self._drawn > _DRAW_SECONDS:
             draw_curves(self._lines, self._workdir / "curves.png")
             self._drawn = time.monotonic()
 
     def end(self, result: dict[str, Any]) -> None:
-        """The run has ended, as its result says."""
+        """Record the result of a run that has ended."""
         if self._wandb:
             self._wandb.summary.update({f"result/{key}": value for key, value in result.items()})
         if self._hparams:
@@ -66,6 +79,7 @@ class Tracker:
                 self._events.file_writer.add_summary(summary)
 
     def close(self) -> None:
+        """Close all files and the connection to Weights & Biases."""
         self._metrics.close()
         self._events.close()
         if self._wandb:
@@ -73,29 +87,29 @@ class Tracker:
 
 
 class NoTracker:
-    """In the place of a `Tracker` where nothing is to be written."""
+    """A `Tracker` that writes nothing, for the processes of a job other than process 0."""
 
     def record(self, line: dict[str, Any]) -> None:
-        pass
+        """Do nothing."""
 
     def sample(self, step: int, texts: list[str]) -> None:
-        pass
+        """Do nothing."""
 
     def draw(self, force: bool = False) -> None:
-        pass
+        """Do nothing."""
 
     def end(self, result: dict[str, Any]) -> None:
-        pass
+        """Do nothing."""
 
     def close(self) -> None:
-        pass
+        """Do nothing."""
 
 
 def _summary_writer() -> type:
-    """TensorBoard's writer, imported when it is needed, as matplotlib below: only training needs them.
+    """Return tensorboardX's SummaryWriter. It is imported here, because only training needs it.
 
-    tensorboardX imports PyTorch wherever it is installed, for tensors that are never written here: 1.5 seconds and 120
-    MB. While it is imported, PyTorch is hidden from it.
+    tensorboardX imports PyTorch if it is installed, to write PyTorch tensors. charlm writes none, and the import costs 1.5
+    seconds and 120 MB. PyTorch is therefore hidden during the import of tensorboardX.
     """
     hide = "torch" not in sys.modules
     if hide:
@@ -108,37 +122,41 @@ def _summary_writer() -> type:
     return SummaryWriter
 
 
-def _hparams(config: config_dict.ConfigDict) -> tuple:
-    """What TensorBoard's HParams page needs of a run: the keys, a begin and an end; what it shows beside them are losses."""
+def _hparams(config: ConfigDict) -> tuple[Any, ...]:
+    """Return the summaries of a run for TensorBoard's HParams page, which shows the config beside the losses."""
     from tensorboardX.summary import hparams
 
     values = {key: str(value) if isinstance(value, list) else value for key, value in flatten(config) if value is not None}
     return hparams(values, {"val/nats_per_char": None, "train/nats_per_char": None})
 
 
-def check_trackers(config: config_dict.ConfigDict) -> None:
-    """Raises ConfigError if a tracker that the config asks for is not installed."""
+def check_trackers(config: ConfigDict) -> None:
+    """Raise ConfigError if the config selects a tracker that is not installed."""
     if config.train.wandb_project and importlib.util.find_spec("wandb") is None:
         raise ConfigError("train.wandb_project needs Weights & Biases, which is not installed: pip install 'charlm[wandb]'")
 
 
-def _begin_wandb(workdir: Path, config: config_dict.ConfigDict) -> Any:
-    """A run of Weights & Biases, or the one that this workdir began with. Raises RunFailed if it cannot be reached."""
+def _start_wandb(workdir: Path, config: ConfigDict) -> Any:
+    """Start a run of Weights & Biases, or resume the one whose id the workdir holds.
+
+    Raises:
+        RunFailed: Weights & Biases cannot be reached.
+    """
     import wandb
 
-    name = workdir / "wandb_id.txt"
-    if not name.exists():
-        write_text(name, secrets.token_hex(4))
+    id_file = workdir / "wandb_id.txt"
+    if not id_file.exists():
+        write_text(id_file, secrets.token_hex(4))
     try:
         return wandb.init(
             project=config.train.wandb_project,
-            id=read_text(name).strip(),
+            id=read_text(id_file).strip(),
             name=workdir.absolute().name,
-            group=workdir.absolute().parent.name,  # The sweep, of a run in one.
+            group=workdir.absolute().parent.name,  # The name of the sweep if the run belongs to one.
             dir=str(workdir),
             config=dict(flatten(config)),
             resume="allow",
-            reinit="create_new",  # Runs of a sweep may stand beside each other in one process.
+            reinit="create_new",  # The executor `vmap` trains several runs in one process.
             settings=wandb.Settings(silent=True, console="off"),
         )
     except wandb.Error as error:
@@ -148,7 +166,10 @@ def _begin_wandb(workdir: Path, config: config_dict.ConfigDict) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that was cut short is left out."""
+    """Return the lines of a metrics.jsonl, without those that are damaged; [] if the file does not exist.
+
+    A process that is killed while it writes leaves an incomplete last line.
+    """
     lines = []
     with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
         for text in file:
@@ -160,12 +181,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _cut_back_metrics(path: Path, step: int) -> list[dict[str, Any]]:
+    """Remove the lines of later steps from metrics.jsonl; return the others."""
     lines = [line for line in read_metrics(path) if line["step"] <= step]
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
     return lines
 
 
 def _cut_back_samples(path: Path, step: int) -> None:
+    """Remove the samples of later steps from samples.txt."""
     if path.exists():
         text = path.read_text(encoding="utf-8", errors="replace")
         for header in re.finditer(r"^=== step (\d+) ===$", text, re.MULTILINE):

@@ -14,7 +14,7 @@ from charlm.inference import sampler
 from charlm.inference.dynamic import dynamic_cross_entropy
 from charlm.inference.scorer import Score, make_scorer, min_text_length
 from charlm.nn.model import CharLM
-from charlm.runs.checkpoint import Checkpoints, params_of
+from charlm.runs.checkpoint import Checkpoints, eval_params
 from charlm.runs.workdir import Run, check_corpus
 from charlm.system.errors import ConfigError, CorpusError
 from charlm.system.progress import ByteProgress, say
@@ -46,7 +46,7 @@ class TrainedModel(NamedTuple):
 
         Args:
             settings: like `config.sample`.
-            seed: another seed draws another text.
+            seed: changing it changes the text.
 
         Raises:
             ConfigError: the prompt does not fit the vocabulary or the window.
@@ -111,7 +111,7 @@ def load_model(run: Run, checkpoint: str = "best") -> TrainedModel:
     """
     flat, meta = Checkpoints(run.path).find(checkpoint, say)
     model = CharLM.from_config(run.config.model, run.vocab.size)
-    return TrainedModel(run, model, params_of(flat, model), meta["step"])
+    return TrainedModel(run, model, eval_params(flat, model), meta["step"])
 
 
 def _losses(score: Score, vocab: Vocab) -> dict[str, float]:

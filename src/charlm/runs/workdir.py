@@ -1,4 +1,4 @@
-"""The files that make a folder a run: config.json, vocab.json, manifest.json, result.json, and the lock."""
+"""The files of a run's folder: config.json, vocab.json, manifest.json, result.json, and the lock file."""
 
 import contextlib
 import fcntl
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from ml_collections import config_dict
+from ml_collections import ConfigDict
 
 from charlm.config import LENGTH_KEYS, to_json
 from charlm.config.rules import check_extension, describe_differences, differing_keys, from_json
@@ -22,26 +22,33 @@ from charlm.system.errors import ConfigError, FolderInUse, WorkdirError
 from charlm.system.machine import cpu_model, num_cores
 
 _LOCK = ".lock"
-# What a run writes before config.json, which says that the others are there.
+# Files that are written before config.json. A folder with config.json therefore has all of them.
 _BEFORE_CONFIG = {_LOCK, "vocab.json", "manifest.json"}
 _PACKAGES = ("charlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy", "grain")
 
 
 class Run(NamedTuple):
-    """What there is to know of a run before its checkpoints are read."""
+    """A run on disk, without its checkpoints.
+
+    Attributes:
+        path: the run's folder.
+        config: the run's config, locked.
+        vocab: the vocabulary of its corpus.
+        manifest: what its numbers depend on besides the config (`make_manifest`).
+    """
 
     path: Path
-    config: config_dict.ConfigDict
+    config: ConfigDict
     vocab: Vocab
-    manifest: dict
+    manifest: dict[str, Any]
 
 
 def load_run(path: Path) -> Run:
-    """Read a run's config, vocabulary and manifest. Runs no code from the folder.
+    """Read the config, the vocabulary and the manifest of a run. No code from the folder is executed.
 
     Raises:
         WorkdirError: the folder is not a run, or its files cannot be read.
-        ConfigError: its config.json breaks a rule.
+        ConfigError: config.json breaks a rule.
     """
     if not (path / "config.json").is_file():
         found = "is not a run: it has no config.json" if path.is_dir() else "does not exist"
@@ -58,24 +65,33 @@ def load_run(path: Path) -> Run:
     return Run(path, config.lock(), vocab, manifest)
 
 
-def check_same_run(run: Run, config: config_dict.ConfigDict, corpus: Corpus, extend: bool) -> None:
-    """Whether training `config` on `corpus` may go on with this run.
+def check_same_run(run: Run, config: ConfigDict, corpus: Corpus, extend: bool) -> None:
+    """Check that training `config` on `corpus` may continue this run.
+
+    Args:
+        run: the run on disk.
+        config: the config to train.
+        corpus: the corpus to train on.
+        extend: allow a greater length (`charlm.config.LENGTH_KEYS`).
 
     Raises:
-        ConfigError: the configs differ in more than the cadences (or, with `extend`, the length).
-        WorkdirError: as `check_corpus`.
+        ConfigError: the configs differ in keys that may not change when a run is resumed.
+        WorkdirError: the run was started with another corpus.
     """
     if extend:
         check_extension(run.config, config, str(run.path))
     elif keys := differing_keys(run.config, config):
         longer = set(keys) <= set(LENGTH_KEYS)
-        hint = "--extend goes on with the run, or choose another --workdir" if longer else "choose another --workdir"
+        hint = "--extend continues the run, or choose another --workdir" if longer else "choose another --workdir"
         raise ConfigError(f"{run.path} holds a run of another config: {describe_differences(run.config, config, keys)}; {hint}")
     check_corpus(run.path, run.manifest, corpus)
 
 
 def manifest_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """In what two manifests differ that bits may depend on, corpus and commit aside."""
+    """Return the differences between two manifests on which the bits of a result may depend, one string for each.
+
+    The corpus is not compared (`check_corpus` does that), nor is the git commit.
+    """
     pairs = [("device", then.get("device_kind"), now["device_kind"])]
     pairs += [(key, then.get(key), now[key]) for key in ("device_count", "cpu_model", "cpu_cores", "process_count")]
     packages = then.get("packages")
@@ -86,16 +102,22 @@ def manifest_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> lis
 
 
 def check_corpus(name: str | Path, manifest: Mapping[str, Any], corpus: Corpus) -> None:
-    """Raises WorkdirError if the corpus is not what the run `name` of this manifest began with."""
+    """Raise WorkdirError if a corpus is not the one that a run was started with.
+
+    Args:
+        name: the name of the run, for the message.
+        manifest: the manifest of the run.
+        corpus: the corpus to compare.
+    """
     if manifest.get("corpus_sha256") != corpus.sha256:
         raise WorkdirError(
-            f"the corpus {corpus.name} is not what the run in {name} began with: sha256 {corpus.sha256[:16]}... now, "
-            f"{str(manifest.get('corpus_sha256'))[:16]}... then; restore it, or choose another --workdir"
+            f"the corpus {corpus.name} is not what the run in {name} was started with: sha256 {corpus.sha256[:16]}... now, "
+            f"{str(manifest.get('corpus_sha256'))[:16]}... then; restore the corpus, or choose another --workdir"
         )
 
 
-def create_run(path: Path, config: config_dict.ConfigDict, corpus: Corpus) -> Run:
-    """Make a locked, empty folder into a run. config.json comes last: with it the run is begun."""
+def create_run(path: Path, config: ConfigDict, corpus: Corpus) -> Run:
+    """Turn a locked, empty folder into a run. config.json is written last and marks the folder as a run."""
     manifest = make_manifest(corpus)
     write_text(path / "vocab.json", json.dumps(corpus.vocab.to_json()) + "\n")
     write_text(path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
@@ -104,7 +126,7 @@ def create_run(path: Path, config: config_dict.ConfigDict, corpus: Corpus) -> Ru
 
 
 def make_manifest(corpus: Corpus) -> dict[str, Any]:
-    """What a run's numbers depend on besides its config."""
+    """Return what a run's numbers depend on besides its config: versions, devices, cores, corpus, and the git commit."""
     devices = jax.devices()
     return {
         "packages": {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
@@ -127,7 +149,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the folder the command runs in, with `-dirty` if files differ from it."""
+    """Return the git commit of the current folder, with `-dirty` if files differ from the commit."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         found = subprocess.run(command, capture_output=True, text=True, timeout=10)
@@ -137,27 +159,29 @@ def _git_commit() -> str | None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a folder, made if need be, against other processes; the lock goes with the process, however it ends.
+def lock(path: Path) -> Iterator[None]:
+    """Lock a folder against other processes. Create the folder if it does not exist.
+
+    The operating system releases the lock when the process ends, for whatever reason.
 
     Raises:
-        FolderInUse: another process trains in it.
-        WorkdirError: it is not a folder for a run.
+        FolderInUse: another process holds the lock.
+        WorkdirError: the folder holds something other than a run, or cannot be written to.
     """
     if path.exists() and not path.is_dir():
         raise WorkdirError(f"--workdir {path} is a file; name a folder")
     if path.is_dir() and not (path / "config.json").exists():
-        strange = sorted({p.name for p in path.iterdir() if p.suffix != ".partial"} - _BEFORE_CONFIG)
-        if strange:
-            raise WorkdirError(f"--workdir {path} is not a run and not empty: it holds {strange[0]!r}; choose another")
+        foreign = sorted({p.name for p in path.iterdir() if p.suffix != ".partial"} - _BEFORE_CONFIG)
+        if foreign:
+            raise WorkdirError(f"--workdir {path} is not a run and not empty: it holds {foreign[0]!r}; choose another")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / _LOCK, "a")
+        file = open(path / _LOCK, "a")
     except OSError as error:
         raise WorkdirError(f"cannot write to --workdir {path}: {error.strerror}") from None
-    with lock:
+    with file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FolderInUse(f"another process is training in {path}; wait for it, or choose another --workdir") from None
         except OSError as error:
@@ -166,7 +190,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def read_text(path: Path) -> str:
-    """A file of a run. Raises WorkdirError if it cannot be read."""
+    """Return the text of a file. Raises WorkdirError if the file cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -174,7 +198,7 @@ def read_text(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a text file atomically: after a crash the file has either its old or its new content."""
     partial = path.with_name(path.name + ".partial")
     with open(partial, "w", encoding="utf-8") as file:
         file.write(text)
@@ -183,8 +207,8 @@ def write_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def read_result(path: Path) -> dict | None:
-    """result.json of a run that ended, else None."""
+def read_result(path: Path) -> dict[str, Any] | None:
+    """Return the content of result.json in a run's folder; None if the run has not ended or the file is damaged."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         result = json.loads((path / "result.json").read_text(encoding="utf-8"))
         if isinstance(result, dict) and {"status", "steps", "val_nats_per_char", "best_step", "train_seconds"} <= result.keys():
@@ -193,5 +217,5 @@ def read_result(path: Path) -> dict | None:
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
-    """result.json, which says how the run ended."""
+    """Write result.json, which says how the run ended, into a run's folder."""
     write_text(path / "result.json", json.dumps(result, indent=2) + "\n")

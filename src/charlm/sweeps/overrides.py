@@ -1,4 +1,4 @@
-"""What the runs of a sweep change: lists of {dotted key: value}, built by small functions (`charlm.sweep` has them too)."""
+"""Functions that build the overrides of a sweep's runs: lists of {dotted key: value}. `charlm.sweep` exports them."""
 
 import itertools
 import math
@@ -8,51 +8,64 @@ from typing import Any, NamedTuple, Protocol
 from charlm.data.batching import uniform
 from charlm.system.errors import ConfigError
 
+# What one run changes: dotted config key -> value.
 Overrides = dict[str, Any]
 
 
-class Draw(Protocol):
-    """How a value is drawn."""
+class Distribution(Protocol):
+    """A distribution of values of a config key."""
 
     def __call__(self, number: float) -> Any:
-        """From a number in [0, 1) to a value."""
+        """Return the value for a number in [0, 1). If the number is uniform, the value has this distribution."""
 
-    def holds(self, value: Any) -> bool:
-        """Whether it could be drawn."""
+    def can_draw(self, value: Any) -> bool:
+        """Return whether a value lies within the range of the distribution."""
 
 
 def product(values: Mapping[str, Sequence[Any]]) -> list[Overrides]:
-    """Every combination of the values of some keys, the last key's changing fastest."""
+    """Return all combinations of the values of some keys. The value of the last key changes fastest."""
     return [dict(zip(values, each)) for each in itertools.product(*values.values())]
 
 
 def zipped(values: Mapping[str, Sequence[Any]]) -> list[Overrides]:
-    """The first value of every key, then the second of every key, and so on. Raises ConfigError unless all have as many."""
+    """Return the overrides with the first value of every key, those with the second value of every key, and so on.
+
+    Raises:
+        ConfigError: the keys have different numbers of values.
+    """
     if len(counts := {key: len(each) for key, each in values.items()}) and len(set(counts.values())) > 1:
-        raise ConfigError(f"zipped() needs as many values for every key; found {counts}")
+        raise ConfigError(f"zipped() needs the same number of values for every key; found {counts}")
     return [dict(zip(values, each)) for each in zip(*values.values())]
 
 
 def chain(*parts: Sequence[Overrides]) -> list[Overrides]:
-    """The runs of each part, one part after another."""
+    """Return the overrides of all parts, one part after another."""
     return list(itertools.chain(*parts))
 
 
 class Sampled(list[Overrides]):
-    """Overrides that were drawn, and from what: a search may draw others from there.
+    """Overrides with random values, and the distributions from which a search may draw other values.
 
     Attributes:
-        draws: dotted key -> how its values are drawn.
-        seed: that they were drawn with.
+        distributions: dotted key -> the distribution of its values.
+        seed: the seed of the random values.
     """
 
-    def __init__(self, overrides: Sequence[Overrides], draws: Mapping[str, Draw], seed: int):
+    def __init__(self, overrides: Sequence[Overrides], distributions: Mapping[str, Distribution], seed: int):
         super().__init__(overrides)
-        self.draws, self.seed = dict(draws), seed
+        self.distributions, self.seed = dict(distributions), seed
 
 
-def sample(num_runs: int, draws: Mapping[str, Draw], seed: int = 0) -> Sampled:
-    """Random values: run k's depend on the seed and on k alone, so that a longer sweep begins with a shorter one's runs."""
+def sample(num_runs: int, draws: Mapping[str, Distribution], seed: int = 0) -> Sampled:
+    """Return the overrides of some runs with random values.
+
+    The values of run k depend only on the seed and on k, so a longer sweep begins with the runs of a shorter one.
+
+    Args:
+        num_runs: the number of runs.
+        draws: dotted key -> the distribution of its values.
+        seed: changing it changes all values.
+    """
     found = []
     for run in range(num_runs):
         numbers = uniform(seed, run, len(draws)).tolist()
@@ -61,7 +74,10 @@ def sample(num_runs: int, draws: Mapping[str, Draw], seed: int = 0) -> Sampled:
 
 
 class Floats(NamedTuple):
-    """Numbers between two, or those whose logarithms are; rounded to four digits, so that they can be read."""
+    """The uniform distribution of numbers from low to high, or, with `log`, of their logarithms.
+
+    Numbers are rounded to four significant digits, so that the names of runs stay short.
+    """
 
     low: float
     high: float
@@ -69,18 +85,19 @@ class Floats(NamedTuple):
 
     def __call__(self, number: float) -> float:
         if self.log:
-            return self.rounded(math.exp(math.log(self.low) + number * math.log(self.high / self.low)))
-        return self.rounded(self.low + number * (self.high - self.low))
+            return self.round(math.exp(math.log(self.low) + number * math.log(self.high / self.low)))
+        return self.round(self.low + number * (self.high - self.low))
 
-    def rounded(self, value: float) -> float:
+    def round(self, value: float) -> float:
+        """Round a value to four significant digits, within the range."""
         return min(max(float(f"{value:.4g}"), self.low), self.high)
 
-    def holds(self, value: Any) -> bool:
+    def can_draw(self, value: Any) -> bool:
         return self.low <= value <= self.high
 
 
 class Integers(NamedTuple):
-    """Whole numbers from low to high, both included."""
+    """The uniform distribution of integers from low to high, both included."""
 
     low: int
     high: int
@@ -88,37 +105,37 @@ class Integers(NamedTuple):
     def __call__(self, number: float) -> int:
         return self.low + int(number * (self.high - self.low + 1))
 
-    def holds(self, value: Any) -> bool:
+    def can_draw(self, value: Any) -> bool:
         return self.low <= value <= self.high
 
 
 class Choices(NamedTuple):
-    """One of some values."""
+    """The uniform distribution over a list of values."""
 
     values: tuple[Any, ...]
 
     def __call__(self, number: float) -> Any:
         return self.values[int(number * len(self.values))]
 
-    def holds(self, value: Any) -> bool:
+    def can_draw(self, value: Any) -> bool:
         return value in self.values
 
 
 def log_uniform(low: float, high: float) -> Floats:
-    """A number whose logarithm is uniform, rounded to four digits."""
+    """Return the distribution of numbers from low to high whose logarithm is uniform, rounded to four digits."""
     return Floats(low, high, log=True)
 
 
 def uniform_between(low: float, high: float) -> Floats:
-    """A number, rounded to four digits."""
+    """Return the uniform distribution of numbers from low to high, rounded to four digits."""
     return Floats(low, high)
 
 
 def integer(low: int, high: int) -> Integers:
-    """A whole number from low to high, both included."""
+    """Return the uniform distribution of integers from low to high, both included."""
     return Integers(low, high)
 
 
 def choice(values: Sequence[Any]) -> Choices:
-    """One of some values."""
+    """Return the uniform distribution over a list of values."""
     return Choices(tuple(tuple(value) if isinstance(value, list) else value for value in values))

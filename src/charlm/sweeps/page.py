@@ -1,4 +1,7 @@
-"""One page about a run or a sweep. It needs no server and no network. The plots are Bokeh's; the page holds their scripts."""
+"""Write report.html, the page of a run or of a sweep. It needs no server and no network.
+
+Bokeh draws the plots and the table. The page contains Bokeh's scripts.
+"""
 
 import html
 import json
@@ -8,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from charlm.config import flatten
+from charlm.runs.curves import COLORS, metric_panels
 from charlm.runs.tracking import read_metrics
 from charlm.runs.workdir import load_run, read_result, read_text, write_text
-from charlm.sweeps.results import are_numbers, in_order, read_records, row_of, swept_keys
+from charlm.sweeps.results import are_numbers, read_records, row_of, sort_distinct, swept_keys
 from charlm.system.errors import WorkdirError
 
-# Points of a curve: more cannot be seen.
-_POINTS = 1000
-# Up to so many values of a key stand side by side, as far apart as the next.
-_CATEGORIES = 8
-_SAMPLES, _SAMPLE_CHARS = 4, 700
+# The number of points of a curve. More cannot be seen.
+_MAX_POINTS = 1000
+# Numbers with at most this many distinct values are drawn as categories, at equal distances.
+_MAX_CATEGORIES = 8
+# The number of samples on the page of a sweep, and the number of characters of each.
+_NUM_SAMPLES, _SAMPLE_CHARS = 4, 700
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1180px; margin: 24px auto; padding: 0 16px; color: #1c2733; }
 h1 { font-size: 22px; margin-bottom: 2px; } h2 { font-size: 17px; margin-top: 28px; }
@@ -29,10 +34,10 @@ table { border-collapse: collapse; } td { padding: 2px 14px 2px 0; vertical-alig
 
 
 def write_page(workdir: Path) -> Path:
-    """Write report.html into the folder of a run or of a sweep; return its path.
+    """Write report.html into the folder of a run or of a sweep; return the path of the page.
 
     Raises:
-        WorkdirError: the folder is neither.
+        WorkdirError: the folder is neither a run nor a sweep, or its files cannot be read.
     """
     if (workdir / "results.jsonl").is_file():
         write_page_of_sweep(workdir)
@@ -44,29 +49,36 @@ def write_page(workdir: Path) -> Path:
 
 
 def write_page_of_sweep(workdir: Path) -> None:
-    """DIR/report.html, from results.jsonl and the runs' folders."""
+    """Write report.html into the folder of a sweep, from results.jsonl and the folders of the runs.
+
+    Raises:
+        WorkdirError: results.jsonl cannot be read.
+    """
     from bokeh.layouts import column, row
 
     records = read_records(workdir / "results.jsonl")
     keys = swept_keys(records)
     rows = sorted((row_of(record, keys) for record in records), key=_best_first)
     source = _source(rows, keys, workdir)
-    chosen = _chosen(source, workdir)
-    table, words = _table(source, keys)
+    table, filter_input = _table(source, keys)
     plots = row(_curves(source), _effects(source, rows, keys), sizing_mode="stretch_width")
-    page = column(plots, words, table, chosen, sizing_mode="stretch_width")
+    page = column(plots, filter_input, table, _commands(source, workdir), sizing_mode="stretch_width")
     counts = ", ".join(
         f"{sum(r['status'] == status for r in rows)} {status}" for status in dict.fromkeys(r["status"] for r in rows)
     )
     parts = [f"<h1>{html.escape(workdir.name)}</h1><p class=note>{len(rows)} runs: {counts.replace('_', ' ')}</p>", page]
     parts.append(
-        "<h2>Samples of the best</h2><div class=samples>" + "".join(_sample_of(each, workdir) for each in rows[:_SAMPLES])
+        "<h2>Samples of the best</h2><div class=samples>" + "".join(_last_sample(each, workdir) for each in rows[:_NUM_SAMPLES])
     )
     write_text(workdir / "report.html", _page(workdir.name, [*parts, "</div>"]))
 
 
 def write_page_of_run(path: Path) -> None:
-    """DIR/report.html of one run."""
+    """Write report.html into the folder of a run.
+
+    Raises:
+        WorkdirError: the folder is not a run, or its files cannot be read.
+    """
     run, result = load_run(path), read_result(path) or {}
     lines = read_metrics(path / "metrics.jsonl")
     samples = re.split(r"^(=== step \d+ ===)$", read_text(path / "samples.txt"), flags=re.MULTILINE)[1:]
@@ -79,7 +91,7 @@ def write_page_of_run(path: Path) -> None:
 
 
 def _page(title: str, parts: Sequence[Any]) -> str:
-    """HTML of text and at most one of Bokeh's models, with its scripts."""
+    """Return the HTML of a page. One of the parts is a Bokeh model, the others are HTML."""
     from bokeh.embed import components
     from bokeh.resources import INLINE
 
@@ -91,67 +103,71 @@ def _page(title: str, parts: Sequence[Any]) -> str:
 
 
 def _best_first(row: Mapping[str, Any]) -> tuple[bool, float]:
+    """Return the key that sorts rows by their loss. Runs without a loss are last."""
     loss = row["val_nats_per_char"]
     return loss is None, loss or 0.0
 
 
-def _source(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], workdir: Path):
-    """Everything of each run that plots and table show, a row each."""
+def _source(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], workdir: Path) -> Any:
+    """Return the data source of the plots and of the table, with one row for each run."""
     from bokeh.models import ColumnDataSource
     from bokeh.palettes import viridis
 
     xs, ys = [], []
     for each in rows:
         lines = [line for line in read_metrics(workdir / each["run"] / "metrics.jsonl") if line["split"] == "val"]
-        lines = lines[:: max(1, len(lines) // _POINTS)]
+        lines = lines[:: max(1, len(lines) // _MAX_POINTS)]
         xs.append([line["chars"] / 1e6 for line in lines])
         ys.append([line["nats_per_char"] for line in lines])
     data = {name: [each[name] for each in rows] for name in rows[0]}
     data["reason"] = [each["reason"] or "" for each in rows]
     for key in keys:
-        data[f"shown {key}"] = [_shown(each[key]) for each in rows]
+        data[f"label {key}"] = [_label(each[key]) for each in rows]
     colors = [viridis(256)[255 * k // max(len(rows) - 1, 1)] for k in range(len(rows))]
     return ColumnDataSource(data | {"xs": xs, "ys": ys, "color": colors})
 
 
-def _shown(value: Any) -> str:
+def _label(value: Any) -> str:
+    """Return a value as the label of a category."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _figure(**more):
+def _figure(**options: Any) -> Any:
+    """Return a Bokeh figure in the style of the page."""
     from bokeh.plotting import figure
 
-    options = {"height": 360, "tools": "pan,wheel_zoom,box_zoom,tap,reset,save", "toolbar_location": "above"}
-    return figure(**options | {"sizing_mode": "stretch_width"} | more)
+    defaults = {"height": 360, "tools": "pan,wheel_zoom,box_zoom,tap,reset,save", "toolbar_location": "above"}
+    return figure(**defaults | {"sizing_mode": "stretch_width"} | options)
 
 
-def _curves(source):
+def _curves(source: Any) -> Any:
+    """Return the figure of the validation losses of all runs over characters."""
     from bokeh.models import HoverTool
 
     plot = _figure(x_axis_label="million characters", y_axis_label="validation, nats per character", name="curves")
     style = {"line_color": "color", "line_width": 1.6, "nonselection_line_alpha": 0.08, "hover_line_width": 4}
     lines = plot.multi_line("xs", "ys", source=source, **style)
-    tips = [("run", "@run"), ("loss at its best", "@val_nats_per_char{0.0000}"), ("here", "$data_x million, $data_y")]
+    tips = [("run", "@run"), ("best loss", "@val_nats_per_char{0.0000}"), ("here", "$data_x million, $data_y")]
     plot.add_tools(HoverTool(renderers=[lines], tooltips=tips, line_policy="interp"))
     return plot
 
 
-def _effects(source, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]):
-    """A tab a key: the best loss of every run over its value."""
+def _effects(source: Any, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Any:
+    """Return the figures of the best loss of every run over the value of a key, with one tab for each key."""
     from bokeh.models import HoverTool, TabPanel, Tabs
     from bokeh.transform import jitter
 
     panels = []
     for key in keys:
-        values = in_order(each[key] for each in rows)
+        values = sort_distinct(each[key] for each in rows)
         if len(values) == 1 and len(keys) > 1:
             continue
-        if are_numbers(values) and len(values) > _CATEGORIES:
+        if are_numbers(values) and len(values) > _MAX_CATEGORIES:
             wide = values[0] > 0 and values[-1] / values[0] > 20
             plot, x = _figure(x_axis_type="log" if wide else "linear"), key
         else:
-            plot = _figure(x_range=[_shown(value) for value in values])
-            x = jitter(f"shown {key}", width=0.2, range=plot.x_range)
+            plot = _figure(x_range=[_label(value) for value in values])
+            x = jitter(f"label {key}", width=0.2, range=plot.x_range)
         plot.xaxis.axis_label, plot.yaxis.axis_label = key, "validation, nats per character"
         points = plot.scatter(x, "val_nats_per_char", source=source, size=8, color="color", nonselection_alpha=0.1)
         plot.add_tools(HoverTool(renderers=[points], tooltips=[("run", "@run"), ("loss", "@val_nats_per_char{0.0000}")]))
@@ -159,11 +175,11 @@ def _effects(source, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]):
     return Tabs(tabs=panels, sizing_mode="stretch_width", name="effects")
 
 
-def _table(source, keys: Sequence[str]):
-    """(table, field to filter it by words)."""
+def _table(source: Any, keys: Sequence[str]) -> tuple[Any, Any]:
+    """Return the table of the runs, and the text field whose words filter its rows."""
     from bokeh.models import CDSView, CustomJS, CustomJSFilter, DataTable, NumberFormatter, TableColumn, TextInput
 
-    words = TextInput(
+    filter_input = TextInput(
         sizing_mode="stretch_width", placeholder="filter: words that a row must contain, such as gru completed", name="words"
     )
     names = [*keys, "run", "status", "reason"]
@@ -176,9 +192,9 @@ def _table(source, keys: Sequence[str]):
         }
         return rows
     """
-    view = CDSView(filter=CustomJSFilter(code=code, args={"field": words, "names": names}))
-    words.js_on_change("value_input", CustomJS(code="field.value = field.value_input", args={"field": words}))
-    words.js_on_change("value", CustomJS(code="source.change.emit()", args={"source": source}))
+    view = CDSView(filter=CustomJSFilter(code=code, args={"field": filter_input, "names": names}))
+    filter_input.js_on_change("value_input", CustomJS(code="field.value = field.value_input", args={"field": filter_input}))
+    filter_input.js_on_change("value", CustomJS(code="source.change.emit()", args={"source": source}))
     loss = NumberFormatter(format="0.0000")
     columns = [TableColumn(field=key, title=key) for key in keys]
     columns.append(TableColumn(field="val_nats_per_char", title="validation", formatter=loss))
@@ -189,14 +205,14 @@ def _table(source, keys: Sequence[str]):
     table = DataTable(
         source=source, view=view, columns=columns, height=height, sizing_mode="stretch_width", name="table", index_position=None
     )
-    return table, words
+    return table, filter_input
 
 
-def _chosen(source, workdir: Path):
-    """What to type for the runs that are chosen, in the table or in a plot."""
+def _commands(source: Any, workdir: Path) -> Any:
+    """Return the element that shows the commands which reproduce the runs selected in the table or in a plot."""
     from bokeh.models import CustomJS, Div
 
-    hint = "<p class=note>Choose runs in the table or in a plot to see how to reproduce them.</p>"
+    hint = "<p class=note>Select runs in the table or in a plot to see the commands that reproduce them.</p>"
     shown = Div(text=hint, sizing_mode="stretch_width", name="chosen")
     code = """
         const commands = source.selected.indices.map(i =>
@@ -209,26 +225,37 @@ def _chosen(source, workdir: Path):
     return shown
 
 
-def _sample_of(row: Mapping[str, Any], workdir: Path) -> str:
-    """The last sample that a run drew."""
+def _last_sample(row: Mapping[str, Any], workdir: Path) -> str:
+    """Return the HTML of the last sample that a run drew."""
     path = workdir / row["run"] / "samples.txt"
     text = re.split(r"^=== step \d+ ===\n", read_text(path), flags=re.MULTILINE)[-1] if path.is_file() else ""
     loss = "" if row["val_nats_per_char"] is None else f", {row['val_nats_per_char']:.4f}"
     return f"<div><p class=note>{html.escape(row['run'])}{loss}</p><pre>{html.escape(text[:_SAMPLE_CHARS])}</pre></div>"
 
 
-def _curves_of_run(lines: Sequence[Mapping[str, Any]]):
+def _curves_of_run(lines: Sequence[Mapping[str, Any]]) -> Any:
+    """Return the figures of a run over characters: training and validation loss, and below one for each selected metric."""
+    from bokeh.layouts import column
     from bokeh.models import HoverTool
+    from bokeh.palettes import Category10_10
 
-    plot = _figure(x_axis_label="million characters", y_axis_label="nats per character", name="curves")
-    for split, color in (("train", "#9bb8d3"), ("val", "#c2410c")):
-        of_split = [line for line in lines if line["split"] == split]
-        points = [line["chars"] / 1e6 for line in of_split], [line["nats_per_char"] for line in of_split]
-        drawn = plot.line(*points, color=color, line_width=2, legend_label=split)
-        plot.add_tools(HoverTool(renderers=[drawn], tooltips=[(split, "$y{0.0000}"), ("million characters", "$x{0.00}")]))
-    return plot
+    losses = {
+        split: [(line["chars"] / 1e6, line["nats_per_char"]) for line in lines if line["split"] == split] for split in COLORS
+    }
+    plots = []
+    for name, curves in {"nats per character": losses, **metric_panels(lines)}.items():
+        height = 220 if plots else 360
+        plot = _figure(x_axis_label="million characters", y_axis_label=name, height=height, name=name)
+        for k, (curve, points) in enumerate(curves.items()):
+            xs, ys = zip(*points) if points else ((), ())
+            color = COLORS.get(curve, Category10_10[k % 10])
+            drawn = plot.line(xs, ys, color=color, line_width=2, legend_label=curve)
+            plot.add_tools(HoverTool(renderers=[drawn], tooltips=[(curve, "$y{0.0000}"), ("million characters", "$x{0.00}")]))
+        plots.append(plot)
+    return column(*plots, sizing_mode="stretch_width")
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
+    """Return the HTML of a table of keys and values."""
     cells = (f"<tr><td>{html.escape(key)}</td><td>{html.escape(json.dumps(value))}</td></tr>" for key, value in values.items())
     return f"<table>{''.join(cells)}</table>"

@@ -1,4 +1,4 @@
-"""From a sweep file to the runs that it asks for, each with a name and a config, checked before anything is trained."""
+"""Read a sweep file and plan its runs. Every run has a name and a config, which is checked before anything is trained."""
 
 import copy
 import hashlib
@@ -9,67 +9,68 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import flags
-from ml_collections import config_dict
+from ml_collections import ConfigDict
 
 from charlm.config import cli, flatten
 from charlm.config.rules import check, check_keys, differing_keys, parse_json, resolve, set_key, unknown_key
 from charlm.sweeps.overrides import Overrides
 from charlm.system.errors import ConfigError
 
-_LONGEST_NAME = 120
+_MAX_NAME_LENGTH = 120
 
 
 class Run(NamedTuple):
     """A run of a sweep.
 
     Attributes:
-        name: of its folder, made of what it changes: the same for as long as that is the same.
-        overrides: dotted key -> value.
-        config: that it has, or would have.
-        refused: why it breaks a rule of configs, in one line.
+        name: the name of its folder. It is a function of the overrides (`run_name`).
+        overrides: what the run changes, dotted key -> value.
+        config: the base config with the overrides, locked.
+        refused: the reason why the config breaks a rule, in one line; None if it does not.
     """
 
     name: str
     overrides: Overrides
-    config: config_dict.ConfigDict
+    config: ConfigDict
     refused: str | None
 
 
 class Plan(NamedTuple):
-    """What a sweep file asks for.
+    """The content of a sweep file.
 
     Attributes:
-        where: the file, for messages.
-        base: the config that all runs begin with.
-        overrides: what each changes; a `Sampled` if they were drawn.
+        where: the path of the file, for messages.
+        base: the config that the overrides change.
+        overrides: one entry for each run; a `Sampled` if their values are random.
     """
 
     where: str
-    base: config_dict.ConfigDict
+    base: ConfigDict
     overrides: Sequence[Overrides]
 
     def runs(self) -> list[Run]:
-        """The runs. Raises ConfigError if two are the same, or a value is of the wrong type."""
+        """Return all runs of the file. Raises ConfigError if two runs are equal, or if a value has the wrong type."""
         runs = [self.run(each) for each in self.overrides]
         names = [run.name for run in runs]
-        if len(twice := sorted({name for name in names if names.count(name) > 1})):
-            raise ConfigError(f"{self.where}: {len(twice)} runs stand in it more than once, the first is {twice[0]}")
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"{self.where}: {len(repeated)} runs are listed more than once, the first is {repeated[0]}")
         return runs
 
     def runs_in(self, folder: Path) -> list[Run]:
-        """The runs that a folder holds, of any values within the ranges of this plan (`Sampled`)."""
-        found, draws = [], self.overrides.draws
+        """Return the runs in a folder that this plan could draw: their values lie within its ranges (`Sampled`)."""
+        found, distributions = [], self.overrides.distributions
         for path in sorted(folder.glob("*/config.json")):
-            there, _ = parse_json(path.read_text(encoding="utf-8"), str(path))
-            values = {key: tuple(value) if isinstance(value, list) else value for key, value in flatten(there)}
-            run = self.run({key: values[key] for key in draws})
-            same = run.name == path.parent.name and not differing_keys(there, run.config)
-            if same and all(draw.holds(values[key]) for key, draw in draws.items()):
+            recorded, _ = parse_json(path.read_text(encoding="utf-8"), str(path))
+            values = {key: tuple(value) if isinstance(value, list) else value for key, value in flatten(recorded)}
+            run = self.run({key: values[key] for key in distributions})
+            same = run.name == path.parent.name and not differing_keys(recorded, run.config)
+            if same and all(each.can_draw(values[key]) for key, each in distributions.items()):
                 found.append(run)
         return found
 
     def run(self, overrides: Overrides) -> Run:
-        """One run. Raises ConfigError if a value is of the wrong type."""
+        """Return the run with some overrides. Raises ConfigError if a value has the wrong type."""
+        # A name shows the last part of a key, or the whole key if two keys end in the same part.
         last = {key: key.rsplit(".")[-1] for each in self.overrides for key in each}
         shown = {key: key if list(last.values()).count(last[key]) > 1 else last[key] for key in last}
         name, refused = run_name({shown[key]: value for key, value in overrides.items()}), None
@@ -85,10 +86,10 @@ class Plan(NamedTuple):
 
 
 def load_plan(path: Path) -> Plan:
-    """Read a sweep file, which is Python and runs.
+    """Read a sweep file. The file is Python code and is executed.
 
     Raises:
-        ConfigError: it is missing or broken, or a key is unknown.
+        ConfigError: the file is missing or fails, or a key is unknown.
     """
     base, overrides = _base_and_overrides(path)
     known = dict(flatten(base))
@@ -98,9 +99,10 @@ def load_plan(path: Path) -> Plan:
     return Plan(str(path), base, overrides)
 
 
-def _base_and_overrides(path: Path) -> tuple[config_dict.ConfigDict, Sequence[Overrides]]:
+def _base_and_overrides(path: Path) -> tuple[ConfigDict, Sequence[Overrides]]:
+    """Execute a sweep file and return what its `get_sweep()` returns. Raises ConfigError if it is missing or fails."""
     if not path.is_file():
-        raise ConfigError(f"--sweep {path} is no file")
+        raise ConfigError(f"--sweep {path} is not a file; name a Python file with a function get_sweep()")
     scope = {"__name__": "sweep", "__file__": str(path)}
     try:
         exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), scope)
@@ -123,20 +125,28 @@ def _base_and_overrides(path: Path) -> tuple[config_dict.ConfigDict, Sequence[Ov
         raise ConfigError(f"{path}: get_sweep() returns no runs")
     if isinstance(base, str | Path):
         base = cli.parse_with_config(flags.FlagValues(), [f"--config={base}"], "")
-    if not isinstance(base, config_dict.ConfigDict):
-        raise ConfigError(f"{path}: get_sweep() returned {type(base).__name__} as its config")
+    if not isinstance(base, ConfigDict):
+        found_type = type(base).__name__
+        raise ConfigError(f"{path}: get_sweep() returned {found_type} as its config; it must return a config or its path")
     check_keys(base, str(path))
     return base, overrides
 
 
 def run_name(overrides: Mapping[str, Any]) -> str:
-    """`learning_rate=0.004,seed=1`: fit for a folder, and short; a longer one ends in a hash of the whole."""
-    whole = ",".join(f"{key}={_shown(value)}" for key, value in overrides.items()) or "base"
-    name = re.sub(r"[^\w.=,+-]", "_", whole)
-    if name == whole and len(name) <= _LONGEST_NAME:
+    """Return the name of a run, such as `learning_rate=0.004,seed=1`, which is also the name of its folder.
+
+    A name that is too long, or has characters that do not belong in a path, is cut, cleaned and followed by a hash.
+
+    Args:
+        overrides: key, as it is to appear in the name -> value.
+    """
+    full = ",".join(f"{key}={_format(value)}" for key, value in overrides.items()) or "base"
+    name = re.sub(r"[^\w.=,+-]", "_", full)
+    if name == full and len(name) <= _MAX_NAME_LENGTH:
         return name
-    return f"{name[: _LONGEST_NAME - 9]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+    return f"{name[: _MAX_NAME_LENGTH - 9]}-{hashlib.sha256(full.encode()).hexdigest()[:8]}"
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
+    """Return a value as text: a number in its shortest form, if that form is exact."""
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)

@@ -1,4 +1,4 @@
-"""What a sweep leaves on record: results.jsonl, summary.csv, sweep.png."""
+"""The records of a sweep: results.jsonl, summary.csv, sweep.png."""
 
 import csv
 import io
@@ -9,36 +9,38 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import config_dict
+from ml_collections import ConfigDict
 
 from charlm.config import flatten
 from charlm.config.rules import differing_keys, parse_json
 from charlm.runs.tracking import read_metrics
 from charlm.runs.workdir import read_result, read_text, write_text
+from charlm.sweeps.plan import Run
 from charlm.system.errors import UserError, WorkdirError
 
-_MEASURED = ("val_nats_per_char", "best_step", "steps", "train_seconds", "params_sha256", "status")
+# The keys of a result that a row of summary.csv shows.
+_RESULT_KEYS = ("val_nats_per_char", "best_step", "steps", "train_seconds", "params_sha256", "status")
 
 
-def is_finished(path: Path, config: config_dict.ConfigDict) -> bool:
-    """Whether a folder holds this run, completed, or ended by a limit of its own."""
+def is_finished(path: Path, config: ConfigDict) -> bool:
+    """Return whether a folder holds a run of this config that is completed, or was ended by a limit or by a scheduler."""
     result = read_result(path)
     if result is None or result["status"] not in ("completed", "stopped_early"):
         return False
     try:
-        there, _ = parse_json(read_text(path / "config.json"), str(path))
+        recorded, _ = parse_json(read_text(path / "config.json"), str(path))
     except UserError:
         return False
-    return not differing_keys(there, config)
+    return not differing_keys(recorded, config)
 
 
-def write(runs: Sequence[Any], workdir: Path, failed: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Write the records of a sweep's runs (`sweep.Run`), as far as they have come; returns their rows.
+def write_records(runs: Sequence[Run], workdir: Path, failed: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Write the records of a sweep, whose runs may be unfinished; return the rows of the table.
 
     Args:
-        runs: in the order of the rows.
-        workdir: of the sweep; the runs' are in it.
-        failed: name -> why, of those that failed just now.
+        runs: all runs, in the order of the rows.
+        workdir: the sweep's folder, in which each run has its own folder.
+        failed: name -> reason of the runs that failed in this start.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     records = [_record(run, workdir / run.name, failed.get(run.name)) for run in runs]
@@ -46,16 +48,17 @@ def write(runs: Sequence[Any], workdir: Path, failed: Mapping[str, str]) -> list
     keys = swept_keys(records)
     rows = [row_of(record, keys) for record in records]
     table = io.StringIO()
-    writer = csv.DictWriter(table, [*keys, *_MEASURED, "run", "reason"], lineterminator="\n")
+    writer = csv.DictWriter(table, [*keys, *_RESULT_KEYS, "run", "reason"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(workdir / "summary.csv", table.getvalue())
-    draw(records, keys, {run.name: read_metrics(workdir / run.name / "metrics.jsonl") for run in runs}, workdir / "sweep.png")
+    metrics = {run.name: read_metrics(workdir / run.name / "metrics.jsonl") for run in runs}
+    draw_sweep(records, keys, metrics, workdir / "sweep.png")
     return rows
 
 
-def _record(run: Any, path: Path, reason: str | None) -> dict[str, Any]:
-    """All that there is to know of a run, for `charlm.reproduce` too."""
+def _record(run: Run, path: Path, reason: str | None) -> dict[str, Any]:
+    """Return the line of results.jsonl of a run, from which `charlm.reproduce` can train the run again."""
     record = {"run": run.name, "overrides": run.overrides, "config": None, "manifest": None}
     record |= {"result": read_result(path), "status": "not_started", "reason": reason}
     for name in ("config", "manifest"):
@@ -71,7 +74,7 @@ def _record(run: Any, path: Path, reason: str | None) -> dict[str, Any]:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The lines of a results.jsonl. Raises WorkdirError if it cannot be read."""
+    """Return the lines of a sweep's results.jsonl. Raises WorkdirError if the file cannot be read or is something else."""
     try:
         records = [json.loads(line) for line in read_text(path).splitlines()]
     except (ValueError, RecursionError) as error:
@@ -82,22 +85,31 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def swept_keys(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that any of the runs changes."""
+    """Return the keys that at least one of the runs changes, in the order of their first appearance."""
     return list(dict.fromkeys(key for record in records for key in record["overrides"]))
 
 
 def row_of(record: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """What the table shows of a run: the swept keys' values, its result, its name, and why it failed."""
+    """Return the row of a run in the table: the values of the swept keys, the result, the name, and the reason of a failure."""
     result, row = record["result"] or {}, {}
     for key in keys:
         value = record["overrides"].get(key, dict(flatten(record["config"])).get(key) if record["config"] else None)
         row[key] = json.dumps(value) if isinstance(value, list | tuple) else value
-    row |= {key: result.get(key) for key in _MEASURED}
+    row |= {key: result.get(key) for key in _RESULT_KEYS}
     return row | {"status": record["status"], "run": record["run"], "reason": record["reason"]}
 
 
-def draw(records: Sequence[Mapping], keys: Sequence[str], metrics: Mapping[str, list[dict]], path: Path) -> None:
-    """Validation losses over characters, and for each swept key the best loss of every run over its value."""
+def draw_sweep(
+    records: Sequence[Mapping[str, Any]], keys: Sequence[str], metrics: Mapping[str, list[dict[str, Any]]], path: Path
+) -> None:
+    """Draw a sweep as a PNG: the validation losses over characters, and for each swept key the best losses over its values.
+
+    Args:
+        records: the lines of results.jsonl.
+        keys: the swept keys. At most seven of those with different values get a panel.
+        metrics: name of a run -> the lines of its metrics.jsonl.
+        path: the file to write.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -108,17 +120,16 @@ def draw(records: Sequence[Mapping], keys: Sequence[str], metrics: Mapping[str, 
     lines = math.ceil((1 + len(panels)) / columns)
     figure = Figure(figsize=(3.6 * columns, 3.0 * lines), dpi=130, layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
-    order = sorted(scored, key=lambda row: row["val_nats_per_char"])
-    shade = {row["run"]: k / max(len(order) - 1, 1) for k, row in enumerate(order)}
+    best_first = sorted(scored, key=lambda row: row["val_nats_per_char"])
+    ranks = {row["run"]: k / max(len(best_first) - 1, 1) for k, row in enumerate(best_first)}
     curves = axes[0]
-    for row in reversed(order):
+    for row in reversed(best_first):  # The curves of the best runs are drawn last, above the others.
         points = [(line["chars"] / 1e6, line["nats_per_char"]) for line in metrics[row["run"]] if line["split"] == "val"]
-        # The best are the darkest, and lie above the others.
-        curves.plot(*zip(*points), color=_shade(shade[row["run"]]), linewidth=1.2)
+        curves.plot(*zip(*points), color=_color(ranks[row["run"]]), linewidth=1.2)
     curves.set_xlabel("million characters")
     curves.set_ylabel("validation, nats per character")
     for axis, key in zip(axes[1:], panels):
-        _draw_effect(axis, scored, key, shade)
+        _draw_effect(axis, scored, key, ranks)
     for axis in axes[1 + len(panels) :]:
         axis.axis("off")
     for axis in axes[: 1 + len(panels)]:
@@ -128,41 +139,41 @@ def draw(records: Sequence[Mapping], keys: Sequence[str], metrics: Mapping[str, 
     FigureCanvasAgg(figure).print_png(str(path))
 
 
-def _draw_effect(axis, scored: Sequence[Mapping], key: str, shade: Mapping[str, float]) -> None:
-    """A point for each run, and the median of those with the same value."""
-    values = in_order(row[key] for row in scored)
-    numbers = are_numbers(values)
-    place = {value: value if numbers else k for k, value in enumerate(values)}
+def _draw_effect(axis: Any, scored: Sequence[Mapping[str, Any]], key: str, ranks: Mapping[str, float]) -> None:
+    """Draw a point for each run, and the median of the runs with the same value of a key."""
+    values = sort_distinct(row[key] for row in scored)
+    numeric = are_numbers(values)
+    position = {value: value if numeric else k for k, value in enumerate(values)}
     for row in scored:
-        axis.plot(place[row[key]], row["val_nats_per_char"], "o", color=_shade(shade[row["run"]]), markersize=4)
+        axis.plot(position[row[key]], row["val_nats_per_char"], "o", color=_color(ranks[row["run"]]), markersize=4)
     medians = [statistics.median(row["val_nats_per_char"] for row in scored if row[key] == value) for value in values]
     if len(values) <= 12:
-        style = "-" if numbers else "_"
-        axis.plot([place[value] for value in values], medians, style, color="#c2410c", linewidth=1.4, markersize=22)
-    if numbers and values and values[0] > 0 and values[-1] / values[0] > 20:
+        style = "-" if numeric else "_"
+        axis.plot([position[value] for value in values], medians, style, color="#c2410c", linewidth=1.4, markersize=22)
+    if numeric and values and values[0] > 0 and values[-1] / values[0] > 20:
         axis.set_xscale("log")
     elif len(values) <= 12:
-        # Labels of values that lie close to each other would cover each other.
-        apart, shown = (0.12 * (values[-1] - values[0]) if numbers and values else 0), []
+        # The labels of values that are close to each other would overlap, so some of them are left out.
+        distance, labelled = (0.12 * (values[-1] - values[0]) if numeric and values else 0), []
         for value in values:
-            if not shown or place[value] - place[shown[-1]] >= apart:
-                shown.append(value)
-        axis.set_xticks([place[value] for value in shown], [str(value) for value in shown])
+            if not labelled or position[value] - position[labelled[-1]] >= distance:
+                labelled.append(value)
+        axis.set_xticks([position[value] for value in labelled], [str(value) for value in labelled])
     axis.set_xlabel(key)
 
 
 def are_numbers(values: Iterable[Any]) -> bool:
-    """Whether all are numbers, True and False not among them."""
+    """Return whether all values are numbers. Booleans are not numbers."""
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
-def in_order(values: Iterable[Any]) -> list[Any]:
-    """The different ones: numbers by size, others by how they are written."""
-    different = list(dict.fromkeys(values))
-    return sorted(different) if are_numbers(different) else sorted(different, key=str)
+def sort_distinct(values: Iterable[Any]) -> list[Any]:
+    """Return the distinct values in ascending order: by size if all are numbers, else as strings."""
+    distinct = list(dict.fromkeys(values))
+    return sorted(distinct) if are_numbers(distinct) else sorted(distinct, key=str)
 
 
-def _shade(part: float) -> tuple[float, float, float]:
-    """From dark blue, the best, to light grey."""
+def _color(rank: float) -> tuple[float, ...]:
+    """Return the colour of a run: dark blue for rank 0, the best, to light grey for rank 1."""
     dark, light = (0.07, 0.25, 0.45), (0.80, 0.84, 0.88)
-    return tuple(a + part * (b - a) for a, b in zip(dark, light))
+    return tuple(a + rank * (b - a) for a, b in zip(dark, light))

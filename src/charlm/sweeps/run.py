@@ -57,7 +57,7 @@ def run_sweep(plan: Plan, workdir: Path, executor: str = "sequential", options: 
 def _write_records(runs: Sequence[Run], workdir: Path, failed: Mapping[str, str]) -> None:
     """Write the table, the plot and the page. Raises RunFailed if the disk refuses them."""
     try:
-        results.write(runs, workdir, failed)
+        results.write_records(runs, workdir, failed)
         page.write_page_of_sweep(workdir)
     except OSError as error:
         raise RunFailed(f"cannot write to {workdir}: {error.strerror or error}; the same command writes it again") from None

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from charlm.config import flatten
-from charlm.data.batching import Layout, stacked
+from charlm.data.batching import Layout, stack_batches
 from charlm.data.corpus import load_corpus
 from charlm.inference.sampler import make_sampler
 from charlm.inference.scorer import make_scorer
@@ -127,7 +127,7 @@ def train_group(runs: Sequence[NamedRun], folder: Path) -> dict[str, str]:
 
 
 def _max_group_size(prepared: Prepared) -> int:
-    """Return how many runs fit into memory: their states twice, and the activations of the runs that are in work at once."""
+    """Return how many runs fit into memory: their states twice, and the activations of the runs that are computed at once."""
     config, device = prepared.config, jax.local_devices()[0]
     program = Program(config, prepared.corpus.vocab.size, prepared.num_steps, prepared.layout.carries_state)
     state = jax.eval_shape(functools.partial(init_state, program), {"seed": np.uint32(0)})
@@ -278,6 +278,6 @@ def _mesh(devices: Sequence[jax.Device]) -> Mesh:
 
 def _windows(layouts: Sequence[Layout], at: int, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Return starts_RKB and reset_RKB of n steps from step `at` on."""
-    batches = [stacked([layout.batch(at + k) for k in range(n)], MAX_STEPS_PER_DISPATCH) for layout in layouts]
+    batches = [stack_batches([layout.batch(at + k) for k in range(n)], MAX_STEPS_PER_DISPATCH) for layout in layouts]
     starts_RKB, reset_RKB = (np.stack(each) for each in zip(*batches))
     return starts_RKB, reset_RKB

@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from charlm.nn.model import CharLM, is_zero
+from charlm.nn.model import CharLM, is_static_zero
 from charlm.parallel import mesh as meshes
 from charlm.training.optimizers import make_optimizer
 
@@ -104,7 +104,7 @@ def init_state(program: Program, hyperparameters: Hyperparameters) -> TrainState
     config, model, optimizer = program.bind(hyperparameters)
     params = model.initial_params(run_keys(config.seed)[0])
     carry = model.initial_carry(params, config.batching.batch_size) if program.carries_state else ()
-    ema = () if is_zero(config.train.ema_decay) else jax.tree.map(jnp.copy, params)
+    ema = () if is_static_zero(config.train.ema_decay) else jax.tree.map(jnp.copy, params)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), carry, ema)
 
 

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from charlm.nn.model import CharLM, is_zero
+from charlm.nn.model import CharLM, is_static_zero
 from charlm.parallel import mesh as meshes
 from charlm.parallel.mesh import BATCH_SHARDED, REPLICATED
 from charlm.training.loss import activation_penalty, cross_entropy
@@ -46,7 +46,7 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
-    if not is_zero(config.train.ema_decay):
+    if not is_static_zero(config.train.ema_decay):
         decay = jnp.minimum(config.train.ema_decay, (1 + state.step) / (10 + state.step))
         ema = optax.incremental_update(params, ema, 1 - decay)
     metrics |= {"grad_norm": optax.tree.norm(grads), **measure_gradient(config.train.metrics, grads, state.params)}
@@ -85,7 +85,7 @@ def _gradient(
     if only_last:
         targets_TB = targets_TB[-1:]
     scale = targets_TB.shape[0] if config.optimizer.loss_reduction == "sum_over_time" else 1
-    penalised = not (is_zero(config.optimizer.activation_reg) and is_zero(config.optimizer.temporal_reg))
+    penalised = not (is_static_zero(config.optimizer.activation_reg) and is_static_zero(config.optimizer.temporal_reg))
 
     def objective(params):
         initial = model.initial_carry(params, windows.shape[0])
