@@ -13,9 +13,9 @@ whole text every 100 steps. Each run appends a line to results.jsonl. `--report`
 """
 
 import argparse
-import datetime
 import json
 import statistics
+import sys
 from pathlib import Path
 
 from absl import logging
@@ -26,6 +26,10 @@ from charlm.data.corpus import load_corpus
 from charlm.runs.loop import train
 from charlm.runs.tracking import read_metrics
 from charlm.system.machine import num_cores
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # So that the script finds the other experiments.
+
+from experiments.records import append as append_record  # noqa: E402
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -88,7 +92,6 @@ def run(name: str, text: str, seed: int) -> dict:
     result, manifest = (json.loads((workdir / f"{file}.json").read_text()) for file in ("result", "manifest"))
     validation = [line["nats_per_char"] for line in read_metrics(workdir / "metrics.jsonl") if line["split"] == "val"]
     return {
-        "date": datetime.date.today().isoformat(),
         "machine": f"{num_cores()} of {manifest['cpu_cores']} cores, {manifest['cpu_model']}"
         if manifest["device_kind"] == "cpu"
         else manifest["device_kind"],
@@ -186,9 +189,7 @@ def main() -> None:
         for name in arguments.names or ROWS:
             for text in arguments.texts.split(","):
                 for seed in map(int, arguments.seeds.split(",")):
-                    record = run(name, text, seed)
-                    with open(HERE / "results.jsonl", "a", encoding="utf-8") as file:
-                        file.write(json.dumps(record) + "\n")
+                    append_record(HERE, run(name, text, seed))
     report()
 
 

@@ -10,9 +10,7 @@ script appends a line to results.jsonl.
 
 import argparse
 import collections
-import datetime
 import json
-import platform
 import random
 import signal
 import subprocess
@@ -21,10 +19,11 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-
 from charlm.runs.tracking import read_metrics
-from charlm.system.machine import cpu_model, num_cores
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # So that the script finds the other experiments.
+
+from experiments import records  # noqa: E402
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -128,11 +127,8 @@ def main() -> None:
             print(f"run {runs}: kills in {', '.join(hit) or 'no phase'}; {'same' if same else 'DIFFERENT'} outcome", flush=True)
     print("\n| phase | kills |\n| --- | --- |\n" + "\n".join(f"| {phase} | {hits[phase]} |" for phase in PHASES))
     print(f"\n{hits.total()} kills in {runs} runs; {differ} runs differ from the undisturbed run")
-    line = {"date": datetime.date.today().isoformat(), "machine": f"{num_cores()} cores, {cpu_model()}"}
-    line |= {"jax": jax.__version__, "python": platform.python_version(), "seed": arguments.seed}
-    line |= {"kills": dict(hits), "runs": runs, "differ": differ, "params_sha256": expected.params_sha256}
-    with open(HERE / "results.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    found = {"kills": dict(hits), "runs": runs, "differ": differ, "params_sha256": expected.params_sha256}
+    records.append(HERE, {"seed": arguments.seed, **found})
     if differ:
         raise SystemExit(1)
 

@@ -12,7 +12,6 @@ Memory is RssAnon, the memory of a process without mapped files. The script read
 Linux. It appends a line to results.jsonl.
 """
 
-import datetime
 import json
 import os
 import shutil
@@ -25,7 +24,10 @@ import time
 from pathlib import Path
 
 from charlm.data.text import play_paths, play_text
-from charlm.system.machine import cpu_model, num_cores
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # So that the script finds the other experiments.
+
+from experiments import records  # noqa: E402
 
 LINES = """\
 Être ou ne pas être, voilà la question; où êtes-vous, mon cœur?
@@ -140,15 +142,11 @@ def main() -> None:
             _, peak, seconds = run_watched(train, env, until="step 1/")
             starts.append({"seconds_to_first_step": round(seconds, 1), "rss_anon_mb": peak})
     line = {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{num_cores()} cores, {cpu_model()}",
         "megabytes": megabytes,
         "encoding": measured,
         "training": {"from an empty cache": starts[0], "from a filled cache": starts[1]},
     }
-    print(json.dumps(line, indent=2))
-    with open(Path(__file__).parent / "results.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    print(json.dumps(records.append(Path(__file__).parent, line), indent=2))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the sampling command in fresh processes, with a fresh workdir and an empty cache
 just before and just after charlm, and its two times are averaged. The script appends a line to results.jsonl.
 """
 
-import datetime
 import json
 import os
 import subprocess
@@ -19,6 +18,10 @@ import time
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # So that the script finds the other experiments.
+
+from experiments import records  # noqa: E402
 
 BATCH, SEQ_LEN, HIDDEN, VOCAB = 32, 64, 256, 76
 STEPS = 400
@@ -75,10 +78,7 @@ def main() -> None:
     after = torch_chars_per_second()
     torch_seconds = result["chars"] * (1 / before + 1 / after) / 2
     line = {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{manifest['cpu_cores']} cores, {manifest['cpu_model']}",
-        "jax": manifest["packages"]["jax"],
-        "torch": torch.__version__,
+        "machine": records.machine_of(manifest),
         "flags": sys.argv[1:],
         "chars": result["chars"],
         "val_nats_per_char": result["val_nats_per_char"],
@@ -89,9 +89,7 @@ def main() -> None:
         "torch_seconds": round(torch_seconds, 1),
         "ratio": round(seconds / torch_seconds, 3),
     }
-    print(json.dumps(line, indent=2), file=sys.stderr)
-    with open(Path(__file__).parent / "results.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    print(json.dumps(records.append(Path(__file__).parent, line), indent=2), file=sys.stderr)
 
 
 if __name__ == "__main__":

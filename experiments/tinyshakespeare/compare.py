@@ -10,7 +10,6 @@ of `nn.LSTM` with 256 units, batch 32 x 64 and Adam (experiments/quickstart/comp
 results.jsonl.
 """
 
-import datetime
 import json
 import subprocess
 import sys
@@ -23,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from charlm.config import default_config  # noqa: E402
 from charlm.data.corpus import load_corpus  # noqa: E402
+from experiments import records  # noqa: E402
 from experiments.quickstart.compare import torch_chars_per_second  # noqa: E402
 
 TORCH_CHARS = 3.5e6
@@ -45,8 +45,7 @@ def main() -> None:
         score = json.loads(subprocess.run(evaluate, check=True, cwd=ROOT, capture_output=True, text=True).stdout)
     torch_seconds = TORCH_CHARS * (1 / before + 1 / after) / 2
     line = {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{manifest['cpu_cores']} cores, {manifest['cpu_model']}",
+        "machine": records.machine_of(manifest),
         "chars": result["chars"],
         "val_nats_per_char": round(score["nats_per_char"], 4),
         "dynamic_val_nats_per_char": round(score["dynamic_nats_per_char"], 4),
@@ -56,9 +55,7 @@ def main() -> None:
         "torch_seconds": round(torch_seconds, 1),
         "ratio": round(seconds / torch_seconds, 3),
     }
-    print(json.dumps(line, indent=2), file=sys.stderr)
-    with open(Path(__file__).parent / "results.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    print(json.dumps(records.append(Path(__file__).parent, line), indent=2), file=sys.stderr)
 
 
 if __name__ == "__main__":

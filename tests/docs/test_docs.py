@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import pytest
 from conftest import COMMANDS
 
@@ -44,7 +45,8 @@ def get_config(*arguments):
     config.eval.context = 4
     config.sample.length = 20
     config.train.steps = 4
-    config.train.log_every = config.train.eval_every = config.train.checkpoint_every = config.train.sample_every = 2
+    config.train.log_every = config.train.eval_every = config.train.checkpoint_every = 2
+    config.train.sample_every = 0
     return config
 """
 
@@ -212,7 +214,7 @@ class Sandbox:
     """A folder in which the code of a page runs in order: small config files, a small text, and a trained quickstart."""
 
     def __init__(self, folder: Path, page: Path):
-        self.folder, self.names, self.env = folder, {"__name__": "page"}, os.environ | {"MPLBACKEND": "Agg"}
+        self.folder, self.names, self.env = folder, {"__name__": "page"}, dict(os.environ)
         self.data = {"key": "path", "value": "my_text.txt"}
         for name in ("my_text.txt", "FILE", "books/first/one.txt", "books/second/two.txt"):
             self.write(name, TEXT)
@@ -247,11 +249,20 @@ class Sandbox:
         assert found.returncode == 0, f"{line}\n{found.stdout}\n{found.stderr}"
 
 
+@pytest.fixture
+def quick_compilation(monkeypatch):
+    """XLA compiles with few optimizations, also in the processes that a test starts: nearly all of the time is compilation."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, page in PAGES.items() if commands_of(page)])
-def test_the_code_of_a_page_runs(name, tmp_path, monkeypatch):
+def test_the_code_of_a_page_runs(name, tmp_path, monkeypatch, quick_compilation):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setenv("MPLBACKEND", "Agg")  # For the snippets that draw.
     sandbox = Sandbox(tmp_path, PAGES[name])
     for block in blocks_of(PAGES[name]):
         if block.not_run:

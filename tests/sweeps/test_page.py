@@ -65,7 +65,7 @@ def test_the_page_of_a_run_shows_its_curves_result_samples_and_config(run, small
     labels = [label for label in re.findall(r'"axis_label":"([^"]*)"', page) if label != "million characters"]
     assert labels == ["nats per character", "accuracy", "grad_norm_by_layer"]
     legends = re.findall(r'"type":"object","name":"LegendItem".*?"label":\{"type":"value","value":"([^"]*)"\}', page)
-    assert legends == ["train", "val", "train", "val", "embedding", "layer_0", "head"]
+    assert legends == ["train", "val", "train", "val", "embedding", "head", "layer_0"]
 
 
 def test_a_folder_that_is_neither_a_run_nor_a_sweep_is_refused(run, tmp_path):

@@ -11,39 +11,39 @@ from charlm.system.machine import num_cores
 
 
 @pytest.fixture
-def untold(monkeypatch):
-    """JAX as it is where the user has said nothing of compiled programs."""
+def no_compilation_cache(monkeypatch):
+    """Configure JAX as it is when the user has not chosen a folder for compiled programs."""
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
     yield
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_where_it_is(monkeypatch, tmp_path):
+def test_the_environment_determines_the_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "own"))
-    assert cache.cache_dir() == tmp_path / "own"
+    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "chosen"))
+    assert cache.cache_dir() == tmp_path / "chosen"
     monkeypatch.delenv("CHARLM_CACHE")
     assert cache.cache_dir() == tmp_path / "xdg" / "charlm"
 
 
-def test_old_programs_go_and_what_the_user_says_stays(untold, monkeypatch, tmp_path):
+def test_old_programs_are_deleted_and_a_chosen_folder_is_kept(no_compilation_cache, monkeypatch, tmp_path):
     monkeypatch.setenv("CHARLM_CACHE", str(tmp_path))
     folder = tmp_path / "compiled" / f"{num_cores()}_cores"
     folder.mkdir(parents=True)
     for name, age in (("old", 31), ("new", 29)):
         (folder / name).touch()
         os.utime(folder / name, (time.time() - age * 86400,) * 2)
-    cache.keep_compiled_programs()
+    cache.enable_compilation_cache()
     assert [entry.name for entry in folder.iterdir()] == ["new"]
     assert jax.config.jax_compilation_cache_dir == str(folder)
     monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "another"))
-    cache.keep_compiled_programs()
+    cache.enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == str(folder) and not (tmp_path / "another").exists()
 
 
 @pytest.mark.slow
-def test_later_runs_find_their_programs_and_get_the_same_bits_damaged_or_not(small_config, tmp_path, monkeypatch):
+def test_runs_reuse_compiled_programs_and_have_the_same_bits_even_if_the_cache_is_damaged(small_config, tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
     entries, shas = [], []

@@ -7,33 +7,33 @@ from charlm.system import progress
 from charlm.system.progress import ByteProgress, ProgressLine
 
 
-def test_plain_lines_where_there_is_no_terminal(capfd):
-    progress = ProgressLine(200, 0)
-    progress.update(50, 2.5, 12345.6, 0.5)
-    progress.record({"step": 50, "split": "train", "nats_per_char": 2.5, "chars_per_second": 12345.6})
-    progress.record({"step": 50, "split": "val", "nats_per_char": 2.25})
-    progress.close()
+def test_without_a_terminal_progress_is_plain_lines(capfd):
+    line = ProgressLine(200, 0)
+    line.update(50, {"loss": 2.5}, 12345.6, 0.5)
+    line.record({"step": 50, "split": "train", "nats_per_char": 2.5, "chars_per_second": 12345.6}, {})
+    line.record({"step": 50, "split": "val", "nats_per_char": 2.25}, {"accuracy": 0.25})
+    line.close()
     out, err = capfd.readouterr()
     assert out == ""
     assert err.splitlines() == [
         "step 50/200  loss 2.5000  12,346 chars/s  1:15 left",
-        "step 50  validation loss 2.2500 nats per character",
+        "step 50  validation loss 2.2500 nats per character  accuracy 0.2500",
     ]
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that goes on when it is told to."""
+    """Replace the clock by one that never advances by itself, and return a function that advances it."""
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
 
-    def pass_seconds(seconds):
+    def advance_clock(seconds):
         now[0] += seconds
 
-    return pass_seconds
+    return advance_clock
 
 
-def test_bytes_are_told_of_now_and_then_and_only_if_it_takes_long(clock, capfd):
+def test_byte_progress_prints_a_line_every_ten_seconds_and_none_for_short_work(clock, capfd):
     with ByteProgress("encoding book.txt", 200_000_000) as bar:
         bar.advance(1_000_000)
         clock(0.9)
@@ -52,7 +52,7 @@ def test_bytes_are_told_of_now_and_then_and_only_if_it_takes_long(clock, capfd):
     assert capfd.readouterr().err == "downloading: 10 MB at 2 MB/s\n"
 
 
-def test_bytes_in_a_terminal_are_a_bar(clock, capfd, monkeypatch):
+def test_byte_progress_is_a_bar_in_a_terminal(clock, capfd, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("FORCE_COLOR", "1")

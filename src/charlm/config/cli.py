@@ -18,14 +18,14 @@ from ml_collections import config_dict, config_flags
 from charlm.config import default_config, flatten
 from charlm.config.rules import check, check_keys, unknown_key
 from charlm.parallel import processes
-from charlm.system.cache import keep_compiled_programs
+from charlm.system.cache import enable_compilation_cache
 from charlm.system.errors import ConfigError, Exit, RunFailed, UserError
 
 
 def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Run a command's main function on its arguments and return the exit code."""
     logging.set_verbosity(logging.ERROR)  # Orbax warns of what is as it should be.
-    keep_compiled_programs()
+    enable_compilation_cache()
     code = _run(command, sys.argv[1:] if argv is None else argv)
     if code in (1, 2):
         processes.exit_job(code)

@@ -1,4 +1,4 @@
-"""The default config, documented key by key. What each key may be is in `charlm.rules`.
+"""The default config: every key, its default and its meaning. `charlm.config.rules` holds the allowed values.
 
 A config file starts from `default_config()` and assigns what differs:
 
@@ -14,10 +14,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ml_collections import config_dict
+from ml_collections import ConfigDict, config_dict
 
-# Keys that say when the host looks, where the text lies and which devices share the work, not what is computed: they may
-# change between starts of a run.
+# Keys that may change between two starts of a run. They determine what the host records and when, where the text is stored and
+# which devices share the work, but not what is computed.
 RESUMABLE_KEYS = (
     "data.device_bytes",
     "mesh.data",
@@ -32,154 +32,172 @@ RESUMABLE_KEYS = (
     "train.wandb_project",
     "train.tensorboard_hparams",
 )
-# Keys that say how long a run is: `--extend` may raise them.
+# Keys that determine the length of a run. With `--extend` they may increase.
 LENGTH_KEYS = ("train.steps", "train.epochs", "train.seconds")
 
 
-def default_config() -> config_dict.ConfigDict:
-    """Every key with its default. A key marked `unset` has none; set it to use it."""
+def default_config() -> ConfigDict:
+    """Return a locked config with every key and its default. A key that is `unset` has the value None and a fixed type."""
     unset = config_dict.placeholder
     config = config_dict.ConfigDict()
-    # Everything random comes from it: parameters, dropout, shuffles, resets.
+    # The seed of everything random: initial parameters, dropout, the choice and order of windows, resets, samples.
     config.seed = 0
 
     config.data = data = config_dict.ConfigDict()
-    data.corpus = "shakespeare"  # shakespeare (38 plays), or tinyshakespeare (downloaded); without `path` and `url`
-    data.path = unset(str)  # UTF-8 text: a file, a directory of files, or a pattern such as "books/**/*.txt"
-    data.separator = "\n"  # stands between each file and the next; they are sorted by path
-    data.url = unset(str)  # UTF-8 text to download, once
-    data.sha256 = unset(str)  # what `url` must give
-    data.lowercase = False  # lower-case the text
-    data.vocab = "chars"  # chars: the text's characters; bytes: the 256 bytes of UTF-8
-    data.max_symbols = unset(int)  # chars: only the most frequent, and one unknown symbol for the others
-    data.unknown = False  # chars: an unknown symbol for those in prompts and texts scored later; without it, an error
-    data.split = unset(tuple)  # fractions (train, val, test); unset: shakespeare .9 .05 .05 of each play, a file .9 .1 0
-    data.device_bytes = 256 << 20  # a larger encoded text stays in the file, windows read ahead; changes no result
+    # The built-in corpus, used if `path` and `url` are unset: shakespeare (38 plays) or tinyshakespeare (downloaded).
+    data.corpus = "shakespeare"
+    data.path = unset(str)  # Your own UTF-8 text: a file, a directory, or a pattern such as "books/**/*.txt".
+    data.separator = "\n"  # The text between two files. Files are read in the order of their paths.
+    data.url = unset(str)  # The URL of a UTF-8 text, which is downloaded once.
+    data.sha256 = unset(str)  # The sha256 of the file at `url`, in hexadecimal digits.
+    data.lowercase = False  # Whether to convert the text to lower case.
+    data.vocab = "chars"  # The symbols: chars (the characters of the text) or bytes (the 256 bytes of UTF-8).
+    # For chars: the number of most frequent characters to keep. An unknown symbol replaces the others. Unset: keep all.
+    data.max_symbols = unset(int)
+    # For chars: whether to add an unknown symbol for characters that occur only in prompts and scored texts. Without it these
+    # characters are errors.
+    data.unknown = False
+    # The fractions of training, validation and test text. Unset: (0.9, 0.05, 0.05) of each play for shakespeare, and
+    # (0.9, 0.1, 0) for other texts.
+    data.split = unset(tuple)
+    # An encoded text with more bytes stays on disk, and the host reads its windows ahead of their use. This changes no result.
+    data.device_bytes = 256 << 20
 
     config.batching = batching = config_dict.ConfigDict()
-    # stream: parallel streams, state carried. From a zero state: windows: adjacent ones; random: at random places;
-    # sliding: one from every character on.
+    # Which windows a batch contains. stream: each row of the batch reads its own part of the text and carries its state from
+    # window to window. The other layouts start each window from the initial state: windows (adjacent windows), random (windows
+    # at random positions), sliding (a window at every position).
     batching.layout = "stream"
-    batching.batch_size = 32  # streams, or windows, in a step
-    batching.seq_len = 64  # characters in a window: the gradient stops where it begins
-    batching.loss_on = "all"  # all characters of a window; last: many-to-one, the last alone
-    batching.reset_prob = 0.02  # stream: chance that a window starts from a zero state
-    batching.shuffle = True  # windows, sliding: in a new order every epoch, or in that of the text
+    batching.batch_size = 32  # The number of windows in a batch.
+    batching.seq_len = 64  # The number of characters in a window. Backpropagation through time stops where the window starts.
+    batching.loss_on = "all"  # Which characters of a window count in the loss: all or last (many-to-one).
+    batching.reset_prob = 0.02  # For stream: the probability that a window starts from the initial state.
+    batching.shuffle = True  # For windows and sliding: whether each epoch has a new random order, not the order of the text.
 
     config.model = model = config_dict.ConfigDict()
-    # What each of the keys below is worth by itself was measured on tiny Shakespeare (experiments/ablation).
-    model.cell = "lstm"  # rnn, lstm, gru; ln_lstm, ln_gru: layer-normalised (Ba et al. 2016), better a step, half as fast
-    model.hidden_size = 256
-    model.num_layers = 1
-    model.encoding = "embedding"  # embedding; one_hot; scalar: the id, divided by the number of symbols
-    model.embedding_size = 64
-    model.dropout = 0.0  # between layers and before the head; helps where the text is read many times
-    model.variational_dropout = False  # one dropout mask for all steps of a window (Gal and Ghahramani 2016); as dropout
-    model.recurrent_dropout = 0.0  # of recurrent weights, the same for all steps of a window (Merity et al. 2018); as dropout
-    model.residual = False  # add the input of each layer but the first to its output (Prakash et al. 2016); helps a little
-    model.tie_weights = False  # the embedding is the head's kernel (Press and Wolf 2017): embedding_size = hidden_size; costs
-    model.learn_initial_state = False  # learn the state that a text starts from; False: zero; no difference
-    model.recurrent_init = "orthogonal"  # of each gate's recurrent kernel (Saxe et al. 2014); or lecun_normal; no difference
-    model.init_std = unset(float)  # when set, all weights are normal with this standard deviation, recurrent ones too
-    model.forget_bias = 1.0  # the LSTM's forget gate starts open (Jozefowicz et al. 2015); in short runs 0 is a little better
-    # What computes the steps: scan, charlm's own loop; cudnn, NVIDIA's library, for lstm in float32 on such a GPU; auto: cudnn
-    # where it can. They agree but for rounding.
+    # The effects on the loss were measured in experiments/ablation, where one key at a time was changed on tiny Shakespeare.
+    model.cell = "lstm"  # rnn, lstm, gru, ln_lstm or ln_gru. Layer normalisation (ln) lowers the loss and halves the speed.
+    model.hidden_size = 256  # The number of units in a layer.
+    model.num_layers = 1  # The number of recurrent layers.
+    model.encoding = "embedding"  # The input for a symbol: embedding, one_hot, or scalar (its id / the number of symbols).
+    model.embedding_size = 64  # The number of features of an embedding.
+    model.dropout = 0.0  # The dropout rate after each layer. It helps if the text is read many times.
+    # Whether dropout uses one mask for all steps of a window (Gal and Ghahramani 2016). It helps in the same cases as dropout.
+    model.variational_dropout = False
+    # The dropout rate of recurrent weights, with one mask for all steps of a window (Merity et al. 2018). It hardly helps.
+    model.recurrent_dropout = 0.0
+    # Whether to add the input of a layer to its output, except in the first layer (Prakash et al. 2016). It helps a little.
+    model.residual = False
+    # Whether to use the embedding as the kernel of the head (Press and Wolf 2017). This needs embedding_size = hidden_size. It
+    # raised the loss.
+    model.tie_weights = False
+    model.learn_initial_state = False  # Whether to learn the initial state of a text, instead of zero. It made no difference.
+    # The initial recurrent kernel of each gate: orthogonal (Saxe et al. 2014) or lecun_normal. It made no difference.
+    model.recurrent_init = "orthogonal"
+    model.init_std = unset(float)  # The standard deviation of all initial kernels and embeddings. Unset: each has its own.
+    # The initial bias of the LSTM's forget gate. 1 opens the gate (Jozefowicz et al. 2015). In short runs 0 was better.
+    model.forget_bias = 1.0
+    # The implementation of the loop over time: scan, cudnn (NVIDIA's LSTM in float32), or auto (cudnn where it is available).
+    # The results are equal up to rounding.
     model.recurrence = "auto"
-    model.dtype = "float32"  # of the operands of the products; bfloat16 is meant for GPU and TPU
+    model.dtype = "float32"  # The dtype of the operands of products: float32, or bfloat16 for GPU and TPU.
 
     config.optimizer = optimizer = config_dict.ConfigDict()
-    optimizer.name = "adam"  # sgd, rmsprop, adam, adamw
-    optimizer.learning_rate = 2e-3  # the peak
-    optimizer.schedule = "constant"  # constant, warmup_cosine, step_decay
-    optimizer.warmup_steps = 0  # warmup_cosine: steps of linear rise
-    optimizer.schedule_steps = unset(int)  # warmup_cosine: its length; unset: the run's
-    optimizer.decay_every = unset(int)  # step_decay: after every so many steps ...
-    optimizer.decay_factor = 0.5  # ... times this
-    optimizer.final_learning_rate = 0.0  # warmup_cosine: where it ends; step_decay: it does not fall below
-    optimizer.momentum = 0.0  # sgd, rmsprop
-    optimizer.mean_square_decay = 0.9  # rmsprop
-    optimizer.b1 = 0.9  # adam, adamw
-    optimizer.b2 = 0.999
-    optimizer.eps = 1e-8  # adam, adamw, rmsprop
-    optimizer.weight_decay = 0.0  # adamw
-    optimizer.clip_value = unset(float)  # each element of the gradient to [-x, x]
-    optimizer.clip_norm = unset(float)  # the gradient's global norm to at most x
-    optimizer.skip_not_finite = 0  # leave out updates whose gradient is not finite, up to so many in a row; 0: the run ends
-    optimizer.loss_reduction = "mean"  # over time; or sum_over_time: the sum over a window, mean over the batch
-    # Penalties (Merity et al. 2018), times the mean square of the last layer's outputs (2 helps), and of their differences
-    # in time (as dropout).
+    optimizer.name = "adam"  # sgd, rmsprop, adam or adamw.
+    optimizer.learning_rate = 2e-3  # The highest learning rate of the schedule.
+    optimizer.schedule = "constant"  # constant, warmup_cosine or step_decay.
+    optimizer.warmup_steps = 0  # For warmup_cosine: the number of steps of the linear rise.
+    optimizer.schedule_steps = unset(int)  # For warmup_cosine: the length of the schedule in steps. Unset: that of the run.
+    optimizer.decay_every = unset(int)  # For step_decay: the number of steps between two decays of the rate.
+    optimizer.decay_factor = 0.5  # For step_decay: the factor of each decay.
+    optimizer.final_learning_rate = 0.0  # For warmup_cosine: the rate at the end. For step_decay: the lowest rate.
+    optimizer.momentum = 0.0  # For sgd and rmsprop: the momentum.
+    optimizer.mean_square_decay = 0.9  # For rmsprop: the decay of the mean square of the gradient.
+    optimizer.b1 = 0.9  # For adam and adamw: the decay of the mean of the gradient.
+    optimizer.b2 = 0.999  # For adam and adamw: the decay of the mean square of the gradient.
+    optimizer.eps = 1e-8  # For adam, adamw and rmsprop: the constant in the denominator.
+    optimizer.weight_decay = 0.0  # For adamw: the weight decay.
+    optimizer.clip_value = unset(float)  # Clip each element of the gradient to [-x, x].
+    optimizer.clip_norm = unset(float)  # Scale the gradient down if its global norm exceeds x.
+    # Skip updates whose gradient is not finite, up to this many in a row. 0: such a gradient ends the run.
+    optimizer.skip_not_finite = 0
+    optimizer.loss_reduction = "mean"  # The reduction over a window: mean or sum_over_time. Over the batch it is the mean.
+    # The factor of a penalty on the mean square of the last layer's outputs (Merity et al. 2018). 2 lowered the loss.
     optimizer.activation_reg = 0.0
+    # The factor of a penalty on the mean square of the change of these outputs from step to step (Merity et al. 2018). It helps
+    # in the same cases as dropout.
     optimizer.temporal_reg = 0.0
-    # So many parts of a batch, one after another, their gradients averaged: less memory for the same step (but for
-    # rounding, and for dropout, which each part draws anew).
+    # Compute the gradient of a batch in this many parts, one after another, and average it. This needs less memory. The step is
+    # the same up to rounding, but each part draws its own dropout masks.
     optimizer.accumulation_steps = 1
 
     config.train = train = config_dict.ConfigDict()
-    train.epochs = 1.0  # how often the text is read
-    train.steps = unset(int)  # when set, it wins over `epochs`
-    train.seconds = unset(float)  # stop after so many seconds of training; compiling, scoring and saving do not count
-    # Cadences, in steps; 0: only where a key says so. They change no bit of the parameters.
-    train.log_every = 50  # and at the end
-    train.eval_every = 500  # and at the end
-    train.checkpoint_every = 500  # and after every evaluation that is the best so far, and at the end
-    train.sample_every = 500  # and at the end, unless 0
-    train.steps_per_dispatch = 64  # the most steps between two looks of the host; fewer where they are slow
-    # Score and sample with a moving average of the parameters (Polyak and Juditsky 1992), such as 0.99; 0: not. It takes
-    # the place of a falling learning rate.
+    train.epochs = 1.0  # The length of the run: how often it reads the training text.
+    train.steps = unset(int)  # The length of the run in steps. If it is set, `epochs` is ignored.
+    train.seconds = unset(float)  # Stop after this training time. Compilation, evaluation and saving do not count.
+    # The intervals are in steps. 0 leaves only the other occasions of the key. No interval changes a bit of the parameters.
+    train.log_every = 50  # Record training metrics this often, and at the end.
+    train.eval_every = 500  # Evaluate this often, and at the end.
+    train.checkpoint_every = 500  # Save this often, after each evaluation that is the best so far, and at the end.
+    train.sample_every = 500  # Draw samples this often, and at the end. 0: never.
+    train.steps_per_dispatch = 64  # The most steps in one dispatch to the device. Slow steps get smaller dispatches.
+    # Evaluate and sample with a moving average of the parameters with this decay, for example 0.99 (Polyak and Juditsky 1992).
+    # It can replace a falling learning rate. 0: no average.
     train.ema_decay = 0.0
-    train.best_by = "val"  # which loss says what the best checkpoint is: val; train: the mean since the last evaluation
-    # The same bits every time on a GPU too, at the price of speed: XLA without what adds in the order of arrival, and scan as
-    # model.recurrence. On a CPU they are the same anyway.
+    train.best_by = "val"  # The loss that selects the best checkpoint: val, or train (the mean since the last evaluation).
+    # Whether every run on a GPU computes the same bits. XLA then uses only deterministic operations, and model.recurrence is
+    # scan, so training is slower. On a CPU the bits are always the same.
     train.deterministic = False
-    train.patience = unset(int)  # stop after so many evaluations without a new best
-    # Training metrics to record besides the loss and the gradient's norm: accuracy, grad_norm_by_layer (training/metrics.py).
-    train.metrics = ()
-    # Besides metrics.jsonl and the scalars of TensorBoard:
-    train.wandb_project = unset(str)  # record in this project of Weights & Biases (extra wandb; WANDB_MODE=offline: here alone)
-    train.tensorboard_hparams = False  # every key and the outcome, for TensorBoard's HParams page
+    train.patience = unset(int)  # Stop after this many evaluations without a new best.
+    train.metrics = ()  # Further training metrics: accuracy, grad_norm_by_layer (training/metrics.py).
+    # Trackers in addition to metrics.jsonl and TensorBoard's scalars:
+    train.wandb_project = unset(str)  # The project of Weights & Biases (extra `wandb`). WANDB_MODE=offline records locally.
+    train.tensorboard_hparams = False  # Whether to record all keys and the outcome for TensorBoard's HParams page.
 
     config.eval = evaluation = config_dict.ConfigDict()
-    evaluation.num_streams = 64  # the text is scored in so many streams
-    evaluation.context = 64  # characters that each stream reads before the first that it scores
-    evaluation.batch_size = 64  # streams on the device at a time; changes no result
-    evaluation.max_chars = 10_000  # loss_on last: so many symbols are scored, evenly spaced, each after seq_len others
-    evaluation.metrics = ()  # metrics of a scored text besides the loss: accuracy
-    # evaluate --dynamic (the values were chosen on validation text of tiny Shakespeare)
-    evaluation.dynamic_segment = 20  # symbols that are scored and then learnt from
-    evaluation.dynamic_rate = 7e-4  # of learning
-    evaluation.dynamic_decay = 2e-3  # back to the trained parameters
+    evaluation.num_streams = 64  # The number of streams into which a scored text is split.
+    evaluation.context = 64  # The number of characters that each stream reads before the first one that it scores.
+    evaluation.batch_size = 64  # The number of streams on the device at a time. It changes no result.
+    # For loss_on last: the number of symbols that are scored. They are evenly spaced. Each is predicted from seq_len symbols.
+    evaluation.max_chars = 10_000
+    evaluation.metrics = ()  # Further metrics of a scored text: accuracy.
+    # For evaluate --dynamic. The defaults were chosen on the validation text of tiny Shakespeare.
+    evaluation.dynamic_segment = 20  # The number of symbols that are scored before the model learns from them.
+    evaluation.dynamic_rate = 7e-4  # The learning rate.
+    evaluation.dynamic_decay = 2e-3  # How strongly each update returns to the trained parameters.
 
     config.sample = sample = config_dict.ConfigDict()
-    sample.prompt = unset(str)  # what the sample goes on from; unset: a line end
-    sample.random_prompt = unset(int)  # without a prompt: so many symbols from a random place of the training text
-    sample.window = 0  # read so many symbols anew, from a zero state, for each that is drawn; 0: carry the state
-    sample.length = 500  # characters (bytes for the byte vocabulary)
-    sample.num_samples = 1
-    sample.temperature = 1.0
-    sample.top_k = unset(int)  # draw among the k most probable symbols
-    sample.top_p = unset(float)  # draw among the most probable symbols that together reach p
-    sample.greedy = False  # take the most probable symbol
-    sample.dtype = unset(str)  # of the weights while sampling; unset: model.dtype. bfloat16 is meant for GPU and TPU
+    sample.prompt = unset(str)  # The text that the sample continues. Unset: a line break.
+    sample.random_prompt = unset(int)  # If `prompt` is unset: use this many symbols from a random place in the training text.
+    # Before each draw, read this many last symbols again from the initial state. 0: carry the state from symbol to symbol.
+    sample.window = 0
+    sample.length = 500  # The number of characters to draw, or of bytes if data.vocab is bytes.
+    sample.num_samples = 1  # The number of samples.
+    sample.temperature = 1.0  # The divisor of the logits. Values below 1 prefer probable symbols.
+    sample.top_k = unset(int)  # Draw only from the k most probable symbols.
+    sample.top_p = unset(float)  # Draw only from the most probable symbols that together reach probability p.
+    sample.greedy = False  # Whether to always take the most probable symbol.
+    sample.dtype = unset(str)  # The dtype of the weights: float32, or bfloat16 for GPU and TPU. Unset: model.dtype.
 
     config.mesh = mesh = config_dict.ConfigDict()
-    # Devices that share each batch equally; 0: all there are; unset: one, or all of a job of several processes. The results
-    # are those of one device but for rounding, and for dropout, which each device draws for itself.
+    # The number of devices that share each batch equally. 0: all devices. Unset: one device, or all devices of a job of several
+    # processes. The results are those of one device up to rounding, but each device draws its own dropout masks.
     mesh.data = unset(int)
-    # Parameters and the optimizer's state in parts on these devices, put together where a step needs them: for models whose
-    # training state does not fit one device. The parameters and their gradient have to, while a step is computed.
+    # Shard the parameters and the optimizer's state over these devices, and gather the parameters for each step. This is for
+    # models whose training state does not fit on one device. The parameters and their gradient must still fit during a step.
     mesh.shard_params = False
     return config.lock()
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) pairs, tuples as lists, in the config's order."""
+def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) for every key, in the order of the config. Tuples become lists."""
     for key, value in config.items():
-        if isinstance(value, (Mapping, config_dict.ConfigDict)):
+        if isinstance(value, (Mapping, ConfigDict)):
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, list(value) if isinstance(value, tuple) else value
 
 
-def to_json(config: config_dict.ConfigDict) -> str:
-    """The resolved config as indented JSON."""
+def to_json(config: ConfigDict) -> str:
+    """Return a config as indented JSON."""
     return json.dumps(config.to_dict(), indent=2) + "\n"

@@ -26,7 +26,7 @@ from charlm.data.download import fetch
 from charlm.data.vocab import NUM_CODE_POINTS, Vocab, count_code_points
 from charlm.system.cache import cache_dir
 from charlm.system.errors import CorpusError
-from charlm.system.locks import exclusive
+from charlm.system.locks import exclusive_lock
 from charlm.system.progress import ByteProgress
 
 # The version of the encoding. It must be increased when the same text and options give different ids.
@@ -231,7 +231,7 @@ def _encode(source: _Source, fingerprint: str, data: ConfigDict, entry: Path) ->
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         partial = entry.with_name(entry.name + ".partial")
-        with exclusive(entry.with_name(entry.name + ".lock"), f"encoding {source.name}"):
+        with exclusive_lock(entry.with_name(entry.name + ".lock"), f"encoding {source.name}"):
             if _read_meta(entry) is not None:
                 return
             for leftover in (partial, entry):

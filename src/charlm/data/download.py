@@ -11,7 +11,7 @@ from pathlib import Path
 
 from charlm.data.text import file_sha256
 from charlm.system.errors import CorpusError
-from charlm.system.locks import exclusive
+from charlm.system.locks import exclusive_lock
 from charlm.system.progress import ByteProgress, say
 
 # A connection that delivers nothing for this time is treated as broken.
@@ -36,7 +36,7 @@ def fetch(url: str, sha256: str, folder: Path) -> Path:
     path, part = folder / sha256, folder / f"{sha256}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with exclusive(folder / f"{sha256}.lock", f"downloading {url}"):
+        with exclusive_lock(folder / f"{sha256}.lock", f"downloading {url}"):
             if path.exists():
                 if file_sha256(path) == sha256:
                     return path

@@ -1,1 +1,1 @@
-"""What needs parameters and no training step: scoring, sampling, dynamic evaluation."""
+"""Use a trained model: scoring, sampling, dynamic evaluation."""

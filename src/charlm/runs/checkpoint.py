@@ -28,7 +28,7 @@ FlatState = dict[str, np.ndarray]
 
 
 class DamagedCheckpoint(WorkdirError):
-    """Raised for a checkpoint that cannot be read, or that differs from what was saved."""
+    """A checkpoint cannot be read, or differs from what was saved."""
 
 
 def flatten_state(tree: Any) -> FlatState:
@@ -93,7 +93,7 @@ class Checkpoints:
 
     @functools.cached_property
     def _manager(self) -> Any:
-        """Orbax's manager, which writes. It is created at first use, because its import takes a fifth of the start of a run."""
+        """Return Orbax's manager. It is created at the first save, because its import takes a fifth of the start of a run."""
         try:
             return _make_manager(self._root, self._keep)
         except Exception:

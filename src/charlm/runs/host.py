@@ -110,7 +110,7 @@ class Host:
         return flat
 
     def open_records(self, params: Any, num_runs: int = 1) -> None:
-        """Open the records, cut back to the step where the run continues; `params` are those of `num_runs` runs."""
+        """Open the records, cut back to the step from which the run continues. `params` holds `num_runs` runs."""
         self._num_params, self._earlier = num_params(params) // num_runs, self.progress.elapsed
         tracks = processes.is_primary()
         self._tracker = tracking.Tracker(self._path, self.at, self._config) if tracks else tracking.NoTracker()

@@ -58,6 +58,8 @@ def record_from_workdir(path: Path) -> Record:
     result = workdir.read_result(path) or {}
     checkpoints = checkpoint.Checkpoints(path)
     steps, params = result.get("steps"), None
+    if run.config.train.deterministic:
+        request_determinism()  # Before the restored checkpoint makes JAX initialise the GPU.
     if steps is None or steps in checkpoints.steps():
         flat, meta = checkpoints.find("latest" if steps is None else str(steps), say)
         steps = meta["step"]

@@ -1,4 +1,4 @@
-"""The start of a run: is the config trainable here, and does the folder hold this run?"""
+"""Start a run: check that its config can be trained on this machine, and that the folder is free or holds this run."""
 
 import contextlib
 import math
@@ -103,7 +103,7 @@ def _create_or_check(path: Path, prepared: Prepared, extend: bool) -> bool:
 
 @contextlib.contextmanager
 def record_failure(config: ConfigDict, path: Path) -> Iterator[None]:
-    """Write into result.json that the run failed, if it fails by any error. An error of the disk becomes a RunFailed."""
+    """Write into result.json that the run failed if an error ends it. Turn an error of the disk into RunFailed."""
     try:
         yield
     except (UserError, Exit):
@@ -118,7 +118,7 @@ def record_failure(config: ConfigDict, path: Path) -> Iterator[None]:
 
 
 def _mark_failed(path: Path, config: ConfigDict) -> None:
-    """Write result.json, unless it exists already or the disk refuses it."""
+    """Write result.json, unless it exists already or cannot be written."""
     if processes.is_primary() and workdir.read_result(path) is None:
         steps = checkpoint.Checkpoints(path).steps()
         with contextlib.suppress(OSError):

@@ -58,7 +58,7 @@ class Tracker:
             self._wandb.log(numbers, step=line["step"])
 
     def sample(self, step: int, texts: list[str]) -> None:
-        """Append samples to samples.txt, and the same to the TensorBoard events."""
+        """Append samples to samples.txt and to the TensorBoard events."""
         with open(self._workdir / "samples.txt", "a", encoding="utf-8") as file:
             for text in texts:
                 file.write(f"=== step {step} ===\n{text}\n")

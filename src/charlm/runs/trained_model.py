@@ -1,4 +1,4 @@
-"""A trained model with its run: what the commands `sample` and `evaluate` use."""
+"""A trained model with its run, for the commands `sample` and `evaluate`."""
 
 import copy
 import math
@@ -79,7 +79,7 @@ class TrainedModel(NamedTuple):
         train_ids = self._text_for_dynamic_evaluation() if dynamic else None
         with ByteProgress(f"scoring {name}", ids.nbytes) as progress:
             scorer = make_scorer(self.model, run.vocab, run.config.batching)
-            score = scorer(self.params, ids, run.config.eval, lambda done: progress.reach(done * ids.nbytes))
+            score = scorer(self.params, ids, run.config.eval, lambda done: progress.set_done(done * ids.nbytes))
         found = {"text": name, "checkpoint": self.step, **_losses(score, run.vocab), "count": math.ceil(score.chars)}
         if run.vocab.kind == "bytes":
             found["bytes"] = score.count

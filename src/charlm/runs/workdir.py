@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +17,8 @@ from charlm.config import LENGTH_KEYS, to_json
 from charlm.config.rules import check_extension, describe_differences, differing_keys, from_json
 from charlm.data.corpus import Corpus
 from charlm.data.vocab import Vocab
-from charlm.system.errors import ConfigError, FolderInUse, WorkdirError
-from charlm.system.machine import cpu_model, num_cores
+from charlm.system.errors import ConfigError, WorkdirError, WorkdirInUse
+from charlm.system.machine import cpu_model, git_commit, num_cores
 
 _LOCK = ".lock"
 # Files that are written before config.json. A folder with config.json therefore has all of them.
@@ -138,23 +137,13 @@ def make_manifest(corpus: Corpus) -> dict[str, Any]:
         "corpus": corpus.name,
         "corpus_sha256": corpus.sha256,
         "vocab_size": corpus.vocab.size,
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
     }
 
 
 def _version(package: str) -> str | None:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
-    return None
-
-
-def _git_commit() -> str | None:
-    """Return the git commit of the current folder, with `-dirty` if files differ from the commit."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10)
-        if found.returncode == 0:
-            return found.stdout.strip()
     return None
 
 
@@ -165,7 +154,7 @@ def lock(path: Path) -> Iterator[None]:
     The operating system releases the lock when the process ends, for whatever reason.
 
     Raises:
-        FolderInUse: another process holds the lock.
+        WorkdirInUse: another process holds the lock.
         WorkdirError: the folder holds something other than a run, or cannot be written to.
     """
     if path.exists() and not path.is_dir():
@@ -183,7 +172,7 @@ def lock(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise FolderInUse(f"another process is training in {path}; wait for it, or choose another --workdir") from None
+            raise WorkdirInUse(f"another process is training in {path}; wait for it, or choose another --workdir") from None
         except OSError as error:
             raise WorkdirError(f"cannot lock {path / _LOCK}: {error.strerror}; choose a --workdir on another disk") from None
         yield

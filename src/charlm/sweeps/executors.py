@@ -1,4 +1,4 @@
-"""How the runs of a sweep are trained: one entry of `EXECUTORS` for each way."""
+"""The executors, which train the runs of a sweep. Each executor is one entry of `EXECUTORS`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -20,7 +20,7 @@ from charlm.config import cli
 from charlm.config.rules import from_json
 from charlm.runs.loop import train
 from charlm.runs.outcome import failure_reason
-from charlm.system.errors import ConfigError, Exit, FolderInUse
+from charlm.system.errors import ConfigError, Exit, WorkdirInUse
 from charlm.system.machine import request_determinism
 
 
@@ -51,7 +51,7 @@ def _train_when_free(config: ConfigDict, workdir: Path) -> None:
     while True:
         try:
             return train(config, workdir)
-        except FolderInUse:
+        except WorkdirInUse:
             time.sleep(0.5)
 
 

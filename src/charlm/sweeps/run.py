@@ -8,7 +8,7 @@ from charlm.sweeps.executors import EXECUTORS
 from charlm.sweeps.options import RayOptions
 from charlm.sweeps.plan import Plan, Run
 from charlm.system.errors import RunFailed
-from charlm.system.locks import exclusive
+from charlm.system.locks import exclusive_lock
 from charlm.system.machine import request_determinism
 from charlm.system.progress import say
 
@@ -38,7 +38,7 @@ def run_sweep(plan: Plan, workdir: Path, executor: str = "sequential", options: 
     if any(run.config.train.deterministic for run in runs):
         request_determinism()
     workdir.mkdir(parents=True, exist_ok=True)
-    with exclusive(workdir / ".lock", "training this sweep"):
+    with exclusive_lock(workdir / ".lock", "training this sweep"):
         failed = {run.name: run.refused for run in runs if run.refused}
         unfinished = [run for run in runs if not run.refused and not results.is_finished(workdir / run.name, run.config)]
         if finished := len(runs) - len(unfinished) - len(failed):
@@ -55,7 +55,7 @@ def run_sweep(plan: Plan, workdir: Path, executor: str = "sequential", options: 
 
 
 def _write_records(runs: Sequence[Run], workdir: Path, failed: Mapping[str, str]) -> None:
-    """Write the table, the plot and the page. Raises RunFailed if the disk refuses them."""
+    """Write the table, the plot and the page. Raises RunFailed if they cannot be written."""
     try:
         results.write_records(runs, workdir, failed)
         page.write_page_of_sweep(workdir)

@@ -96,7 +96,7 @@ def _is_too_large(config: ConfigDict) -> bool:
 
 
 def _program_key(config: ConfigDict) -> str:
-    """Return all that a program depends on: the config, but of a traced hyperparameter only whether it is unset or 0."""
+    """Return what the compiled program depends on: the config, but of a traced hyperparameter only whether it is set."""
     values = dict(flatten(config))
     for key in TRACED_HYPERPARAMETERS:
         if key == "seed" or values[key]:
@@ -202,7 +202,7 @@ class _SideBySide:
 
 
 def _train_side_by_side(started: Sequence[tuple[NamedRun, Prepared]], folder: Path) -> dict[str, str]:
-    """Train runs in step; return {name: reason} of the runs that failed."""
+    """Train runs side by side; return {name: reason} of the runs that failed."""
     names, prepared = [run.name for run, _ in started], [each for _, each in started]
     config, corpus, layout, num_steps = prepared[0]
     assert all(each.num_steps == num_steps for each in prepared)

@@ -1,1 +1,1 @@
-"""What every room may use: errors, progress, locks, the cache folder, facts about the machine."""
+"""What every room may use: errors, progress, locks, the cache folder, and facts about the machine."""

@@ -1,4 +1,4 @@
-"""Where charlm keeps what it need not make twice: encoded corpora, downloads, compiled programs."""
+"""The cache folder: encoded corpora, downloads and compiled programs."""
 
 import contextlib
 import os
@@ -9,34 +9,34 @@ import jax
 
 from charlm.system.machine import num_cores
 
-# A compiled program that was made so many seconds ago is made anew, so that the folder does not grow for ever.
-_OLDEST = 30 * 24 * 3600
+# Older compiled programs are deleted, so the folder does not grow without limit.
+_MAX_AGE_SECONDS = 30 * 24 * 3600
 
 
 def cache_dir() -> Path:
-    """The folder, named by the environment or the user's own."""
+    """Return the cache folder: `$CHARLM_CACHE`, else `$XDG_CACHE_HOME/charlm`, else `~/.cache/charlm`."""
     if chosen := os.environ.get("CHARLM_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "charlm"
 
 
-def keep_compiled_programs() -> None:
-    """Have JAX keep what it compiles, in this process from now on, unless the user has told it where.
+def enable_compilation_cache() -> None:
+    """Make JAX cache compiled programs on disk from now on, unless the user has already chosen a folder for them.
 
-    The same program comes back as it was compiled, so this changes no result. JAX's keys hold the program, its options,
-    the versions and the kind of device, but not the number of cores that a program for a CPU is cut up for; the folder
-    does.
+    A cached program is identical to the compiled one, so no result changes. JAX's cache key contains the program, its options,
+    the versions and the kind of device. It does not contain the number of CPU cores, for which a program is compiled. The name
+    of the folder therefore contains this number.
     """
     if jax.config.jax_compilation_cache_dir is not None:
         return
     folder = cache_dir() / "compiled" / f"{num_cores()}_cores"
-    with contextlib.suppress(OSError):  # What cannot be kept is compiled each time.
+    with contextlib.suppress(OSError):  # Without the folder, every start compiles again.
         folder.mkdir(parents=True, exist_ok=True)
         for entry in folder.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # Another process was faster.
-                if time.time() - entry.stat().st_mtime > _OLDEST:
+            with contextlib.suppress(FileNotFoundError):  # Another process may delete the same entry.
+                if time.time() - entry.stat().st_mtime > _MAX_AGE_SECONDS:
                     entry.unlink()
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        # The many small programs of a start take as long as the few large ones.
+        # The start of a run compiles many small programs, which together take as long as the few large ones.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -1,35 +1,35 @@
-"""How a command can end before its end: the user's input is at fault, the run itself failed, or it is told to stop."""
+"""How a command ends early: the user's input is wrong, the run failed, or the command is finished or was asked to stop."""
 
 
 class UserError(Exception):
-    """What a user caused and can put right: one line that names the key or file, what was found, what would work.
+    """An error in the user's input. Its message is one line: the key or file, what was found, and what would work.
 
-    The commands print it without a traceback and exit with 2.
+    The commands print the message without a traceback and exit with 2.
     """
 
 
 class ConfigError(UserError):
-    """A config file, a config key or a command-line flag."""
+    """An error in a config file, a config key or a command-line flag."""
 
 
 class CorpusError(UserError):
-    """A text: missing, unreadable, too short, or with symbols outside the vocabulary."""
+    """An error in a text: it is missing, unreadable or too short, or contains symbols outside the vocabulary."""
 
 
 class WorkdirError(UserError):
-    """A workdir or a checkpoint in it."""
+    """An error in a workdir or in one of its checkpoints."""
 
 
-class FolderInUse(WorkdirError):
+class WorkdirInUse(WorkdirError):
     """Another process trains in the workdir."""
 
 
 class RunFailed(Exception):
-    """The run itself failed (its loss is not finite, say). The commands exit with 1."""
+    """The run itself failed, for example because its loss is not finite. The commands exit with 1."""
 
 
 class Exit(Exception):
-    """The command is over, with this exit code: help was shown, or a signal came and everything is saved."""
+    """The command ends with this exit code: it printed its help, or it received a signal and saved everything."""
 
     def __init__(self, code: int):
         super().__init__(code)

@@ -1,4 +1,4 @@
-"""What a command shows while it works, on stderr: a live line in a terminal, plain lines elsewhere."""
+"""Progress on stderr while a command works: a live line in a terminal, and plain lines elsewhere."""
 
 import contextlib
 import sys
@@ -6,22 +6,25 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-# Work that is done sooner shows no progress.
+# Shorter work shows no progress.
 _QUIET_SECONDS = 1.0
-# Seconds between two plain lines.
+# The time between two plain lines.
 _LINE_SECONDS = 10.0
 
 
 def say(text: str) -> None:
-    """A line on stderr. That nobody reads it any more must not end a run."""
+    """Print a line on stderr. A closed stderr must not end a run, so errors are ignored."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
 
 class ProgressLine:
-    """A live line with loss, speed and time left in a terminal; one plain line a record elsewhere. On stderr.
+    """The progress of training: in a terminal a live line with metrics, speed and time left; elsewhere a plain line per record.
 
-    `silent` ones show nothing.
+    Args:
+        num_steps: the number of steps of the run.
+        step: the number of steps done already.
+        silent: whether to show nothing.
     """
 
     def __init__(self, num_steps: int, step: int, silent: bool = False):
@@ -47,14 +50,14 @@ class ProgressLine:
             self._bar.start()
 
     def say(self, text: str) -> None:
-        """A line above the live one."""
+        """Print a line, above the live line if there is one."""
         if self._bar:
             self._bar.console.print(text, markup=False, highlight=False)
         elif not self._silent:
             say(text)
 
     def update(self, step: int, metrics: Mapping[str, float], chars_per_second: float, seconds_per_step: float) -> None:
-        """Show the metrics of the latest step."""
+        """Show the metrics, {name: value}, and the speed after `step` steps."""
         self._seconds_per_step = seconds_per_step
         if self._bar:
             self._bar.update(
@@ -62,22 +65,22 @@ class ProgressLine:
                 completed=step,
                 metrics="  ".join(f"{name} {value:.3f}" for name, value in metrics.items()),
                 speed=f"{chars_per_second:,.0f} chars/s",
-                left=f"{self.left(step)} left",
+                left=f"{self.time_left(step)} left",
             )
 
-    def left(self, step: int) -> str:
-        """Training time to go, evaluations and saving not counted."""
+    def time_left(self, step: int) -> str:
+        """Return the remaining training time after `step` steps, without evaluations and saving: `h:mm:ss` or `m:ss`."""
         seconds = round((self._num_steps - step) * self._seconds_per_step)
         minutes, seconds = divmod(seconds, 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
     def record(self, line: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Print a line of metrics.jsonl: of validation always, of training where there is no live line.
+        """Print a line of metrics.jsonl. With a live line, print only validation.
 
         Args:
-            line: as in the file.
-            metrics: the selected metrics among its keys.
+            line: the line as in the file.
+            metrics: those of its values that `train.metrics` or `eval.metrics` selected.
         """
         more = "".join(f"  {name} {value:.4f}" for name, value in metrics.items())
         if line["split"] == "val":
@@ -85,48 +88,49 @@ class ProgressLine:
         elif not self._bar:
             self.say(
                 f"step {line['step']}/{self._num_steps}  loss {line['nats_per_char']:.4f}{more}  "
-                f"{line['chars_per_second']:,.0f} chars/s  {self.left(line['step'])} left"
+                f"{line['chars_per_second']:,.0f} chars/s  {self.time_left(line['step'])} left"
             )
 
     def close(self) -> None:
+        """Remove the live line."""
         if self._bar:
             self._bar.stop()
 
 
 class ByteProgress:
-    """How much of some bytes is done, how fast it goes and how long it takes yet; a context manager.
+    """A context manager that shows how many bytes are processed, the speed and the time left.
 
     Args:
-        what: `encoding FILE`, say.
-        total: bytes in all; None if nobody knows.
-        done: bytes that were there before.
+        activity: what happens to the bytes, for example "encoding FILE".
+        total: the number of bytes; None if it is unknown.
+        done: the number of bytes that were processed earlier.
     """
 
-    def __init__(self, what: str, total: int | None, done: int = 0):
-        self._what, self._total, self._done = what, total, done
+    def __init__(self, activity: str, total: int | None, done: int = 0):
+        self._activity, self._total, self._done = activity, total, done
         self._first = done
         self._bar = self._task = None
 
     def __enter__(self) -> "ByteProgress":
-        self._began = time.monotonic()
-        self._shown = self._began + _QUIET_SECONDS - _LINE_SECONDS
+        self._started = time.monotonic()
+        self._shown = self._started + _QUIET_SECONDS - _LINE_SECONDS
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar:
             self._bar.stop()
 
     def advance(self, size: float) -> None:
-        """`size` more bytes are done."""
-        self.reach(self._done + size)
+        """Add `size` bytes to those that are processed, and show the progress."""
+        self.set_done(self._done + size)
 
-    def reach(self, done: float) -> None:
-        """So many bytes are done by now."""
+    def set_done(self, done: float) -> None:
+        """Set the number of processed bytes, and show the progress."""
         self._done = done
         now = time.monotonic()
         if self._bar:
             self._bar.update(self._task, completed=self._done)
-        elif sys.stderr.isatty() and now - self._began > _QUIET_SECONDS:
+        elif sys.stderr.isatty() and now - self._started > _QUIET_SECONDS:
             from rich.console import Console
             from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -138,15 +142,16 @@ class ByteProgress:
                 TimeRemainingColumn(),
             )
             self._bar = Progress(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task(self._what, total=self._total, completed=self._done)
+            self._task = self._bar.add_task(self._activity, total=self._total, completed=self._done)
             self._bar.start()
         elif now - self._shown > _LINE_SECONDS:
             self._shown = now
-            rate = (self._done - self._first) / (now - self._began)
+            rate = (self._done - self._first) / (now - self._started)
             of = f" of {_megabytes(self._total)}" if self._total else ""
             left = f", {(self._total - self._done) / rate:.0f} s left" if self._total and rate else ""
-            say(f"{self._what}: {_megabytes(self._done)}{of} MB at {_megabytes(rate)} MB/s{left}")
+            say(f"{self._activity}: {_megabytes(self._done)}{of} MB at {_megabytes(rate)} MB/s{left}")
 
 
 def _megabytes(size: float) -> str:
+    """Return a number of bytes in megabytes, with three significant digits or more."""
     return f"{size / 1e6:,.0f}" if size >= 1e7 else f"{size / 1e6:.3g}"
