@@ -44,12 +44,9 @@ def latest(records: Iterable[Record], key: Callable[[Record], Any]) -> dict[Any,
 
 def machine_of(record: Record) -> str:
     """Return the machine of a record."""
-    if "machine" in record:
-        return record["machine"]
-    manifest = record["manifest"]
-    if manifest["device_kind"] != "cpu":
-        return manifest["device_kind"]
-    return f"{manifest['cpu_cores']} cores, {manifest['cpu_model']}"
+    from experiments import records
+
+    return record["machine"] if "machine" in record else records.machine_of(record["manifest"])
 
 
 def is_cpu(record: Record) -> bool:
@@ -73,7 +70,7 @@ def measured(columns: Sequence[str], rows: Sequence[Row], experiment: str) -> st
     facts += [f"jax {version}" for version in _distinct(each.get("jax") for each in packages)]
     facts += [f"PyTorch {version.split('+')[0]}" for version in _distinct(each.get("torch") for each in packages)]
     commits = _distinct(record.get("commit") or record.get("manifest", {}).get("git_commit") for record in records)
-    facts += [f"commit {commit[:10]}" for commit in commits] if len(commits) < 4 else [f"{len(commits)} commits"]
+    facts += [f"commit {commit[:10]}{'-dirty' * commit.endswith('-dirty')}" for commit in commits]
     caption = f"*{'; '.join(filter(None, facts))}. Records: `experiments/{experiment}/results.jsonl`.*"
     return f"{markdown_table(columns, [row.cells for row in rows])}\n\n{caption}"
 

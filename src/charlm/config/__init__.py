@@ -1,4 +1,4 @@
-"""The config of a run: every key (`defaults`), the rules that it must meet (`rules`), the command line (`cli`).
+"""The config of a run: all keys (`defaults`), the rules for their values (`rules`), and the command line (`cli`).
 
 from charlm.config import default_config
 """

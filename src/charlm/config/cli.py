@@ -1,6 +1,6 @@
-"""The one entry of every command: flags and config in, errors to exit codes.
+"""The entry point of every command: it parses flags and the config, and turns errors into exit codes.
 
-Exit codes: 0 done; 1 the run itself failed; 2 the user's input is at fault; 130 and 143 stopped by SIGINT and SIGTERM.
+Exit codes: 0 success; 1 the run failed; 2 the user's input is wrong; 130 and 143 stopped by SIGINT and SIGTERM.
 """
 
 import contextlib
@@ -13,18 +13,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import flags, logging
-from ml_collections import config_dict, config_flags
+from ml_collections import ConfigDict, config_flags
 
 from charlm.config import default_config, flatten
-from charlm.config.rules import check, check_keys, unknown_key
+from charlm.config.rules import check, check_keys, unknown_key_message
 from charlm.parallel import processes
 from charlm.system.cache import enable_compilation_cache
 from charlm.system.errors import ConfigError, Exit, RunFailed, UserError
 
 
 def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
-    """Run a command's main function on its arguments and return the exit code."""
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is as it should be.
+    """Run the main function of a command and return the exit code.
+
+    Args:
+        command: the main function. It takes the arguments.
+        argv: the arguments; None: those of the process.
+    """
+    logging.set_verbosity(logging.ERROR)  # Orbax warns about things that are intended.
     enable_compilation_cache()
     code = _run(command, sys.argv[1:] if argv is None else argv)
     if code in (1, 2):
@@ -33,36 +38,44 @@ def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = N
 
 
 def _run(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
+    """Run a command, print its error if there is one, and return the exit code."""
     try:
         command(argv)
         sys.stdout.flush()
         return 0
     except UserError as error:
-        _say(error)
+        _print_error(error)
         return 2
     except RunFailed as error:
-        _say(error)
+        _print_error(error)
         return 1
-    except Exit as ended:
-        return ended.code
+    except Exit as error:
+        return error.code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of our output (head, less) has gone; nothing is wrong. Keep Python from saying so at exit.
+        # The reader of stdout (head, less) has closed the pipe, which is no error. Without this, Python reports it at exit.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
-def _say(error: Exception) -> None:
+def _print_error(error: Exception) -> None:
+    """Print the message of an error as one line on stderr."""
     print(f"charlm: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
 
 def parse(values: flags.FlagValues, argv: Sequence[str], usage: str) -> flags.FlagValues:
-    """Parse flags, none of them global.
+    """Parse flags, and return them.
+
+    Args:
+        values: the definitions of the flags. The global flags of absl are not used.
+        argv: the arguments.
+        usage: the text at the top of the help.
 
     Raises:
-        ConfigError: unknown flags (with the nearest match), wrong values, stray arguments.
+        ConfigError: a flag is unknown, a value is invalid, or there is an argument that is not a flag.
+        Exit: `--help` printed the help.
     """
     flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
     try:
@@ -82,13 +95,14 @@ def parse(values: flags.FlagValues, argv: Sequence[str], usage: str) -> flags.Fl
 
 
 def required(values: flags.FlagValues, name: str) -> str:
-    """The value of a flag that a command cannot do without."""
+    """Return the value of a flag. Raises ConfigError if it is not given."""
     if getattr(values, name) is None:
         raise ConfigError(f"--{name} is missing; --help lists the flags")
     return getattr(values, name)
 
 
 def _help(values: flags.FlagValues, usage: str) -> str:
+    """Return the help of a command."""
     lines = [usage.strip(), "", "flags:"]
     for name in sorted(set(values) - {"h", "help"}):
         flag = values[name]
@@ -98,13 +112,19 @@ def _help(values: flags.FlagValues, usage: str) -> str:
     return "\n".join(lines)
 
 
-def parse_with_config(values: flags.FlagValues, argv: Sequence[str], usage: str) -> config_dict.ConfigDict:
-    """Parse flags and `--config FILE --config.KEY=VALUE ...` into a checked, locked config.
+def parse_with_config(values: flags.FlagValues, argv: Sequence[str], usage: str) -> ConfigDict:
+    """Parse flags and `--config FILE --config.KEY=VALUE ...`, and return the config, checked and locked.
 
-    `values` already holds the command's own flags; the config file is Python and runs.
+    The config file is Python code, and this runs it.
+
+    Args:
+        values: the definitions of the other flags of the command.
+        argv: the arguments.
+        usage: the text at the top of the help.
 
     Raises:
-        ConfigError: the file is missing or broken, a key is unknown or has the wrong type, a value breaks a rule.
+        ConfigError: the file is missing or broken, a key is unknown or has the wrong type, or a value breaks a rule.
+        Exit: `--help` printed the help.
     """
     _check_override_names(argv)
     path = _config_path(argv)
@@ -113,21 +133,22 @@ def parse_with_config(values: flags.FlagValues, argv: Sequence[str], usage: str)
         parse(values, argv, usage)
         config = values.config
         if config is not None:
-            config.lock()  # The flag hides a file that could not be read until it is used.
+            config.lock()  # If the file could not be read, the flag raises the error only when the config is used.
     except (ConfigError, Exit):
         raise
     except (Exception, SystemExit) as error:
         raise ConfigError(_config_file_error(path, error)) from None
     if not path:
         raise ConfigError("--config is missing; try --config configs/quickstart.py")
-    if not isinstance(config, config_dict.ConfigDict):
-        raise ConfigError(f"{path}: get_config() returned {type(config).__name__}; it must return default_config(), changed")
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"{path}: get_config() returned {type(config).__name__}; it must return a changed default_config()")
     check_keys(config, path)
     check(config, path)
     return config.lock()
 
 
 def _config_path(argv: Sequence[str]) -> str:
+    """Return the value of `--config`, or "" if it is not given."""
     for i, argument in enumerate(argv):
         if match := re.fullmatch(r"--?config(?:=(.*))?", argument):
             return match[1] if match[1] is not None else "".join(argv[i + 1 : i + 2])
@@ -135,22 +156,24 @@ def _config_path(argv: Sequence[str]) -> str:
 
 
 def _check_override_names(argv: Sequence[str]) -> None:
+    """Raise ConfigError if a flag `--config.KEY` names an unknown key."""
     known = {key for key, _ in flatten(default_config())}
     for argument in argv:
         match = re.match(r"--?(no)?config\.([^=]*)", argument)
         if match and match[2] not in known:
-            raise ConfigError(unknown_key(match[2]))
+            raise ConfigError(unknown_key_message(match[2]))
 
 
 def _config_file_error(path: str, error: Exception) -> str:
-    """One line for whatever went wrong while a config file was read."""
+    """Return the message for an error in a config file, on one line."""
     if not path:
         return "--config is empty; name a config file"
     file = path.split(":", 1)[0]
     if not os.path.exists(file):
         near = [p.as_posix() for p in sorted(Path("configs").glob("*.py")) if p.name != "__init__.py"]
         close = difflib.get_close_matches(file, near, 1, 0.5) or difflib.get_close_matches("configs/" + file, near, 1, 0.5)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(near) or 'no configs/*.py here'}"
+        existing = f"there are {', '.join(near)}" if near else "name an existing file"
+        hint = f"did you mean {close[0]}?" if close else existing
         return f"the config file {file} does not exist; {hint}"
     if isinstance(error, SyntaxError):
         return f"{file}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}"
@@ -165,13 +188,17 @@ def _config_file_error(path: str, error: Exception) -> str:
 
 
 def _same_file(a: str, b: str) -> bool:
+    """Return whether both paths name the same existing file."""
     with contextlib.suppress(OSError):
         return os.path.samefile(a, b)
     return False
 
 
 def _flag_error(error: Exception) -> str:
-    """One line for a flag's wrong value; for `--config`, from the traceback that config_flags puts into the message."""
+    """Return the message for the invalid value of a flag, on one line.
+
+    For `--config` the message comes from the traceback that config_flags includes in its error.
+    """
     if "Error whilst parsing config file" in str(error):
         frames = re.findall(r'File "([^"]*)", line (\d+), in get_config', str(error))
         where = f"{frames[-1][0]}, line {frames[-1][1]}: " if frames else ""

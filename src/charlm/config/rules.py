@@ -1,4 +1,4 @@
-"""The rules that every config meets before anything runs, and what may change between two starts of a run."""
+"""The rules that every config must follow, and the keys that may change between two starts of a run."""
 
 import difflib
 import json
@@ -20,23 +20,28 @@ from charlm.training.chunk import MAX_STEPS_PER_DISPATCH
 from charlm.training.metrics import GRADIENT_METRICS, TARGET_METRICS
 from charlm.training.optimizers import LOSS_REDUCTIONS, OPTIMIZERS, SCHEDULES, schedule_spans_run
 
-# A JAX key holds 32 bits of a seed.
+# The seed of a JAX PRNG key has 32 bits.
 LARGEST_SEED = (1 << 32) - 1
 _LARGEST = (1 << 31) - 1
 
-# Dotted key -> value, and (key, what would work) -> ConfigError.
+# Dotted key -> value.
 _Values = Mapping[str, Any]
+# (key, what would work): raises the ConfigError.
 _Refuse = Callable[[str, str], NoReturn]
 
 
 def from_json(text: str, where: str) -> ConfigDict:
-    """Return the checked config of a text that `to_json` wrote, in this version or in another.
+    """Return the config in a text that `to_json` wrote, in this version or in another one. The rules are checked.
 
-    A key that the text lacks gets its default, which computes what was computed before the key existed; a line on stderr says
-    so. `where` names the file in messages.
+    A key that the text lacks gets its default, and a line on stderr says so. The default of a new key computes what was
+    computed before the key existed.
+
+    Args:
+        text: JSON.
+        where: the name of the file in messages.
 
     Raises:
-        ConfigError: the text is not a config, has a key that this version does not know, or breaks a rule.
+        ConfigError: the text is not a config, contains an unknown key, or breaks a rule.
     """
     config, missing = parse_json(text, where)
     check(config, where)
@@ -47,24 +52,24 @@ def from_json(text: str, where: str) -> ConfigDict:
 
 
 def parse_json(text: str, where: str) -> tuple[ConfigDict, dict[str, Any]]:
-    """Return (config, {missing key: its default}) of a text that `to_json` wrote; the rules are not checked.
+    """Return (config, {missing key: its default}) for a text that `to_json` wrote. The rules are not checked.
 
     Raises:
-        ConfigError: the text is not a config, or has a key that this version does not know.
+        ConfigError: the text is not a config, or contains an unknown key.
     """
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where} is not JSON: {_one_line(error)}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{where} is not a config: it holds no JSON object")
+        raise ConfigError(f"{where} is not a config: it must contain a JSON object")
     config, found = default_config(), dict(flatten(values))
     known = dict(flatten(config))
     for key in found:
         if key not in known:
-            raise ConfigError(f"{where}: {unknown_key(key)}; or a newer version of charlm wrote it")
+            raise ConfigError(f"{where}: {unknown_key_message(key)}; or a newer version of charlm wrote it")
     if not found:
-        raise ConfigError(f"{where} is not a config: it holds no key")
+        raise ConfigError(f"{where} is not a config: it contains no key")
     for key, value in found.items():
         set_key(config, key, value, where)
     return config, {key: value for key, value in known.items() if key not in found}
@@ -75,14 +80,18 @@ def check_keys(config: Mapping[str, Any], where: str) -> None:
     known, found = dict(flatten(default_config())), dict(flatten(config))
     for key in found:
         if key not in known:
-            raise ConfigError(f"{where}: {unknown_key(key)}")
+            raise ConfigError(f"{where}: {unknown_key_message(key)}")
     for key in known:
         if key not in found:
-            raise ConfigError(f"{where}: the key {key} is missing; start from default_config(), which has it")
+            raise ConfigError(f"{where}: the key {key} is missing; start from default_config(), which contains all keys")
 
 
 def set_key(config: ConfigDict, key: str, value: Any, where: str) -> None:
-    """Assign a dotted key, with the type checked. Lists become tuples."""
+    """Assign a value to a dotted key. A list becomes a tuple.
+
+    Raises:
+        ConfigError: the value has the wrong type.
+    """
     *groups, name = key.split(".")
     group = config
     for part in groups:
@@ -96,28 +105,32 @@ def set_key(config: ConfigDict, key: str, value: Any, where: str) -> None:
 
 
 def resolve(config: ConfigDict) -> None:
-    """Set the keys that another key determines: `train.deterministic` sets `model.recurrence` to scan."""
+    """Set the keys that other keys determine: with `train.deterministic` the recurrence is scan."""
     if config.train.deterministic:
         config.model.recurrence = "scan"
 
 
-def unknown_key(key: str) -> str:
-    """The message for a key that there is not, with the nearest that there is."""
+def unknown_key_message(key: str) -> str:
+    """Return the error message for an unknown key, with the most similar key as a hint."""
     keys = [known for known, _ in flatten(default_config())]
     groups = [group for group in default_config() if group != "seed"]
     if key in groups:
         return f"{key} is a group of keys, not a key; its keys: {', '.join(k for k in keys if k.startswith(key + '.'))}"
-    # A key put in the wrong group, or in none; else one misspelt.
+    # The key may be in the wrong group or in none. Otherwise it may be misspelled.
     near = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]] or difflib.get_close_matches(key, keys, 1, 0.6)
     hint = f"did you mean {near[0]}?" if near else f"the groups are {', '.join(groups)}"
     return f"unknown config key {_short(key)}; {hint}"
 
 
 def check(config: ConfigDict, where: str) -> None:
-    """Every rule that a config must meet by itself, before any file is read.
+    """Check all rules that concern only the config itself. This reads no file.
+
+    Args:
+        config: a config with all keys (`check_keys`).
+        where: the file or the command that the config comes from, for messages.
 
     Raises:
-        ConfigError: names the file or command (`where`), the key, what was found and what would work.
+        ConfigError: a value breaks a rule.
     """
     values = dict(flatten(config))
 
@@ -135,11 +148,12 @@ def check(config: ConfigDict, where: str) -> None:
             refuse(key, "it must be a number")
     _check_choices(values, refuse)
     _check_ranges(values, refuse)
-    _check_text(values, refuse)
-    _check_pairs(values, refuse)
+    _check_data(values, refuse)
+    _check_combinations(values, refuse)
 
 
 def _check_choices(values: _Values, refuse: _Refuse) -> None:
+    """Check the keys with a fixed set of values."""
     for key, choices in {
         "data.vocab": KINDS,
         "batching.layout": LAYOUTS,
@@ -166,6 +180,7 @@ def _check_choices(values: _Values, refuse: _Refuse) -> None:
 
 
 def _check_ranges(values: _Values, refuse: _Refuse) -> None:
+    """Check the ranges of numbers."""
     for key in (
         "batching.batch_size batching.seq_len model.hidden_size model.num_layers model.embedding_size "
         "train.steps train.steps_per_dispatch train.patience eval.num_streams eval.batch_size eval.max_chars "
@@ -206,31 +221,32 @@ def _check_ranges(values: _Values, refuse: _Refuse) -> None:
         refuse("train.steps_per_dispatch", f"it must be at most {MAX_STEPS_PER_DISPATCH}")
 
 
-def _check_text(values: _Values, refuse: _Refuse) -> None:
+def _check_data(values: _Values, refuse: _Refuse) -> None:
+    """Check the group `data`."""
     if values["data.url"] is not None:
         if not re.fullmatch(r"https?://\S+", values["data.url"]):
             refuse("data.url", "it must begin with https:// or http://")
         if values["data.sha256"] is None:
-            refuse("data.url", "it needs data.sha256, that of the file, so that runs can be repeated")
+            refuse("data.url", "it needs data.sha256, the sha256 of the file, so that runs can be repeated")
         if values["data.path"] is not None:
-            refuse("data.url", f"data.path is {values['data.path']!r}; set one of them")
+            refuse("data.url", f"data.path is {values['data.path']!r}; set only one of the two keys")
     elif values["data.sha256"] is not None:
-        refuse("data.sha256", "it is that of data.url, which is not set")
+        refuse("data.sha256", "it belongs to data.url, which is not set")
     if values["data.sha256"] is not None and not re.fullmatch("[0-9a-f]{64}", values["data.sha256"]):
         refuse("data.sha256", "it must be 64 hexadecimal digits, in lower case")
     if any("\ud800" <= c <= "\udfff" for c in values["data.separator"]):
         refuse("data.separator", "it must be UTF-8")
     if values["data.vocab"] == "bytes" and (values["data.unknown"] or values["data.max_symbols"] is not None):
-        refuse("data.vocab", "it knows all 256 bytes, so data.unknown and data.max_symbols must be left as they are")
+        refuse("data.vocab", "it contains all 256 bytes, so data.unknown and data.max_symbols must keep their defaults")
     split = values["data.split"]
     if split is not None:
-        numbers = all(isinstance(part, (int, float)) and 0 <= part <= 1 for part in split)
-        if len(split) != 3 or not numbers or abs(sum(split) - 1) > 1e-6 or not split[0]:
-            refuse("data.split", "it must be three fractions (train, val, test) that sum to 1, train above 0")
+        fractions = all(isinstance(part, (int, float)) and 0 <= part <= 1 for part in split)
+        if len(split) != 3 or not fractions or abs(sum(split) - 1) > 1e-6 or not split[0]:
+            refuse("data.split", "it must be three fractions (train, val, test) that sum to 1, with train above 0")
 
 
-def _check_pairs(values: _Values, refuse: _Refuse) -> None:
-    """Keys that depend on one another."""
+def _check_combinations(values: _Values, refuse: _Refuse) -> None:
+    """Check keys that depend on each other."""
     if values["model.tie_weights"]:
         if values["model.encoding"] != "embedding":
             refuse("model.tie_weights", f"it needs model.encoding embedding, not {values['model.encoding']}")
@@ -241,7 +257,7 @@ def _check_pairs(values: _Values, refuse: _Refuse) -> None:
         found = f"{values['model.cell']} and {values['model.dtype']}"
         refuse("model.recurrence", f"it needs model.cell lstm and model.dtype float32, not {found}; auto chooses what works")
     if values["train.deterministic"] and values["model.recurrence"] == "cudnn":
-        refuse("model.recurrence", "train.deterministic needs scan, or auto, which then is scan")
+        refuse("model.recurrence", "with train.deterministic it must be scan or auto")
     for name, what in SCHEDULES[values["optimizer.schedule"]].needs.items():
         if values[f"optimizer.{name}"] is None:
             refuse("optimizer.schedule", f"it needs optimizer.{name}, {what}")
@@ -254,35 +270,39 @@ def _check_pairs(values: _Values, refuse: _Refuse) -> None:
 
 
 def differing_keys(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """The dotted keys in which two configs differ, cadences left out."""
+    """Return the dotted keys in which two configs differ, without those that may change between starts (RESUMABLE_KEYS)."""
     olds, news = dict(flatten(old)), dict(flatten(new))
     return [key for key in news if key not in RESUMABLE_KEYS and olds[key] != news[key]]
 
 
 def check_extension(old: ConfigDict, new: ConfigDict, where: str) -> None:
-    """Whether `--extend` may go on with a run of config `old` under `new`: only the length may differ."""
+    """Check that `--extend` may continue a run with config `old` under config `new`.
+
+    Raises:
+        ConfigError: the configs differ in more than the length, or the learning-rate schedule depends on the length.
+    """
     keys = differing_keys(old, new)
     other = [key for key in keys if key not in LENGTH_KEYS]
     if other:
         raise ConfigError(
-            f"{where} holds a run of another config: {describe_differences(old, new, other)}; --extend changes only "
-            f"{', '.join(LENGTH_KEYS)}: choose another --workdir"
+            f"{where} holds a run of another config: {describe_differences(old, new, other)}; --extend may change only "
+            f"{', '.join(LENGTH_KEYS)}, so choose another --workdir"
         )
     if set(keys) - {"train.seconds"} and schedule_spans_run(new.optimizer):
         raise ConfigError(
-            f"{where}: the schedule {new.optimizer.schedule} spans the run, so a longer run is another run; with "
-            "optimizer.schedule_steps set from the start a run can be extended"
+            f"{where}: the run cannot be extended, because optimizer.schedule {new.optimizer.schedule} depends on its length; "
+            "a run that starts with optimizer.schedule_steps can be extended"
         )
 
 
 def describe_differences(old: ConfigDict, new: ConfigDict, keys: list[str]) -> str:
-    """`key (value there, value now)` for each of some keys."""
+    """Return `key (value there, value now)` for each of the keys, separated by commas."""
     olds, news = dict(flatten(old)), dict(flatten(new))
     return ", ".join(f"{key} ({olds[key]!r} there, {news[key]!r} now)" for key in keys)
 
 
 def _type_of(config: ConfigDict, key: str) -> type:
-    """The type of a key, of those without a value too."""
+    """Return the type of a key, also if it has no value."""
     *groups, name = key.split(".")
     for group in groups:
         config = config[group]
@@ -290,10 +310,11 @@ def _type_of(config: ConfigDict, key: str) -> type:
 
 
 def _one_line(error: Exception) -> str:
+    """Return the message of an error on one line."""
     return _short(" ".join(str(error).split()), 500)
 
 
 def _short(text: str, most: int = 200) -> str:
-    """Some text as it can stand in a message of one line."""
+    """Return a text in printable characters, shortened to `most` of them, for a message of one line."""
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= most else f"{text[:most]}..."

@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from charlm.config import cli, flatten
-from charlm.config.rules import check, check_keys, differing_keys, parse_json, resolve, set_key, unknown_key
+from charlm.config.rules import check, check_keys, differing_keys, parse_json, resolve, set_key, unknown_key_message
 from charlm.sweeps.overrides import Overrides
 from charlm.system.errors import ConfigError
 
@@ -95,7 +95,7 @@ def load_plan(path: Path) -> Plan:
     known = dict(flatten(base))
     for key in sorted({key for each in overrides for key in each}):
         if key not in known:
-            raise ConfigError(f"{path}: {unknown_key(key)}")
+            raise ConfigError(f"{path}: {unknown_key_message(key)}")
     return Plan(str(path), base, overrides)
 
 
