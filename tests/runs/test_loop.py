@@ -115,7 +115,8 @@ CADENCES = (
 )
 
 
-@pytest.mark.parametrize("kind", [STREAM, pytest.param(WINDOWS, marks=pytest.mark.slow)], ids=["stream", "windows"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [STREAM, WINDOWS], ids=["stream", "windows"])
 def test_cadences_do_not_change_the_parameters(whole, run, small_config, tmp_path, kind):
     expected = result(whole(*kind))["params_sha256"]
     for i, cadence in enumerate(CADENCES):
@@ -289,7 +290,7 @@ def test_a_run_continues_with_a_smaller_device_bytes(whole, run, small_config, t
     assert code == 0 and result(path)["params_sha256"] == result(whole("--config.train.steps=60"))["params_sha256"]
 
 
-@pytest.mark.parametrize("layout", ["stream", "sliding"])
+@pytest.mark.parametrize("layout", ["stream", pytest.param("sliding", marks=pytest.mark.slow)])
 def test_a_text_too_large_for_the_device_trains_to_the_same_bits(whole, layout):
     """Compare windows that are cut out on the device with windows that Grain reads from the memory map."""
     flags = f"--config.batching.layout={layout}", "--config.train.steps=200", "--config.model.dropout=0.3", *RARELY
@@ -304,6 +305,7 @@ def test_a_text_too_large_for_the_device_trains_to_the_same_bits(whole, layout):
 SCRIPTS = "Être où? Cafe\u0301 ñ ß\nἄνδρα μοι ἔννεπε Σς\n漢字かな交じり文 한국어\nשָׁלוֹם עולם مرحبا\n👩‍👩‍👧 🏳️‍🌈 🇵🇪 👍🏽\n" * 40
 
 
+@pytest.mark.slow
 def test_dynamic_evaluation_adds_its_own_keys(whole, run):
     flags = "--workdir", str(whole())
     static = json.loads(run("evaluate", *flags, "--json")[1])
@@ -316,7 +318,8 @@ def test_dynamic_evaluation_adds_its_own_keys(whole, run):
     assert f"dynamic: nats per character   {both['dynamic_nats_per_char']:.4f}" in plain
 
 
-@pytest.mark.parametrize("vocab", [pytest.param("chars", marks=pytest.mark.slow), "bytes"])
+@pytest.mark.parametrize("vocab", ["chars", "bytes"])
+@pytest.mark.slow
 def test_many_scripts_train_and_their_samples_decode(run, small_config, tmp_path, vocab):
     text, path = tmp_path / "t.txt", tmp_path / "run"
     text.write_text(SCRIPTS)
@@ -347,6 +350,7 @@ def test_many_scripts_train_and_their_samples_decode(run, small_config, tmp_path
         assert math.isclose(val["nats_per_char"] / val["nats_per_byte"], ratio, rel_tol=0.02)
 
 
+@pytest.mark.slow
 def test_unknown_symbols_are_scored_and_counted(run, small_config, tmp_path):
     text, path = tmp_path / "t.txt", tmp_path / "run"
     text.write_text("abcdefgh aaaa bbbb " * 60 + "ж")
@@ -360,6 +364,7 @@ def test_unknown_symbols_are_scored_and_counted(run, small_config, tmp_path):
     assert code == 0 and out.startswith("abz")
 
 
+@pytest.mark.slow
 def test_a_lower_case_corpus_lower_cases_its_prompts(run, small_config, tmp_path):
     (tmp_path / "t.txt").write_text("Ein Öl, ein Maß: ΑΣ 漢字 🙂\n" * 60)
     path = tmp_path / "run"
@@ -393,6 +398,7 @@ def test_a_many_to_one_model_from_training_to_text(run, small_config, text_file,
     assert code == 2 and "--dynamic scores all characters, but the run's batching.loss_on is 'last'" in err
 
 
+@pytest.mark.slow
 def test_best_by_selects_the_loss_of_the_best_checkpoint(run, small_config, tmp_path):
     """On noise the training loss falls until the end, while the validation loss rises."""
     draw = random.Random(1)

@@ -216,7 +216,8 @@ def test_a_sweep_that_is_killed_and_stopped_continues(done, tmp_path, executor):
     assert without_times(rows_of(tmp_path / "w")) == without_times(rows_of(done / executor))
 
 
-@pytest.mark.parametrize("executor", [pytest.param("sequential", marks=pytest.mark.slow), "vmap"])
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["sequential", "vmap"])
 def test_a_run_that_fails_is_a_row_of_the_table_and_the_others_finish(run, sweep_file, tmp_path, executor):
     rates = 'product({"optimizer.learning_rate": [1e-3, 1e38, 2e-3]})'
     path = sweep_file(rates + ' + [{"model.hidden_size": 0}, {"data.split": (0.99, 0.01, 0.0)}]')

@@ -76,7 +76,9 @@ def run(sizes, layout, on_device=True):
     return sha256(flatten_state(state)), losses
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", [each if each == "stream" else pytest.param(each, marks=pytest.mark.slow) for each in LAYOUTS]
+)
 def test_the_size_of_a_dispatch_and_the_source_of_windows_do_not_change_the_state(layout):
     whole = run([24], layout)
     assert run([1] * 3 + [7, 14], layout) == whole and run([20, 4], layout) == whole
@@ -150,7 +152,7 @@ def test_loss_on_last_is_the_loss_of_the_last_target():
     )
 
 
-@pytest.mark.parametrize("layout, loss_on", [("stream", "all"), ("sliding", "last")])
+@pytest.mark.parametrize("layout, loss_on", [("stream", "all"), pytest.param("sliding", "last", marks=pytest.mark.slow)])
 def test_gradient_accumulation_gives_the_same_step(layout, loss_on):
     options = {"batching__layout": layout, "batching__loss_on": loss_on, **EXACT, **SGD}
     windows = jnp.asarray(np.random.default_rng(1).integers(0, V, (3, 4, 7)))
@@ -238,7 +240,7 @@ GROUPS = {
 }
 
 
-@pytest.mark.parametrize("vectorised", [True, False])
+@pytest.mark.parametrize("vectorised", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.parametrize(
     "name", ["stream", pytest.param("regularised", marks=pytest.mark.slow), pytest.param("windows", marks=pytest.mark.slow)]
 )
@@ -277,7 +279,9 @@ def test_every_traced_hyperparameter_is_a_key_of_the_config():
     assert set(TRACED_HYPERPARAMETERS) <= keys.keys()
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize(
+    "cell", [pytest.param("rnn", marks=pytest.mark.slow), "lstm", pytest.param("gru", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("embedding_size, layers", [(256, 1), pytest.param(64, 2, marks=pytest.mark.slow)])
 def test_a_step_in_bfloat16_differs_from_one_in_float32_only_by_rounding(cell, embedding_size, layers):
     """The products are larger than in the other tests, so XLA uses other kernels for them on a CPU."""
