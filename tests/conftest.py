@@ -13,8 +13,8 @@ from hypothesis import settings
 from charlm import evaluate, report, reproduce, sample, sweep, train
 from charlm.config import cli
 
-# Without LLVM's optimizations the many small programs of the tests compile in half the time. Results are compared with each other
-# and with references, so the tests need no particular optimization. XLA_FLAGS in the environment overrides this.
+# Without LLVM's optimizations the many small programs of the tests compile in half the time. The tests compare results with
+# each other and with references, so they need no particular optimization. XLA_FLAGS in the environment overrides this.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # The same examples every time. No deadline, because the first example waits for the compiler.
 settings.register_profile("charlm", deadline=None, derandomize=True)
