@@ -12,7 +12,6 @@ import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import pytest
 from conftest import COMMANDS
 
@@ -249,18 +248,19 @@ class Sandbox:
         assert found.returncode == 0, f"{line}\n{found.stdout}\n{found.stderr}"
 
 
-@pytest.fixture
-def quick_compilation(monkeypatch):
-    """XLA compiles with few optimizations, also in the processes that a test starts: nearly all of the time is compilation."""
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+# The pages that a newcomer reads first. The others are run by hand: python -m pytest -m pages
+FIRST_PAGES = ("README.md", "extending.md")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, page in PAGES.items() if commands_of(page)])
-def test_the_code_of_a_page_runs(name, tmp_path, monkeypatch, quick_compilation):
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in FIRST_PAGES else pytest.mark.pages)
+        for name, page in PAGES.items()
+        if commands_of(page)
+    ],
+)
+def test_the_code_of_a_page_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")  # For the snippets that draw.
     sandbox = Sandbox(tmp_path, PAGES[name])
