@@ -53,7 +53,8 @@ class Host:
         end: the step to stop at.
         signals: entered, and watched.
         model: its model.
-        score, sampler: of this model (`make_scorer`, `make_sampler`); runs with the same model share them.
+        score: the scorer of this model (`make_scorer`); runs with the same model share it.
+        sampler: the sampler of this model (`make_sampler`); runs with the same model share it.
         mesh: the devices that share a batch.
         shardings: of the state; None without a mesh.
         silent: show no progress.
