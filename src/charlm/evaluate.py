@@ -64,7 +64,8 @@ def main(argv: Sequence[str]) -> None:
 def _as_lines(found: Mapping[str, Any]) -> str:
     """Return a score as a table for people."""
     lines = [f"{found['text']}, checkpoint of step {found['checkpoint']}"]
-    for key, label in _LABELS.items():
+    metrics = {key: key for key in found if key not in _LABELS and key not in ("text", "checkpoint")}
+    for key, label in {**_LABELS, **metrics}.items():
         if key in found:
             value = found[key]
             lines.append(f"  {label:28}  {format(value, ',') if isinstance(value, int) else format(value, '.4f')}")

@@ -78,9 +78,10 @@ class TrainedModel(NamedTuple):
             raise CorpusError(f"{name} has {len(ids)} characters; a score needs at least {shortest}")
         train_ids = self._text_for_dynamic_evaluation() if dynamic else None
         with ByteProgress(f"scoring {name}", ids.nbytes) as progress:
-            scorer = make_scorer(self.model, run.vocab, run.config.batching)
+            scorer = make_scorer(self.model, run.vocab, run.config.batching, metrics=run.config.eval.metrics)
             score = scorer(self.params, ids, run.config.eval, lambda done: progress.set_done(done * ids.nbytes))
-        found = {"text": name, "checkpoint": self.step, **_losses(score, run.vocab), "count": math.ceil(score.chars)}
+        found = {"text": name, "checkpoint": self.step, **_losses(score, run.vocab), **score.metrics}
+        found["count"] = math.ceil(score.chars)
         if run.vocab.kind == "bytes":
             found["bytes"] = score.count
         if run.vocab.unknown:
