@@ -1,10 +1,21 @@
 """Fixtures and helpers of the tests: a small text, a small config, and the commands in this process or in another one."""
 
+import atexit
 import os
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+# Many tests start processes. If Python may not write byte code, each of them compiles the sources of JAX again, which takes
+# twice as long as the rest of a small run. A temporary folder then holds the byte code for all processes of the tests.
+if sys.dont_write_bytecode:
+    sys.dont_write_bytecode, sys.pycache_prefix = False, tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, sys.pycache_prefix, ignore_errors=True)
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import jax
 import pytest
@@ -13,9 +24,13 @@ from hypothesis import settings
 from charlm import evaluate, report, reproduce, sample, sweep, train
 from charlm.config import cli
 
-# Without LLVM's optimizations the many small programs of the tests compile in half the time. The tests compare results with
-# each other and with references, so they need no particular optimization. XLA_FLAGS in the environment overrides this.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Most of the time of the tests is the compilation of many small programs. It takes a quarter of the time without LLVM's
+# optimizations and without XLA's newer emitters of fusions (jax 0.11 has no flag for them). The tests compare results with each
+# other and with references, so they need no particular optimization. XLA_FLAGS in the environment overrides this.
+FAST_COMPILATION = "--xla_backend_optimization_level=0"
+if jax.__version_info__ < (0, 11):
+    FAST_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", FAST_COMPILATION)
 # The same examples every time. No deadline, because the first example waits for the compiler.
 settings.register_profile("charlm", deadline=None, derandomize=True)
 # 10,000 examples for each property: pytest --hypothesis-profile=thorough tests/runs/test_untrusted.py
@@ -100,10 +115,10 @@ def run(capfd):
     return run_command
 
 
-def start(name: str, *argv: str) -> subprocess.Popen:
-    """Start a command in a separate process."""
+def start(name: str, *argv: str, **env: str) -> subprocess.Popen:
+    """Start a command in a separate process, with some changes of the environment."""
     command = [sys.executable, "-m", f"charlm.{name}", *argv]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | env)
 
 
 @pytest.fixture

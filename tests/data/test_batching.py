@@ -21,7 +21,7 @@ from charlm.data.batching import (
 from charlm.system.errors import CorpusError
 
 SIZES = st.integers(1, 7)
-LENGTHS = st.integers(2, 400)
+LENGTHS = st.integers(2, 150)
 
 
 def layout_of(name, num_chars, batch_size, seq_len, shuffle=True, reset_prob=0.1, seed=0):

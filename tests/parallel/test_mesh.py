@@ -28,7 +28,7 @@ def start_job(num_processes, devices, *flags, each=()):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    env = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"}
     started = []
     for i in range(num_processes):
         command = [sys.executable, "-m", "charlm.train", *flags, *(each[i] if each else ())]

@@ -134,13 +134,14 @@ def until(process, condition):
         time.sleep(0.005)
 
 
+@pytest.mark.slow  # test_faults.py stops and resumes a run within one process.
 @pytest.mark.parametrize(
     "kind, number",
     [
         (STREAM, signal.SIGTERM),
-        pytest.param(STREAM, signal.SIGKILL, marks=pytest.mark.slow),
-        pytest.param(STREAM, signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param(WINDOWS, signal.SIGKILL, marks=pytest.mark.slow),
+        (STREAM, signal.SIGKILL),
+        (STREAM, signal.SIGINT),
+        (WINDOWS, signal.SIGKILL),
     ],
     ids=["stream, SIGTERM", "stream, SIGKILL", "stream, SIGINT", "windows, SIGKILL"],
 )
