@@ -33,7 +33,8 @@ if jax.__version_info__ < (0, 11):
 os.environ.setdefault("XLA_FLAGS", FAST_COMPILATION)
 # The same examples every time. No deadline, because the first example waits for the compiler.
 settings.register_profile("charlm", deadline=None, derandomize=True)
-# 10,000 examples for each property: pytest --hypothesis-profile=thorough tests/runs/test_untrusted.py
+# More examples for the properties of damaged files: pytest -m fuzz --hypothesis-profile=more (or thorough).
+settings.register_profile("more", settings.get_profile("charlm"), max_examples=500)
 settings.register_profile("thorough", settings.get_profile("charlm"), max_examples=10_000)
 settings.load_profile("charlm")
 

@@ -29,7 +29,8 @@ from charlm.data.batching import make_layout
 from charlm.data.corpus import load_corpus
 from charlm.inference.scorer import make_scorer
 from charlm.nn.model import CharLM
-from charlm.runs.checkpoint import Checkpoints, eval_params
+from charlm.runs.checkpoint import Checkpoints
+from charlm.runs.flat_state import eval_params
 from charlm.runs.tracking import read_metrics
 from charlm.runs.workdir import load_run
 

@@ -19,6 +19,7 @@ from charlm.data.corpus import encode_file
 from charlm.runs.trained_model import load_model
 from charlm.runs.workdir import load_run
 from charlm.system.errors import ConfigError
+from charlm.system.streams import write_output
 
 _LABELS = {
     "count": "characters scored",
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     )
     flags.DEFINE_bool("json", False, "print one JSON object", flag_values=values)
     cli.parse(values, argv, __doc__)
-    trained = load_model(load_run(Path(cli.required(values, "workdir"))), values.checkpoint)
+    trained = load_model(load_run(cli.required(values, "workdir")), values.checkpoint)
     if values.text is not None and values["split"].present:
         raise ConfigError("--split and --text exclude each other; give one of them")
     if values.text is None:
@@ -58,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         name, ids = values.text, encode_file(Path(values.text), trained.run.vocab, trained.run.config.data.lowercase)
     found = trained.score(name, ids, values.dynamic)
-    print(json.dumps(found) if values.json else _as_lines(found))
+    write_output((json.dumps(found) if values.json else _as_lines(found)) + "\n")
 
 
 def _as_lines(found: Mapping[str, Any]) -> str:

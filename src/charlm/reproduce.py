@@ -18,6 +18,7 @@ from absl import flags
 from charlm.config import cli
 from charlm.runs.reproduce import Record, record_from_results, record_from_workdir, reproduce
 from charlm.system.errors import ConfigError, RunFailed
+from charlm.system.streams import write_output
 
 
 def main(argv: Sequence[str]) -> None:
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         record = record_from_workdir(Path(values.workdir))
     found = reproduce(record, Path(values.into) if values.into else None)
-    print(json.dumps(found) if values.json else _as_lines(record, found))
+    write_output((json.dumps(found) if values.json else _as_lines(record, found)) + "\n")
     if not found["same"]:
         raise RunFailed(f"{record.name} was not reproduced to the bit")
 

@@ -9,7 +9,6 @@ The text goes to stdout as it is drawn. Everything else goes to stderr.
 import copy
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from absl import flags
@@ -20,13 +19,15 @@ from charlm.data.vocab import Vocab
 from charlm.runs.trained_model import load_model
 from charlm.runs.workdir import load_run
 from charlm.system.errors import ConfigError
+from charlm.system.progress import say
+from charlm.system.streams import write_output
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     values = _define_flags()
     cli.parse(values, argv, __doc__)
-    run = load_run(Path(cli.required(values, "workdir")))
+    run = load_run(cli.required(values, "workdir"))
     config = copy.deepcopy(run.config)
     for name in config.sample:
         if getattr(values, name) is not None:
@@ -36,14 +37,9 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError(f"--seed is {values.seed}; it must lie between 0 and {LARGEST_SEED}")
     trained = load_model(run, values.checkpoint)
     prompt, pieces = trained.sample(config.sample, values.seed)
-    print(f"charlm: {run.path}, checkpoint of step {trained.step}, seed {values.seed}", file=sys.stderr)
+    say(f"charlm: {run.path}, checkpoint of step {trained.step}, seed {values.seed}")
     sys.stdout.reconfigure(encoding="utf-8")
-
-    def write(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
-    write_samples(pieces, run.vocab, config.sample.num_samples, prompt, write)
+    write_samples(pieces, run.vocab, config.sample.num_samples, prompt, write_output)
 
 
 def _define_flags() -> flags.FlagValues:

@@ -27,6 +27,7 @@ from charlm.sweeps.overrides import Sampled, chain, choice, integer, log_uniform
 from charlm.sweeps.plan import Plan, load_plan
 from charlm.sweeps.run import run_sweep
 from charlm.system.errors import ConfigError
+from charlm.system.streams import write_output
 
 # The functions for sweep files, and the command.
 __all__ = ["chain", "choice", "integer", "log_uniform", "main", "product", "sample", "uniform_between", "zipped"]
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
 def _list_runs(plan: Plan) -> None:
     for run in plan.runs():
         refused = f"  REFUSED: {run.refused}" if run.refused else ""
-        print(f"{run.name}  {json.dumps(run.overrides, default=list)}{refused}")
+        write_output(f"{run.name}  {json.dumps(run.overrides, default=list)}{refused}\n")
 
 
 def _define_ray_flags(values: flags.FlagValues) -> None:

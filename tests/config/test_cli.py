@@ -3,6 +3,7 @@
 import fcntl
 import json
 import shutil
+import zipfile
 
 import pytest
 
@@ -228,3 +229,34 @@ def test_help_describes_the_command(run):
     for command in ("train", "sample", "evaluate"):
         code, out, err = run(command, "--help")
         assert code == 0 and f"python -m charlm.{command}" in out and "--workdir: " in out and err == ""
+
+
+@pytest.mark.parametrize(
+    "body, expected",
+    [
+        ("    raise SystemExit(0)\n", "mine.py, line 5: SystemExit: 0"),
+        ("    raise BaseException('no')\n", "mine.py, line 5: BaseException: no"),
+        ("    raise GeneratorExit\n", "mine.py, line 5: GeneratorExit"),
+        ("    config.model.unlock()\n    config.model.itself = config\n    return config\n", "mine.py"),
+        ("    config.optimizer.learning_rate = 1e-45\n    return config\n", "the range of float32"),
+        ("    config.optimizer.b1 = 0.99999999999\n    return config\n", "it must be at least 0 and below 1"),
+        ("    config.model.forget_bias = 1e300\n    return config\n", "the range of float32"),
+    ],
+)
+def test_a_config_file_that_does_anything_is_one_line(refused, tmp_path, body, expected):
+    assert expected in refused("train", "--config", config_file(tmp_path, body))
+
+
+def test_a_binary_config_file_and_two_config_files_are_refused(refused, small_config, tmp_path):
+    (tmp_path / "binary.py").write_bytes(b"\0\xff\xfe" * 20)
+    message = refused("train", f"--config={tmp_path / 'binary.py'}")
+    assert "binary.py" in message and "None" not in message
+    message = refused("train", f"--config={small_config}", "--config", str(tmp_path / "binary.py"))
+    assert message.startswith("charlm: --config is given more than once: ") and "small.py" in message
+
+
+def test_an_archive_as_text_is_named(refused, small_config, tmp_path):
+    with zipfile.ZipFile(tmp_path / "text.zip", "w") as archive:
+        archive.writestr("a.txt", bytes(range(256)) * 9)
+    message = refused("train", f"--config={small_config}", f"--config.data.path={tmp_path / 'text.zip'}")
+    assert "it is a zip file, so extract the text from it first" in message and "iconv" not in message

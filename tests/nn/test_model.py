@@ -7,7 +7,7 @@ import reference
 from charlm.config import default_config
 from charlm.nn.cells import CELLS
 from charlm.nn.model import ENCODINGS, CharLM, num_params
-from charlm.runs.checkpoint import flatten_state
+from charlm.runs.flat_state import flatten_state
 
 V = 13
 

@@ -17,7 +17,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from charlm.parallel import mesh as meshes
-from charlm.runs.checkpoint import Checkpoints, sha256
+from charlm.runs.checkpoint import Checkpoints
+from charlm.runs.flat_state import sha256
 from charlm.runs.tracking import read_metrics
 
 HOST_PATH = "--config.data.device_bytes=0"

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from charlm.runs.checkpoint import Checkpoints, DamagedCheckpoint, flatten_state, sha256, unflatten_state
+from charlm.runs.checkpoint import Checkpoints, DamagedCheckpoint
+from charlm.runs.flat_state import flatten_state, sha256, unflatten_state
 from charlm.system.errors import WorkdirError
 
 
@@ -116,8 +117,10 @@ def test_the_best_is_found_although_the_latest_is_damaged(tmp_path):
     assert len(said) == 1 and str(tmp_path / "checkpoints" / "2") in said[0]
     shutil.rmtree(tmp_path / "checkpoints")
     save(tmp_path, [3, 4], best=1).close()
-    with pytest.raises(WorkdirError, match="no longer holds the best checkpoint, step 1;"):
-        Checkpoints(tmp_path).find("best", print)
+    assert Checkpoints(tmp_path).find("best", said.append)[1]["step"] == 4
+    assert said[1:] == [
+        f"{tmp_path / 'checkpoints'} no longer holds the best checkpoint, step 1; using step 4, the latest of the others"
+    ]
 
 
 @pytest.mark.parametrize("content", ['{"init_timestamp_nsecs": []}', '{"custom_metadata": {}, "0": 1}', "[]", ""])

@@ -48,6 +48,9 @@ def test_a_run_is_reproduced_to_the_bit(run, recorded, tmp_path):
     assert f"metrics     the same to the bit, {len(read_metrics(recorded / 'metrics.jsonl'))} lines" in out
     assert sorted(p.name for p in recorded.rglob("*")) == before
     assert json.loads((tmp_path / "again" / "result.json").read_text())["params_sha256"] == sha256
+    for into in (tmp_path / "again", recorded):
+        code, out, err = run("reproduce", f"--workdir={recorded}", f"--into={into}")
+        assert code == 2 and f"--into {into} holds a run already, so nothing would be trained again" in err and not out
 
 
 def test_differences_are_reported(run, altered):

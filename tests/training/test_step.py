@@ -11,7 +11,7 @@ from charlm.config import default_config, flatten
 from charlm.config.rules import set_key
 from charlm.data.batching import LAYOUTS, Layout, device_windows, make_layout, prefetched_windows
 from charlm.nn.model import CharLM
-from charlm.runs.checkpoint import flatten_state, sha256
+from charlm.runs.flat_state import flatten_state, sha256
 from charlm.training.chunk import MAX_STEPS_PER_DISPATCH, compile_train_chunk, train_chunk_of_runs
 from charlm.training.state import TRACED_HYPERPARAMETERS, Program, compute_first_state, init_state, init_state_of_runs
 from charlm.training.step import train_step as train_step_of

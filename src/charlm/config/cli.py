@@ -16,10 +16,12 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from charlm.config import default_config, flatten
-from charlm.config.rules import check, check_keys, unknown_key_message
+from charlm.config.rules import check, check_keys, short, unknown_key_message
 from charlm.parallel import processes
 from charlm.system.cache import enable_compilation_cache
-from charlm.system.errors import ConfigError, Exit, RunFailed, UserError
+from charlm.system.errors import ConfigError, Exit, RunFailed, UserError, is_out_of_memory
+from charlm.system.progress import say
+from charlm.system.streams import discard_output, prepare_streams, write_output
 
 
 def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
@@ -29,7 +31,8 @@ def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = N
         command: the main function. It takes the arguments.
         argv: the arguments; None: those of the process.
     """
-    logging.set_verbosity(logging.ERROR)  # Orbax warns about things that are intended.
+    prepare_streams()
+    logging.set_verbosity(logging.FATAL)  # Orbax reports what is intended, and errors that charlm reports in one line.
     enable_compilation_cache()
     code = _run(command, sys.argv[1:] if argv is None else argv)
     if code in (1, 2):
@@ -41,7 +44,6 @@ def _run(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     """Run a command, print its error if there is one, and return the exit code."""
     try:
         command(argv)
-        sys.stdout.flush()
         return 0
     except UserError as error:
         _print_error(error)
@@ -53,16 +55,24 @@ def _run(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         return error.code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # The reader of stdout (head, less) has closed the pipe, which is no error. Without this, Python reports it at exit.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # The reader of stdout (head, less) has closed the pipe, which is no error.
+        discard_output()
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _print_error(f"cannot use {short(os.fsdecode(error.filename))}: {error.strerror}")
+        return 2
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        _print_error("out of memory; lower model.hidden_size, batching.batch_size or batching.seq_len, or use another machine")
+        return 1
 
 
-def _print_error(error: Exception) -> None:
-    """Print the message of an error as one line on stderr."""
-    print(f"charlm: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+def _print_error(error: Exception | str) -> None:
+    """Print a message as one line on stderr."""
+    say(f"charlm: {' '.join(str(error).split())}")
 
 
 def parse(values: flags.FlagValues, argv: Sequence[str], usage: str) -> flags.FlagValues:
@@ -87,7 +97,7 @@ def parse(values: flags.FlagValues, argv: Sequence[str], usage: str) -> flags.Fl
     except flags.Error as error:
         raise ConfigError(_flag_error(error)) from None
     if values.help:
-        print(_help(values, usage))
+        write_output(_help(values, usage) + "\n")
         raise Exit(0)
     if rest:
         raise ConfigError(f"stray argument {rest[0]!r}; flags are written --NAME=VALUE")
@@ -136,7 +146,9 @@ def parse_with_config(values: flags.FlagValues, argv: Sequence[str], usage: str)
             config.lock()  # If the file could not be read, the flag raises the error only when the config is used.
     except (ConfigError, Exit):
         raise
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # A config file is any code, so it may raise anything.
         raise ConfigError(_config_file_error(path, error)) from None
     if not path:
         raise ConfigError("--config is missing; try --config configs/quickstart.py")
@@ -148,11 +160,14 @@ def parse_with_config(values: flags.FlagValues, argv: Sequence[str], usage: str)
 
 
 def _config_path(argv: Sequence[str]) -> str:
-    """Return the value of `--config`, or "" if it is not given."""
+    """Return the value of `--config`, or "" if it is not given. Raises ConfigError if it is given twice."""
+    paths = []
     for i, argument in enumerate(argv):
-        if match := re.fullmatch(r"--?config(?:=(.*))?", argument):
-            return match[1] if match[1] is not None else "".join(argv[i + 1 : i + 2])
-    return ""
+        if match := re.fullmatch(r"--?config(?:=(.*))?", argument, re.DOTALL):
+            paths.append(match[1] if match[1] is not None else "".join(argv[i + 1 : i + 2]))
+    if len(paths) > 1:
+        raise ConfigError(f"--config is given more than once: {short(', '.join(paths))}; name one config file")
+    return "".join(paths)
 
 
 def _check_override_names(argv: Sequence[str]) -> None:
@@ -164,7 +179,7 @@ def _check_override_names(argv: Sequence[str]) -> None:
             raise ConfigError(unknown_key_message(match[2]))
 
 
-def _config_file_error(path: str, error: Exception) -> str:
+def _config_file_error(path: str, error: BaseException) -> str:
     """Return the message for an error in a config file, on one line."""
     if not path:
         return "--config is empty; name a config file"
@@ -176,7 +191,8 @@ def _config_file_error(path: str, error: Exception) -> str:
         hint = f"did you mean {close[0]}?" if close else existing
         return f"the config file {file} does not exist; {hint}"
     if isinstance(error, SyntaxError):
-        return f"{file}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}"
+        line = f", line {error.lineno}" if error.lineno else ""
+        return f"{file}{line}: {error.msg}{': ' + error.text.strip() if error.text else ''}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if _same_file(frame.filename, file)]
     where = f"{file}, line {lines[-1]}" if lines else file
     if near := re.search(r'Did you mean "([^"]*)" instead of "([^"]*)"', str(error)):
@@ -184,7 +200,7 @@ def _config_file_error(path: str, error: Exception) -> str:
     if isinstance(error, AttributeError) and (key := re.search(r'Key "([^"]*)" does not exist', str(error))):
         return f"{where}: unknown config key {key[1]}"
     last = str(error).strip().splitlines()[-1] if str(error).strip() else ""
-    return f"{where}: {type(error).__name__}: {last}"
+    return f"{where}: {type(error).__name__}{': ' + last if last else ''}"
 
 
 def _same_file(a: str, b: str) -> bool:
@@ -203,4 +219,4 @@ def _flag_error(error: Exception) -> str:
         frames = re.findall(r'File "([^"]*)", line (\d+), in get_config', str(error))
         where = f"{frames[-1][0]}, line {frames[-1][1]}: " if frames else ""
         return where + str(error).strip().splitlines()[-1]
-    return re.sub(r"^flag (--\S+?)=(.*): ", r"flag \1 is \2; ", " ".join(str(error).split()))
+    return short(re.sub(r"^flag (--\S+?)=(.*): ", r"flag \1 is \2; ", " ".join(str(error).split())), 500)

@@ -23,6 +23,8 @@ from charlm.training.optimizers import LOSS_REDUCTIONS, OPTIMIZERS, SCHEDULES, s
 # The seed of a JAX PRNG key has 32 bits.
 LARGEST_SEED = (1 << 32) - 1
 _LARGEST = (1 << 31) - 1
+# The range of float32 without subnormal numbers, which some devices read as 0, and the largest numbers below 1.
+_SMALLEST_FLOAT, _LARGEST_FLOAT, _LARGEST_FRACTION = 1.2e-38, 3.4e38, 0.9999999
 
 # Dotted key -> value.
 _Values = Mapping[str, Any]
@@ -47,7 +49,7 @@ def from_json(text: str, where: str) -> ConfigDict:
     check(config, where)
     if missing:
         defaults = ", ".join(f"{key} ({value!r})" for key, value in missing.items())
-        say(f"{where} lacks keys of this version of charlm, so their defaults are used: {_short(defaults, 500)}")
+        say(f"{where} lacks keys of this version of charlm, so their defaults are used: {short(defaults, 500)}")
     return config
 
 
@@ -63,7 +65,10 @@ def parse_json(text: str, where: str) -> tuple[ConfigDict, dict[str, Any]]:
         raise ConfigError(f"{where} is not JSON: {_one_line(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{where} is not a config: it must contain a JSON object")
-    config, found = default_config(), dict(flatten(values))
+    try:
+        config, found = default_config(), dict(flatten(values))
+    except RecursionError:
+        raise ConfigError(f"{where} is not a config: its objects are nested too deep") from None
     known = dict(flatten(config))
     for key in found:
         if key not in known:
@@ -77,7 +82,10 @@ def parse_json(text: str, where: str) -> tuple[ConfigDict, dict[str, Any]]:
 
 def check_keys(config: Mapping[str, Any], where: str) -> None:
     """Raise ConfigError unless a config has exactly the keys of the default config."""
-    known, found = dict(flatten(default_config())), dict(flatten(config))
+    try:
+        known, found = dict(flatten(default_config())), dict(flatten(config))
+    except RecursionError:
+        raise ConfigError(f"{where}: the config contains itself, or its groups are nested too deep") from None
     for key in found:
         if key not in known:
             raise ConfigError(f"{where}: {unknown_key_message(key)}")
@@ -119,7 +127,7 @@ def unknown_key_message(key: str) -> str:
     # The key may be in the wrong group or in none. Otherwise it may be misspelled.
     near = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]] or difflib.get_close_matches(key, keys, 1, 0.6)
     hint = f"did you mean {near[0]}?" if near else f"the groups are {', '.join(groups)}"
-    return f"unknown config key {_short(key)}; {hint}"
+    return f"unknown config key {short(key)}; {hint}"
 
 
 def check(config: ConfigDict, where: str) -> None:
@@ -135,7 +143,7 @@ def check(config: ConfigDict, where: str) -> None:
     values = dict(flatten(config))
 
     def refuse(key: str, rule: str) -> NoReturn:
-        raise ConfigError(f"{where}: {key} is {_short(repr(values[key]))}; {rule}")
+        raise ConfigError(f"{where}: {key} is {short(repr(values[key]))}; {rule}")
 
     default = default_config()
     for key, known in flatten(default):
@@ -144,8 +152,8 @@ def check(config: ConfigDict, where: str) -> None:
         kind = _type_of(default, key)
         if values[key] is not None and type(values[key]) is not (list if kind is tuple else kind):
             refuse(key, f"it must be of type {kind.__name__}")
-        if isinstance(values[key], float) and values[key] != values[key]:
-            refuse(key, "it must be a number")
+        if isinstance(values[key], float) and values[key] and not _SMALLEST_FLOAT <= abs(values[key]) <= _LARGEST_FLOAT:
+            refuse(key, f"it must be 0, or between {_SMALLEST_FLOAT} and {_LARGEST_FLOAT}, the range of float32")
     _check_choices(values, refuse)
     _check_ranges(values, refuse)
     _check_data(values, refuse)
@@ -194,8 +202,8 @@ def _check_ranges(values: _Values, refuse: _Refuse) -> None:
         "optimizer.learning_rate optimizer.clip_value optimizer.clip_norm optimizer.eps train.epochs train.seconds "
         "sample.temperature model.init_std eval.dynamic_rate"
     ).split():
-        if values[key] is not None and not 0 < values[key] < float("inf"):
-            refuse(key, "it must be greater than 0")
+        if values[key] is not None and not 0 < values[key]:
+            refuse(key, f"it must be greater than 0: between {_SMALLEST_FLOAT} and {_LARGEST_FLOAT}")
     for key in (
         "train.log_every train.eval_every train.checkpoint_every train.sample_every eval.context "
         "mesh.data optimizer.warmup_steps optimizer.weight_decay optimizer.final_learning_rate data.device_bytes "
@@ -207,10 +215,10 @@ def _check_ranges(values: _Values, refuse: _Refuse) -> None:
         "model.dropout model.recurrent_dropout optimizer.momentum optimizer.mean_square_decay optimizer.b1 optimizer.b2 "
         "train.ema_decay"
     ).split():
-        if not 0 <= values[key] < 1:
-            refuse(key, "it must be at least 0 and below 1")
-    if not 0 < values["optimizer.decay_factor"] < 1:
-        refuse("optimizer.decay_factor", "it must be greater than 0 and below 1")
+        if not 0 <= values[key] <= _LARGEST_FRACTION:
+            refuse(key, f"it must be at least 0 and below 1: at most {_LARGEST_FRACTION}")
+    if not 0 < values["optimizer.decay_factor"] <= _LARGEST_FRACTION:
+        refuse("optimizer.decay_factor", f"it must be greater than 0 and below 1: at most {_LARGEST_FRACTION}")
     if not 0 <= values["batching.reset_prob"] <= 1:
         refuse("batching.reset_prob", "it must lie between 0 and 1")
     if not 0 <= values["seed"] <= LARGEST_SEED:
@@ -311,10 +319,10 @@ def _type_of(config: ConfigDict, key: str) -> type:
 
 def _one_line(error: Exception) -> str:
     """Return the message of an error on one line."""
-    return _short(" ".join(str(error).split()), 500)
+    return short(" ".join(str(error).split()), 500)
 
 
-def _short(text: str, most: int = 200) -> str:
+def short(text: str, most: int = 200) -> str:
     """Return a text in printable characters, shortened to `most` of them, for a message of one line."""
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= most else f"{text[:most]}..."

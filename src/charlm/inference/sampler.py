@@ -20,6 +20,7 @@ from charlm.system.errors import ConfigError, CorpusError
 
 # The number of symbols in a dispatch, and the most random numbers in a dispatch. The second may lower the first.
 _BLOCK, _MAX_NOISE = 64, 1 << 22
+_TINY_TEMPERATURE = 1e-30
 
 
 class Settings(NamedTuple):
@@ -129,7 +130,9 @@ def make_sampler(model: CharLM, vocab: Vocab, window: int = 0, dtype: str | None
             if utf8_N is not None:
                 utf8_N = next_SV[utf8_N, ids_N]
                 logits_NV = jnp.where(next_SV[utf8_N] >= 0, logits_NV, -jnp.inf)
-            logits_NV = logits_NV / settings.temperature
+            # The quotient of a tiny temperature overflows, except for logits of at most 0. Others keep the bits of their draws.
+            tiny = settings.temperature < _TINY_TEMPERATURE
+            logits_NV = (logits_NV - jnp.where(tiny, logits_NV.max(-1, keepdims=True), 0.0)) / settings.temperature
             if filtered:
                 logits_NV = jax.vmap(filter_top_k_top_p, (0, None, None))(logits_NV, settings.top_k, settings.top_p)
             ids_N = jnp.where(in_prompt, prompt_id, jnp.argmax(logits_NV + noise_NV, axis=-1))

@@ -68,7 +68,7 @@ def broadcast_from_primary(compute: Callable[[], int]) -> int:
 def check_same(values: Mapping[str, str]) -> None:
     """Compare {name: value} between the processes. Raises UserError if a process has another value."""
     for name, value in values.items():
-        rows = all_gather(*np.frombuffer(hashlib.sha256(value.encode()).digest(), np.int32).tolist())
+        rows = all_gather(*np.frombuffer(hashlib.sha256(value.encode(errors="surrogateescape")).digest(), np.int32).tolist())
         if (others := np.flatnonzero((rows != rows[0]).any(axis=1))).size:
             raise UserError(f"process {others[0]} was started with another {name} than process 0; all need the same")
 

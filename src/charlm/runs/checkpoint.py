@@ -6,109 +6,82 @@ run and a sha256 of state and progress. Orbax does not detect flipped bits; the 
 
 import contextlib
 import functools
-import hashlib
-import json
+import os
+import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from charlm.nn.model import CharLM
 from charlm.parallel import processes
-from charlm.parallel.mesh import fetch
+from charlm.runs.flat_state import FlatShapes, FlatState, flatten_state, sha256
+from charlm.runs.orbax_files import KeepLatestAndBest, can_be_listed, make_manager, shapes_of, single_process_options
 from charlm.system.errors import RunFailed, WorkdirError
 from charlm.system.progress import say
 
-# Dotted path -> array.
-FlatState = dict[str, np.ndarray]
+# How often a checkpoint is chosen again, after training has deleted the one that was chosen, and how long a deletion may take.
+_ATTEMPTS, _DELETION_SECONDS = 20, 0.1
 
 
 class DamagedCheckpoint(WorkdirError):
     """A checkpoint cannot be read, or differs from what was saved."""
 
 
-def flatten_state(tree: Any) -> FlatState:
-    """Return {dotted path: array} of a tree, copied to the host. All processes of a job must call it."""
-    leaves = jax.tree_util.tree_leaves_with_path(fetch(tree))
-    # Copies, because on a CPU a NumPy view shares its memory with the array, and a donated array is soon overwritten.
-    return {jax.tree_util.keystr(path, simple=True, separator="."): np.array(leaf) for path, leaf in leaves}
-
-
-def unflatten_state(like: Any, flat: FlatState) -> Any:
-    """Return the tree that `flatten_state` flattened.
+class Checkpoints:
+    """The checkpoints of one workdir. They are written in the background. The two latest and the best are kept.
 
     Args:
-        like: a tree with the structure, shapes and dtypes of the result.
-        flat: the flat state. Arrays that `like` does not name are ignored.
-
-    Raises:
-        WorkdirError: an array is missing, or has another shape or dtype, because another model wrote the flat state.
+        workdir: the run's folder.
+        shapes: returns the shapes and dtypes of the run's state (`flat_state.state_shapes`). A checkpoint that declares other
+            arrays is refused before any of them is read, so a small file cannot claim all memory. None: whatever was saved is
+            read.
     """
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
-    values = []
-    for path, leaf in leaves:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        if name not in flat or flat[name].shape != leaf.shape or flat[name].dtype != leaf.dtype:
-            found = f"{flat[name].dtype}{list(flat[name].shape)}" if name in flat else "nothing"
-            raise WorkdirError(
-                f"the checkpoint does not fit the config: {name} should be {leaf.dtype}{list(leaf.shape)}, found {found}"
-            )
-        values.append(flat[name])
-    return jax.tree_util.tree_unflatten(treedef, values)
 
-
-def eval_params(flat: FlatState, model: CharLM) -> Any:
-    """Return the parameters for scoring and sampling (`TrainState.eval_params`) of a flat state, on the device.
-
-    Raises:
-        WorkdirError: the flat state does not hold parameters of this model.
-    """
-    name = "ema" if any(path.startswith("ema.") for path in flat) else "params"
-    like = {name: jax.eval_shape(model.initial_params, jax.random.key(0))}
-    return jax.device_put(unflatten_state(like, flat)[name])
-
-
-def sha256(flat: FlatState, meta: Mapping[str, Any] | None = None) -> str:
-    """Return the sha256 of the paths, dtypes, shapes and bytes, sorted by path, and of JSON metadata if given."""
-    digest = hashlib.sha256()
-    for name in sorted(flat):
-        value = np.ascontiguousarray(flat[name])
-        digest.update(f"{name} {value.dtype.str} {value.shape}\n".encode())
-        digest.update(value.tobytes())
-    if meta is not None:
-        digest.update(json.dumps(meta, sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-class Checkpoints:
-    """The checkpoints of one workdir. They are written in the background. The two latest and the best are kept."""
-
-    def __init__(self, workdir: Path):
+    def __init__(self, workdir: Path, shapes: Callable[[], FlatShapes] | None = None):
         self._root = workdir / "checkpoints"
-        self._keep = _KeepLatestAndBest()
+        self._open = contextlib.ExitStack()
+        weakref.finalize(self, self._open.close)
+        self._shapes = shapes
+        self._keep = KeepLatestAndBest()
+
+    @functools.cached_property
+    def _orbax_root(self) -> Path:
+        """Return the path of the folder of checkpoints for Orbax.
+
+        Orbax takes some characters of a path for a pattern or a URL. On Linux, the path of the open folder in /proc has none of
+        them. If the folder of the run is moved, this path leads to its new place, so nothing appears at the old one.
+        """
+        if not Path("/proc/self/fd").is_dir():
+            return self._root.absolute()
+        descriptor = os.open(self._root.parent, os.O_RDONLY)
+        self._open.callback(os.close, descriptor)
+        return Path(f"/proc/self/fd/{descriptor}") / self._root.name
 
     @functools.cached_property
     def _manager(self) -> Any:
         """Return Orbax's manager. It is created at the first save, because its import takes a fifth of the start of a run."""
+        self._root.mkdir(parents=True, exist_ok=True)
         try:
-            return _make_manager(self._root, self._keep)
+            return make_manager(self._orbax_root, self._keep)
         except Exception:
             # The manager reads a file of every checkpoint, so a damaged old checkpoint would prevent new ones.
             for step in self.steps():
-                if not _can_be_listed(self._root / str(step)):
+                if not can_be_listed(self._root / str(step)):
                     say(f"the checkpoint {self._root / str(step)} is damaged; moved into {self._root.parent / 'damaged'}")
                     self._move_to_damaged(step)
-            return _make_manager(self._root, self._keep)
+            return make_manager(self._orbax_root, self._keep)
 
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, in ascending order. An incomplete checkpoint still has another name."""
         if not self._root.is_dir():
             return []
-        return sorted(int(path.name) for path in self._root.iterdir() if path.name.isdecimal() and path.is_dir())
+        return sorted(
+            int(path.name) for path in self._root.iterdir() if re.fullmatch("[0-9]{1,10}", path.name) and path.is_dir()
+        )
 
     def save(self, step: int, state: Any, progress: Mapping[str, Any], best_step: int | None) -> None:
         """Start saving a checkpoint. The arrays are copied before this returns. A checkpoint of the same step is replaced.
@@ -149,21 +122,37 @@ class Checkpoints:
 
         folder = self._root / str(step)
         try:
-            options = {"multiprocessing_options": _single_process_options()}
+            items = self._orbax_root / str(step)
+            options = {"multiprocessing_options": single_process_options()}
             with ocp.Checkpointer(ocp.StandardCheckpointHandler(**options), **options) as reader:
-                state = reader.restore((folder / "state").absolute())
+                if self._expected is not None and shapes_of(reader.metadata(items / "state")) != self._expected:
+                    raise ValueError("other arrays")
+                state = reader.restore(items / "state")
             with ocp.Checkpointer(ocp.JsonCheckpointHandler(**options), **options) as reader:
-                meta = dict(reader.restore((folder / "meta").absolute()))
+                meta = dict(reader.restore(items / "meta"))
             flat = {name: np.asarray(value) for name, value in state.items()}
             expected = meta.pop("sha256", None)
         except MemoryError:
             raise
         except Exception as error:  # Orbax raises many types of exceptions for truncated and altered files.
-            raise DamagedCheckpoint(f"the checkpoint {folder} cannot be read ({type(error).__name__})") from None
-        if sha256(flat, meta) != expected or meta.get("step") != step:
+            raise DamagedCheckpoint(self._why_unreadable(folder, error)) from None
+        if sha256(flat, meta) != expected or not _is_meta(meta, step):
             raise DamagedCheckpoint(f"the checkpoint {folder} is damaged: its sha256 does not match")
         self._keep.best_step = meta["best_step"]
         return flat, meta
+
+    @functools.cached_property
+    def _expected(self) -> dict[str, tuple[Any, ...]] | None:
+        """Return {dotted path: (shape, dtype)} of the state; None if any state is read."""
+        return None if self._shapes is None else shapes_of(self._shapes())
+
+    @staticmethod
+    def _why_unreadable(folder: Path, error: Exception) -> str:
+        """Return the message for a checkpoint that cannot be read."""
+        for path in (folder, *sorted(folder.rglob("*"))):
+            if not os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK):
+                return f"the checkpoint {folder} cannot be read: {path} is not readable; check its permissions"
+        return f"the checkpoint {folder} cannot be read, or does not fit config.json ({type(error).__name__})"
 
     def restore_latest(self, say: Callable[[str], None]) -> tuple[FlatState, dict[str, Any]] | None:
         """Return the flat state and the metadata of the latest undamaged checkpoint; None if there is no checkpoint.
@@ -216,37 +205,76 @@ class Checkpoints:
             WorkdirError: there is no such checkpoint.
             DamagedCheckpoint: the checkpoint is damaged.
         """
-        steps = self.steps()
-        if not steps:
-            raise WorkdirError(f"{self._root} holds no checkpoint yet; train the run first")
-        if which == "latest":
-            return self.restore(steps[-1])
-        if which == "best":
-            return self._find_best(steps, say)
-        if not which.isdecimal() or int(which) not in steps:
-            raise WorkdirError(f"--checkpoint is {which!r}; it must be best, latest or one of {', '.join(map(str, steps))}")
-        return self.restore(int(which))
-
-    def _find_best(self, steps: list[int], say: Callable[[str], None]) -> tuple[FlatState, dict[str, Any]]:
-        """Return the checkpoint that the latest undamaged checkpoint names as the best.
-
-        If the run has not been evaluated, return the latest undamaged checkpoint.
-        """
-        for step in reversed(steps):
+        for _ in range(_ATTEMPTS):
+            steps, skipped = self.steps(), list[str]()
+            if not steps:
+                raise WorkdirError(f"{self._root} holds no checkpoint yet; train the run first")
             try:
-                flat, meta = self.restore(step)
-            except DamagedCheckpoint as error:
-                if step == steps[0]:
-                    raise
-                say(f"{error}; using the best of the checkpoints before it")
+                found = self._find(which, steps, skipped)
+            except _Deleted:
                 continue
-            best = step if meta["best_step"] is None else meta["best_step"]
-            if best == step:
-                return flat, meta
-            if best in steps:
-                return self.restore(best)
-            raise WorkdirError(f"{self._root} no longer holds the best checkpoint, step {best}; try --checkpoint latest")
-        raise AssertionError("there is at least one step")
+            for line in skipped:
+                say(line)
+            return found
+        raise WorkdirError(f"{self._root}: checkpoints were deleted while they were read; try again")
+
+    def _find(self, which: str, steps: list[int], skipped: list[str]) -> tuple[FlatState, dict[str, Any]]:
+        """Return the checkpoint that `which` names. Append a message to `skipped` for each one that had to be skipped."""
+        if which not in ("best", "latest"):
+            if which not in map(str, steps):
+                given = which if len(which) <= 20 else f"{which[:20]}..."
+                raise WorkdirError(f"--checkpoint is {given!r}; it must be best, latest or one of {', '.join(map(str, steps))}")
+            return self.restore(int(which))
+        whole: dict[int, tuple[FlatState, dict[str, Any]]] = {}
+        errors: dict[int, DamagedCheckpoint] = {}
+
+        def read(step: int) -> tuple[FlatState, dict[str, Any]] | None:
+            if step not in whole and step not in errors:
+                try:
+                    whole[step] = self.restore(step)
+                except DamagedCheckpoint as error:
+                    self._check_still_there(steps)
+                    errors[step] = error
+            return whole.get(step)
+
+        for step in reversed(steps):
+            if (latest := read(step)) is None:
+                continue
+            if which == "latest" or latest[1]["best_step"] in (None, step):
+                skipped += [f"{error}; using the {which} of the others, step {step}" for error in errors.values()]
+                return latest
+            if (best := latest[1]["best_step"]) not in steps:
+                self._check_still_there(steps)
+                errors[best] = DamagedCheckpoint(f"{self._root} no longer holds the best checkpoint, step {best}")
+            elif found := read(best):
+                skipped += [f"{error}; using step {best}, the best of the others" for error in errors.values()]
+                return found
+        if not whole:
+            raise errors[steps[-1]]
+        skipped += [f"{error}; using step {max(whole)}, the latest of the others" for error in errors.values()]
+        return whole[max(whole)]
+
+    def _check_still_there(self, steps: list[int]) -> None:
+        """Raise _Deleted if another process has saved or deleted checkpoints since these steps were listed."""
+        time.sleep(_DELETION_SECONDS)
+        if self.steps() != steps:
+            raise _Deleted
+
+    def latest_is_damaged(self) -> bool:
+        """Return whether there are checkpoints and the latest is damaged.
+
+        Raises:
+            DamagedCheckpoint: all of them are damaged.
+        """
+        for step in reversed(self.steps()):
+            try:
+                self.restore(step)
+            except DamagedCheckpoint:
+                if step == self.steps()[0]:
+                    raise
+            else:
+                return step != self.steps()[-1]
+        return False
 
     def wait(self) -> None:
         """Wait until all checkpoints are on disk. Raises RunFailed if one of them could not be written."""
@@ -259,6 +287,7 @@ class Checkpoints:
         if "_manager" in vars(self):
             with contextlib.suppress(Exception):  # `wait` has reported what could not be written.
                 self._manager.close()
+        self._open.close()
 
     @contextlib.contextmanager
     def _errors_as_run_failed(self) -> Iterator[None]:
@@ -273,49 +302,11 @@ class Checkpoints:
             raise RunFailed(f"a checkpoint could not be written to {self._root}: {reason}; {hint}") from None
 
 
-def _single_process_options() -> Any:
-    """Return Orbax's options for a process that reads or writes alone: every process has the state, and process 0 writes."""
-    from orbax.checkpoint.options import MultiprocessingOptions
-
-    return MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
+class _Deleted(Exception):
+    """Another process has deleted a checkpoint while it was read: training keeps only the latest and the best."""
 
 
-def _make_manager(root: Path, keep: "_KeepLatestAndBest") -> Any:
-    """Return Orbax's manager of the checkpoints in a folder. Raises an exception of any type if one of them is damaged."""
-    import orbax.checkpoint as ocp
-
-    root.mkdir(parents=True, exist_ok=True)
-    options = ocp.CheckpointManagerOptions(
-        create=False,
-        cleanup_tmp_directories=True,
-        preservation_policy=keep,
-        enable_async_checkpointing=True,
-        multiprocessing_options=_single_process_options(),
-    )
-    single = {"multiprocessing_options": _single_process_options()}
-    handlers = {"state": ocp.StandardCheckpointHandler(**single), "meta": ocp.JsonCheckpointHandler(**single)}
-    return ocp.CheckpointManager(root.absolute(), options=options, item_handlers=handlers)
-
-
-def _can_be_listed(folder: Path) -> bool:
-    """Return whether Orbax can create a manager of a folder that holds only this checkpoint."""
-    with tempfile.TemporaryDirectory() as root:
-        Path(root, folder.name).symlink_to(folder.absolute())
-        try:
-            _make_manager(Path(root), _KeepLatestAndBest()).close()
-        except Exception:
-            return False
-        return True
-
-
-class _KeepLatestAndBest:
-    """A preservation policy of Orbax: keep the two latest checkpoints and the best.
-
-    If the latest is damaged, the run continues from the one before it.
-    """
-
-    best_step: int | None = None
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        del context
-        return [i >= len(checkpoints) - 2 or c.step == self.best_step for i, c in enumerate(checkpoints)]
+def _is_meta(meta: Mapping[str, Any], step: int) -> bool:
+    """Return whether the metadata of a checkpoint has the fields that `save` writes."""
+    best = meta.get("best_step")
+    return meta.get("step") == step and isinstance(best, int | None) and isinstance(meta.get("progress"), dict)

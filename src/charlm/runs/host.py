@@ -23,10 +23,11 @@ from charlm.nn.model import CharLM, num_params
 from charlm.parallel import mesh as meshes
 from charlm.parallel import processes
 from charlm.runs import outcome, tracking, workdir
-from charlm.runs.checkpoint import Checkpoints, FlatState, eval_params, flatten_state, sha256
+from charlm.runs.checkpoint import Checkpoints
+from charlm.runs.flat_state import FlatState, eval_params, flatten_state, sha256, state_shapes
 from charlm.runs.signals import Signals
 from charlm.runs.start import Prepared
-from charlm.system.errors import Exit, RunFailed, WorkdirError
+from charlm.system.errors import Exit, FolderLost, RunFailed, WorkdirError
 from charlm.system.progress import ProgressLine
 from charlm.training.chunk import MAX_STEPS_PER_DISPATCH
 from charlm.training.metrics import TARGET_METRICS
@@ -88,8 +89,9 @@ class Host:
         self._skips = bool(self._config.optimizer.skip_not_finite)
         self._chunk = 1
         self.at = self._saved = 0
+        self._identity = workdir.identity(path)
         self.progress = outcome.Progress()
-        self.checkpoints = Checkpoints(path)
+        self.checkpoints = Checkpoints(path, lambda: state_shapes(self._config, self._corpus.vocab.size))
         self._open = contextlib.ExitStack()
         self._open.callback(self.checkpoints.close)
 
@@ -176,6 +178,7 @@ class Host:
 
     def record(self, state: GetState) -> None:
         """Write a line of metrics: the means over the training steps since the last line."""
+        self._check_in_place()
         progress = self.progress
         if means := progress.means():
             loss = means.pop("loss")
@@ -199,6 +202,7 @@ class Host:
             Exit: a signal came; everything is saved, and the evaluation is repeated after a restart.
             RunFailed: the validation loss is not finite.
         """
+        self._check_in_place()
         config, progress, value = self._config, self.progress, None
         progress.interrupted = False
         if len(self._corpus.val) >= self._min_length:
@@ -219,6 +223,7 @@ class Host:
 
     def draw_sample(self, state: GetState) -> None:
         """Draw the samples that `config.sample` describes, and record them."""
+        self._check_in_place()
         config, corpus = self._config, self._corpus
         seed = (config.seed + self.at) % (LARGEST_SEED + 1)
         _, prompt_ids = make_prompt(config, corpus.vocab, corpus.train, seed)
@@ -229,6 +234,7 @@ class Host:
 
     def save(self, state: GetState) -> None:
         """Save a checkpoint. Raises RunFailed if it cannot be written."""
+        self._check_in_place()
         self.progress.elapsed = self._elapsed()
         self.checkpoints.save(self.at, state(), dataclasses.asdict(self.progress), self.progress.best_step)
         self._saved = self.at
@@ -260,6 +266,14 @@ class Host:
                 self._bar.say(f"no test loss: {error}")
         self._write_result(result)
         self._bar.say(outcome.summary_line(result, self._path))
+
+    def _check_in_place(self) -> None:
+        """Raise RunFailed if the folder was moved or deleted. Otherwise a part of a run would appear at its old place."""
+        if workdir.identity(self._path) != self._identity:
+            raise FolderLost(
+                f"{self._path} was moved or deleted while the run was trained; if it was moved, the same command continues "
+                "there with another --workdir"
+            )
 
     def _best_params(self, state: GetState) -> Any:
         """Return the parameters of the best evaluation. Raises WorkdirError if their checkpoint is damaged."""

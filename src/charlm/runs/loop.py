@@ -23,7 +23,7 @@ from charlm.inference.scorer import make_scorer
 from charlm.nn.model import CharLM
 from charlm.parallel import mesh as meshes
 from charlm.parallel import processes
-from charlm.runs import checkpoint
+from charlm.runs import flat_state
 from charlm.runs.host import Host
 from charlm.runs.signals import Signals
 from charlm.runs.start import Prepared, open_run, prepare, record_failure
@@ -158,7 +158,7 @@ def _train_one_run(path: Path, prepared: Prepared, mesh: Mesh | None, end: int) 
         signals = stack.enter_context(Signals())
         host = stack.enter_context(Host(path, prepared, end, signals, model, score, sampler, mesh, shardings))
         if (flat := host.restore(lambda checkpoints: checkpoints.restore_latest(say))) is not None:
-            state = meshes.put_tree(mesh, checkpoint.unflatten_state(shapes(), flat), shardings)
+            state = meshes.put_tree(mesh, flat_state.unflatten_state(shapes(), flat), shardings)
         else:
             state = compute_first_state(init_state, program, hyperparameters, shardings)
         host.open_records(state.params)

@@ -9,7 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from charlm.system.errors import Exit, RunFailed, UserError
+from charlm.system.errors import Exit, RunFailed, UserError, WorkdirError, is_out_of_memory
+from charlm.system.files import is_number
 from charlm.system.progress import say
 
 
@@ -52,13 +53,25 @@ class Progress:
         """Return the progress that a checkpoint holds. Another version of charlm may have written it.
 
         A missing field gets its default. A field that this version does not know is ignored.
+
+        Raises:
+            WorkdirError: a field has the wrong type.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        progress = cls(**{name: value for name, value in saved.items() if name in known})
+        saved = dict(saved)
         if "norm_sum" in saved:  # Versions before the dict of metrics saved two sums.
-            counted = saved["steps"] - saved["left_out"]
-            progress.sums = {"loss": saved["loss_sum"], "grad_norm": saved["norm_sum"]}
-            progress.counts = dict.fromkeys(progress.sums, counted)
+            counted = saved.get("steps", 0) - saved.get("left_out", 0)
+            saved["sums"] = {"loss": saved.get("loss_sum", 0.0), "grad_norm": saved["norm_sum"]}
+            saved["counts"] = dict.fromkeys(saved["sums"], counted)
+        progress = cls()
+        for field in dataclasses.fields(cls):
+            value = saved.get(field.name, getattr(progress, field.name))
+            # A sum or a number of seconds may be saved as an integer, and a best loss as null.
+            default = getattr(progress, field.name)
+            kind = int | float if isinstance(default, float) else int | float | None if default is None else type(default)
+            numbers = value.values() if isinstance(value, dict) else ()
+            if not isinstance(value, kind) or not all(map(is_number, numbers)):
+                raise WorkdirError(f"a checkpoint holds a progress whose {field.name} is {value!r:.100}, which no run saves")
+            setattr(progress, field.name, value)
         return progress
 
     def add_steps(self, metrics: Mapping[str, Sequence[float]], seconds: float, only_finite: bool) -> None:
@@ -193,7 +206,7 @@ def failure_reason(function: Callable[[], None]) -> str | None:
     except (UserError, RunFailed) as error:
         return str(error)
     except Exception as error:
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        if is_out_of_memory(error):
             return "out of memory"
         traceback.print_exc()
         return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -12,10 +12,13 @@ from ml_collections import ConfigDict
 
 from charlm.config.rules import from_json
 from charlm.data.corpus import load_corpus
-from charlm.runs import checkpoint, workdir
+from charlm.runs import flat_state, workdir
+from charlm.runs.checkpoint import Checkpoints
+from charlm.runs.flat_state import FlatState, state_shapes
 from charlm.runs.loop import train
 from charlm.runs.tracking import read_metrics
 from charlm.system.errors import RunFailed, WorkdirError
+from charlm.system.files import read_text
 from charlm.system.machine import request_determinism
 from charlm.system.progress import say
 
@@ -44,7 +47,7 @@ class Record(NamedTuple):
     steps: int
     result: Mapping[str, Any]
     sha256: str | None
-    params: checkpoint.FlatState | None
+    params: FlatState | None
     lines: Mapping[tuple[int, str], Mapping[str, Any]]
 
 
@@ -56,7 +59,7 @@ def record_from_workdir(path: Path) -> Record:
     """
     run = workdir.load_run(path)
     result = workdir.read_result(path) or {}
-    checkpoints = checkpoint.Checkpoints(path)
+    checkpoints = Checkpoints(path, lambda: state_shapes(run.config, run.vocab.size))
     steps, params = result.get("steps"), None
     if run.config.train.deterministic:
         request_determinism()  # Before the restored checkpoint makes JAX initialise the GPU.
@@ -64,7 +67,7 @@ def record_from_workdir(path: Path) -> Record:
         flat, meta = checkpoints.find("latest" if steps is None else str(steps), say)
         steps = meta["step"]
         params = {name.removeprefix("params."): each for name, each in flat.items() if name.startswith("params.")}
-    sha256 = checkpoint.sha256(params) if params else result.get("params_sha256")
+    sha256 = flat_state.sha256(params) if params else result.get("params_sha256")
     lines = {(line["step"], line["split"]): line for line in read_metrics(path / "metrics.jsonl")}
     return Record(str(path), run.config, run.manifest, steps, result, sha256, params, lines)
 
@@ -81,7 +84,7 @@ def record_from_results(file: Path, name: str) -> Record:
         ConfigError: the config is not valid.
     """
     found = {}
-    for number, text in enumerate(workdir.read_text(file).splitlines(), 1):
+    for number, text in enumerate(read_text(file).splitlines(), 1):
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):
@@ -109,9 +112,12 @@ def train_again(record: Record, into: Path) -> Record:
         into: the folder to train in.
 
     Raises:
-        UserError: the corpus is missing or is not the recorded one, or the folder holds something else.
+        UserError: the corpus is missing or is not the recorded one, or the folder holds a finished run or something else.
         RunFailed: the run diverges, and the recorded run did not.
     """
+    ended = workdir.read_result(into)
+    if into.resolve() == Path(record.name).resolve() or (ended and ended["status"] != "failed"):
+        raise WorkdirError(f"--into {into} holds a run already, so nothing would be trained again; name a new folder")
     again = copy.deepcopy(record.config)
     again.train.seconds = None  # This limit depends on the machine. The record says where it ended the run.
     try:

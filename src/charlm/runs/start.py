@@ -18,8 +18,11 @@ from charlm.inference.scorer import min_text_length
 from charlm.nn import cudnn
 from charlm.parallel import processes
 from charlm.runs import checkpoint, outcome, workdir
+from charlm.runs.flat_state import state_shapes
+from charlm.runs.memory import check_memory
 from charlm.runs.tracking import check_trackers
-from charlm.system.errors import ConfigError, Exit, RunFailed, UserError
+from charlm.system.errors import ConfigError, Exit, FolderLost, RunFailed, UserError, WorkdirError
+from charlm.system.files import write_text
 from charlm.system.machine import request_determinism
 from charlm.system.progress import say
 
@@ -52,6 +55,7 @@ def prepare(config: ConfigDict) -> Prepared:
     if config.train.deterministic:
         request_determinism()
     corpus = load_corpus(config.data)
+    check_memory(config, corpus.vocab.size, training=True)
     layout = make_layout(config.batching, config.seed, len(corpus.train))
     num_steps = _num_steps(config, layout)
     shortest = min_text_length(config.batching)
@@ -79,7 +83,7 @@ def open_run(path: Path, prepared: Prepared, extend: bool = False) -> Iterator[b
 
 def _create_or_check(path: Path, prepared: Prepared, extend: bool) -> bool:
     config, corpus, layout, num_steps = prepared
-    if not (path / "config.json").is_file():
+    if not (path / "config.json").exists():
         workdir.create_run(path, config, corpus)
         return True
     run = workdir.load_run(path)
@@ -93,9 +97,13 @@ def _create_or_check(path: Path, prepared: Prepared, extend: bool) -> bool:
         )
     if result := workdir.read_result(path):
         if outcome.is_over(path, result, config, num_steps):
-            return False
+            checkpoints = checkpoint.Checkpoints(path, lambda: state_shapes(config, corpus.vocab.size))
+            # A run that a limit on time or a scheduler has ended would not end at the same step again.
+            if result["stopped_by"] not in (None, "train.patience") or not checkpoints.latest_is_damaged():
+                return False
+            say("its last checkpoint is damaged, so the steps since the one before it are trained again")
         (path / "result.json").unlink()
-    workdir.write_text(path / "config.json", to_json(config))
+    write_text(path / "config.json", to_json(config))
     if changed := workdir.manifest_differences(run.manifest, workdir.make_manifest(corpus)):
         say(f"{path} was started elsewhere, so its bits may change: {', '.join(changed)}")
     return True
@@ -106,7 +114,7 @@ def record_failure(config: ConfigDict, path: Path) -> Iterator[None]:
     """Write into result.json that the run failed if an error ends it. Turn an error of the disk into RunFailed."""
     try:
         yield
-    except (UserError, Exit):
+    except (UserError, Exit, FolderLost):
         raise
     except OSError as error:
         _mark_failed(path, config)
@@ -119,9 +127,9 @@ def record_failure(config: ConfigDict, path: Path) -> Iterator[None]:
 
 def _mark_failed(path: Path, config: ConfigDict) -> None:
     """Write result.json, unless it exists already or cannot be written."""
-    if processes.is_primary() and workdir.read_result(path) is None:
-        steps = checkpoint.Checkpoints(path).steps()
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, WorkdirError):
+        if processes.is_primary() and path.is_dir() and workdir.read_result(path) is None:
+            steps = checkpoint.Checkpoints(path).steps()
             result = outcome.make_result("failed", steps[-1] if steps else 0, config, outcome.Progress())
             workdir.write_result(path, result)
 

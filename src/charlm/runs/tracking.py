@@ -1,9 +1,8 @@
-"""The records of a run: metrics.jsonl, samples.txt, curves.png, TensorBoard events, and optionally Weights & Biases."""
+"""The records of a run: metrics.jsonl, samples, curves.png, TensorBoard events, and optionally Weights & Biases."""
 
-import contextlib
 import importlib.util
 import json
-import re
+import math
 import secrets
 import sys
 import time
@@ -14,8 +13,9 @@ from ml_collections import ConfigDict
 
 from charlm.config import flatten
 from charlm.runs.curves import draw_curves
-from charlm.runs.workdir import read_text, write_text
+from charlm.runs.samples import append_samples, cut_back_samples
 from charlm.system.errors import ConfigError, RunFailed
+from charlm.system.files import is_number, read_json_lines, read_text, write_text
 
 # Seconds between two drawings of curves.png, except at the end.
 _DRAW_SECONDS = 20
@@ -40,8 +40,7 @@ class Tracker:
         self._wandb = _start_wandb(workdir, config) if config.train.wandb_project else None
         self._drawn = time.monotonic()
         self._lines = _cut_back_metrics(workdir / "metrics.jsonl", step)
-        _cut_back_samples(workdir / "samples.txt", step)
-        (workdir / "samples.txt").touch()
+        cut_back_samples(workdir, step)
         self._metrics = open(workdir / "metrics.jsonl", "a", encoding="utf-8")
         self._events = _summary_writer()(str(workdir), purge_step=step + 1 if step else None)
         self._hparams = _hparams(config) if config.train.tensorboard_hparams else None
@@ -58,10 +57,8 @@ class Tracker:
             self._wandb.log(numbers, step=line["step"])
 
     def sample(self, step: int, texts: list[str]) -> None:
-        """Append samples to samples.txt and to the TensorBoard events."""
-        with open(self._workdir / "samples.txt", "a", encoding="utf-8") as file:
-            for text in texts:
-                file.write(f"=== step {step} ===\n{text}\n")
+        """Append samples to samples.jsonl, to samples.txt and to the TensorBoard events."""
+        append_samples(self._workdir, step, texts)
         self._events.add_text("sample", "\n\n".join(f"```\n{text}\n```" for text in texts), step)
 
     def draw(self, force: bool = False) -> None:
@@ -168,16 +165,19 @@ def _start_wandb(workdir: Path, config: ConfigDict) -> Any:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a metrics.jsonl, without those that are damaged; [] if the file does not exist.
 
-    A process that is killed while it writes leaves an incomplete last line.
+    Raises:
+        WorkdirError: the file cannot be read.
     """
-    lines = []
-    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
-        for text in file:
-            with contextlib.suppress(ValueError, RecursionError):
-                line = json.loads(text)
-                if isinstance(line, dict) and {"step", "split", "nats_per_char"} <= line.keys():
-                    lines.append(line)
-    return lines
+    return [line for line in read_json_lines(path) if _is_line(line)]
+
+
+def _is_line(line: dict[str, Any]) -> bool:
+    """Return whether a line has all fields that every line has, and no value of another type than in a line."""
+    numbers = [value for key, value in line.items() if key != "split" and value is not None]
+    if not all(map(is_number, numbers)) or not isinstance(line.get("step"), int):
+        return False
+    loss = line.get("nats_per_char")
+    return line.get("split") in ("train", "val") and is_number(line.get("chars")) and is_number(loss) and math.isfinite(loss)
 
 
 def _cut_back_metrics(path: Path, step: int) -> list[dict[str, Any]]:
@@ -185,13 +185,3 @@ def _cut_back_metrics(path: Path, step: int) -> list[dict[str, Any]]:
     lines = [line for line in read_metrics(path) if line["step"] <= step]
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
     return lines
-
-
-def _cut_back_samples(path: Path, step: int) -> None:
-    """Remove the samples of later steps from samples.txt."""
-    if path.exists():
-        text = path.read_text(encoding="utf-8", errors="replace")
-        for header in re.finditer(r"^=== step (\d+) ===$", text, re.MULTILINE):
-            if int(header[1]) > step:
-                write_text(path, text[: header.start()])
-                break

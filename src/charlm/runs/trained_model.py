@@ -14,7 +14,9 @@ from charlm.inference import sampler
 from charlm.inference.dynamic import dynamic_cross_entropy
 from charlm.inference.scorer import Score, make_scorer, min_text_length
 from charlm.nn.model import CharLM
-from charlm.runs.checkpoint import Checkpoints, eval_params
+from charlm.runs.checkpoint import Checkpoints
+from charlm.runs.flat_state import eval_params, state_shapes
+from charlm.runs.memory import check_memory
 from charlm.runs.workdir import Run, check_corpus
 from charlm.system.errors import ConfigError, CorpusError
 from charlm.system.progress import ByteProgress, say
@@ -54,6 +56,7 @@ class TrainedModel(NamedTuple):
         run = self.run
         config = copy.deepcopy(run.config)
         config.sample = settings
+        check_memory(config, run.vocab.size, training=False)
         train_ids = self.corpus().train if settings.random_prompt is not None and not settings.prompt else None
         prompt, prompt_ids = sampler.make_prompt(config, run.vocab, train_ids, seed)
         how = sampler.Settings.from_config(settings, run.vocab.size)
@@ -110,7 +113,9 @@ def load_model(run: Run, checkpoint: str = "best") -> TrainedModel:
     Raises:
         WorkdirError: there is no such checkpoint, or it is damaged.
     """
-    flat, meta = Checkpoints(run.path).find(checkpoint, say)
+    check_memory(run.config, run.vocab.size, training=False)
+    checkpoints = Checkpoints(run.path, lambda: state_shapes(run.config, run.vocab.size))
+    flat, meta = checkpoints.find(checkpoint, say)
     model = CharLM.from_config(run.config.model, run.vocab.size)
     return TrainedModel(run, model, eval_params(flat, model), meta["step"])
 

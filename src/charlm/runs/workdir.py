@@ -18,6 +18,7 @@ from charlm.config.rules import check_extension, describe_differences, differing
 from charlm.data.corpus import Corpus
 from charlm.data.vocab import Vocab
 from charlm.system.errors import ConfigError, WorkdirError, WorkdirInUse
+from charlm.system.files import read_json, read_text, write_text
 from charlm.system.machine import cpu_model, git_commit, num_cores
 
 _LOCK = ".lock"
@@ -42,23 +43,24 @@ class Run(NamedTuple):
     manifest: dict[str, Any]
 
 
-def load_run(path: Path) -> Run:
+def load_run(path: str | Path) -> Run:
     """Read the config, the vocabulary and the manifest of a run. No code from the folder is executed.
 
     Raises:
         WorkdirError: the folder is not a run, or its files cannot be read.
         ConfigError: config.json breaks a rule.
     """
+    path = Path(path)
     if not (path / "config.json").is_file():
         found = "is not a run: it has no config.json" if path.is_dir() else "does not exist"
         near = ", ".join(sorted(p.parent.as_posix() for p in Path("runs").glob("*/config.json")))
         raise WorkdirError(f"--workdir {path} {found}; {'there are ' + near if near else 'train a run first'}")
     config = from_json(read_text(path / "config.json"), str(path / "config.json"))
     try:
-        vocab = Vocab.from_json(json.loads(read_text(path / "vocab.json")))
-        manifest = json.loads(read_text(path / "manifest.json"))
-    except (ValueError, RecursionError) as error:
-        raise WorkdirError(f"{path}: vocab.json or manifest.json cannot be read: {error}") from None
+        vocab = Vocab.from_json(read_json(path / "vocab.json"))
+    except ValueError as error:
+        raise WorkdirError(f"{path / 'vocab.json'} is not a vocabulary: {error}") from None
+    manifest = read_json(path / "manifest.json")
     if not isinstance(manifest, dict):
         raise WorkdirError(f"{path / 'manifest.json'} holds no JSON object")
     return Run(path, config.lock(), vocab, manifest)
@@ -147,6 +149,12 @@ def _version(package: str) -> str | None:
     return None
 
 
+def check_name(path: Path) -> None:
+    """Raise WorkdirError if the name of a new folder is not UTF-8: some of the libraries that write into it need UTF-8."""
+    if any("\ud800" <= character <= "\udfff" for character in str(path)):
+        raise WorkdirError(f"--workdir {path} is not UTF-8; choose another name")
+
+
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
     """Lock a folder against other processes. Create the folder if it does not exist.
@@ -157,6 +165,7 @@ def lock(path: Path) -> Iterator[None]:
         WorkdirInUse: another process holds the lock.
         WorkdirError: the folder holds something other than a run, or cannot be written to.
     """
+    check_name(path)
     if path.exists() and not path.is_dir():
         raise WorkdirError(f"--workdir {path} is a file; name a folder")
     if path.is_dir() and not (path / "config.json").exists():
@@ -178,31 +187,46 @@ def lock(path: Path) -> Iterator[None]:
         yield
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a file. Raises WorkdirError if the file cannot be read."""
+def identity(path: Path) -> tuple[int, int] | None:
+    """Return what identifies the locked folder of a run: device and inode number of its lock file; None if there is none."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise WorkdirError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        found = (path / _LOCK).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically: after a crash the file has either its old or its new content."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+# Key of result.json -> the types of its value. Other keys may have any value.
+_RESULT_TYPES = {
+    "status": str,
+    "steps": int,
+    "best_step": int | None,
+    "val_nats_per_char": float | int | None,
+    "test_nats_per_char": float | int | None,
+    "train_seconds": float | int,
+    "stopped_by": str | None,
+    "params_sha256": str | None,
+}
 
 
 def read_result(path: Path) -> dict[str, Any] | None:
-    """Return the content of result.json in a run's folder; None if the run has not ended or the file is damaged."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        result = json.loads((path / "result.json").read_text(encoding="utf-8"))
-        if isinstance(result, dict) and {"status", "steps", "val_nats_per_char", "best_step", "train_seconds"} <= result.keys():
-            return result
-    return None
+    """Return the content of result.json in a run's folder; None if the run has not ended.
+
+    Raises:
+        WorkdirError: the file cannot be read, or a value has the wrong type.
+    """
+    file = path / "result.json"
+    if not os.path.lexists(file):
+        return None
+    result = read_json(file)
+    if not isinstance(result, dict):
+        raise WorkdirError(f"{file} is not a JSON object; the run in {path} continues if you delete the file")
+    for key, kind in _RESULT_TYPES.items():
+        value = result.setdefault(key, None)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            wrong = f"{file}: {key} is {json.dumps(value)[:100]}, which is not a result"
+            raise WorkdirError(f"{wrong}; the run in {path} continues if you delete the file")
+    return result
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:

@@ -5,17 +5,18 @@ Bokeh draws the plots and the table. The page contains Bokeh's scripts.
 
 import html
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from charlm.config import flatten
 from charlm.runs.curves import COLORS, metric_panels
+from charlm.runs.samples import read_samples
 from charlm.runs.tracking import read_metrics
-from charlm.runs.workdir import load_run, read_result, read_text, write_text
+from charlm.runs.workdir import load_run, read_result
 from charlm.sweeps.results import are_numbers, read_records, row_of, sort_distinct, swept_keys
 from charlm.system.errors import WorkdirError
+from charlm.system.files import write_text
 
 # The number of points of a curve. More cannot be seen.
 _MAX_POINTS = 1000
@@ -63,10 +64,9 @@ def write_page_of_sweep(workdir: Path) -> None:
     table, filter_input = _table(source, keys)
     plots = row(_curves(source), _effects(source, rows, keys), sizing_mode="stretch_width")
     page = column(plots, filter_input, table, _commands(source, workdir), sizing_mode="stretch_width")
-    counts = ", ".join(
-        f"{sum(r['status'] == status for r in rows)} {status}" for status in dict.fromkeys(r["status"] for r in rows)
-    )
-    parts = [f"<h1>{html.escape(workdir.name)}</h1><p class=note>{len(rows)} runs: {counts.replace('_', ' ')}</p>", page]
+    statuses = [each["status"] for each in rows]
+    counts = ", ".join(f"{statuses.count(status)} {status.replace('_', ' ')}" for status in dict.fromkeys(statuses))
+    parts = [f"<h1>{html.escape(workdir.name)}</h1><p class=note>{len(rows)} runs: {html.escape(counts)}</p>", page]
     parts.append(
         "<h2>Samples of the best</h2><div class=samples>" + "".join(_last_sample(each, workdir) for each in rows[:_NUM_SAMPLES])
     )
@@ -81,11 +81,9 @@ def write_page_of_run(path: Path) -> None:
     """
     run, result = load_run(path), read_result(path) or {}
     lines = read_metrics(path / "metrics.jsonl")
-    samples = re.split(r"^(=== step \d+ ===)$", read_text(path / "samples.txt"), flags=re.MULTILINE)[1:]
-    history = [(samples[i].strip("= "), samples[i + 1].strip("\n")) for i in range(0, len(samples), 2)]
+    samples = [f"<div><p class=note>step {step}</p><pre>{html.escape(text)}</pre></div>" for step, text in read_samples(path)]
     parts = [f"<h1>{html.escape(path.name)}</h1>", _curves_of_run(lines), f"<h2>Result</h2>{_pairs(result)}"]
-    parts.append("<h2>Samples, the latest first</h2><div class=samples>")
-    parts += [f"<div><p class=note>{name}</p><pre>{html.escape(text)}</pre></div>" for name, text in reversed(history)]
+    parts += ["<h2>Samples, the latest first</h2><div class=samples>", *reversed(samples)]
     parts.append(f"</div><h2>Config</h2>{_pairs(dict(flatten(run.config)))}<h2>Manifest</h2>{_pairs(run.manifest)}")
     write_text(path / "report.html", _page(path.name, parts))
 
@@ -196,7 +194,8 @@ def _table(source: Any, keys: Sequence[str]) -> tuple[Any, Any]:
     filter_input.js_on_change("value_input", CustomJS(code="field.value = field.value_input", args={"field": filter_input}))
     filter_input.js_on_change("value", CustomJS(code="source.change.emit()", args={"source": source}))
     loss = NumberFormatter(format="0.0000")
-    columns = [TableColumn(field=key, title=key) for key in keys]
+    # The table inserts titles as HTML.
+    columns = [TableColumn(field=key, title=html.escape(key)) for key in keys]
     columns.append(TableColumn(field="val_nats_per_char", title="validation", formatter=loss))
     columns += [TableColumn(field=name, title=name.replace("_", " ")) for name in ("best_step", "steps")]
     columns.append(TableColumn(field="train_seconds", title="seconds", formatter=NumberFormatter(format="0.0")))
@@ -227,8 +226,8 @@ def _commands(source: Any, workdir: Path) -> Any:
 
 def _last_sample(row: Mapping[str, Any], workdir: Path) -> str:
     """Return the HTML of the last sample that a run drew."""
-    path = workdir / row["run"] / "samples.txt"
-    text = re.split(r"^=== step \d+ ===\n", read_text(path), flags=re.MULTILINE)[-1] if path.is_file() else ""
+    samples = read_samples(workdir / row["run"])
+    text = samples[-1].text if samples else ""
     loss = "" if row["val_nats_per_char"] is None else f", {row['val_nats_per_char']:.4f}"
     return f"<div><p class=note>{html.escape(row['run'])}{loss}</p><pre>{html.escape(text[:_SAMPLE_CHARS])}</pre></div>"
 

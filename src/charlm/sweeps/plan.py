@@ -14,7 +14,9 @@ from ml_collections import ConfigDict
 from charlm.config import cli, flatten
 from charlm.config.rules import check, check_keys, differing_keys, parse_json, resolve, set_key, unknown_key_message
 from charlm.sweeps.overrides import Overrides
-from charlm.system.errors import ConfigError
+from charlm.system.errors import ConfigError, UserError
+from charlm.system.files import read_text
+from charlm.system.progress import say
 
 _MAX_NAME_LENGTH = 120
 
@@ -60,7 +62,11 @@ class Plan(NamedTuple):
         """Return the runs in a folder that this plan could draw: their values lie within its ranges (`Sampled`)."""
         found, distributions = [], self.overrides.distributions
         for path in sorted(folder.glob("*/config.json")):
-            recorded, _ = parse_json(path.read_text(encoding="utf-8"), str(path))
+            try:
+                recorded, _ = parse_json(read_text(path), str(path))
+            except UserError as error:
+                say(f"this run is left out: {error}")
+                continue
             values = {key: tuple(value) if isinstance(value, list) else value for key, value in flatten(recorded)}
             run = self.run({key: values[key] for key in distributions})
             same = run.name == path.parent.name and not differing_keys(recorded, run.config)
@@ -105,20 +111,20 @@ def _base_and_overrides(path: Path) -> tuple[ConfigDict, Sequence[Overrides]]:
         raise ConfigError(f"--sweep {path} is not a file; name a Python file with a function get_sweep()")
     scope = {"__name__": "sweep", "__file__": str(path)}
     try:
-        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), scope)
+        exec(compile(read_text(path, ConfigError), str(path), "exec"), scope)
         found = scope["get_sweep"]()
-    except ConfigError:
+    except (ConfigError, KeyboardInterrupt):
         raise
     except KeyError as error:
         if error.args != ("get_sweep",):
             raise ConfigError(f"{path}: KeyError: {error}") from None
         raise ConfigError(f"{path} has no function get_sweep()") from None
-    except Exception as error:
+    except BaseException as error:  # A sweep file is any code, so it may raise anything.
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         where = f", line {frames[-1].lineno}" if frames else f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise ConfigError(f"{path}{where}: {type(error).__name__}: {error}") from None
     fits = isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Sequence)
-    if not fits or not all(isinstance(each, Mapping) for each in found[1]):
+    if not fits or not all(isinstance(each, Mapping) and all(isinstance(key, str) for key in each) for each in found[1]):
         raise ConfigError(f"{path}: get_sweep() must return a config or the path of one, and a list of {{dotted key: value}}")
     base, overrides = found
     if not overrides:

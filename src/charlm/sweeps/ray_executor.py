@@ -16,7 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from charlm.runs import checkpoint, outcome, workdir
+from charlm.runs import flat_state, outcome, workdir
+from charlm.runs.checkpoint import Checkpoints
 from charlm.runs.start import prepare
 from charlm.sweeps.options import RayOptions
 from charlm.sweeps.overrides import Distribution, Floats, Integers
@@ -241,8 +242,8 @@ def _num_steps(run: Run) -> int:
 
 def _write_stopped_result(run: Run, path: Path, scheduler: str) -> None:
     """Write result.json for a run that a scheduler stopped at its latest checkpoint."""
-    flat, meta = checkpoint.Checkpoints(path).find("latest", say)
+    flat, meta = Checkpoints(path).find("latest", say)
     params = {name.removeprefix("params."): value for name, value in flat.items() if name.startswith("params.")}
     size, progress = sum(value.size for value in params.values()), outcome.Progress.from_saved(meta["progress"])
     result = outcome.make_result("stopped_early", meta["step"], run.config, progress, size)
-    workdir.write_result(path, result | {"stopped_by": scheduler, "params_sha256": checkpoint.sha256(params)})
+    workdir.write_result(path, result | {"stopped_by": scheduler, "params_sha256": flat_state.sha256(params)})

@@ -22,10 +22,10 @@ from ray import tune
 
 from charlm.config import to_json
 from charlm.runs.tracking import read_metrics
-from charlm.runs.workdir import write_text
 from charlm.sweeps.overrides import Floats
 from charlm.sweeps.plan import Plan, Run
 from charlm.system.errors import RunFailed
+from charlm.system.files import write_text
 from charlm.system.machine import num_cores
 
 # The result by which schedulers and the search compare trials: the lowest validation loss so far.

@@ -14,20 +14,32 @@ from ml_collections import ConfigDict
 from charlm.config import flatten
 from charlm.config.rules import differing_keys, parse_json
 from charlm.runs.tracking import read_metrics
-from charlm.runs.workdir import read_result, read_text, write_text
+from charlm.runs.workdir import read_result
 from charlm.sweeps.plan import Run
 from charlm.system.errors import UserError, WorkdirError
+from charlm.system.files import is_number, read_json, read_text, write_text
+from charlm.system.progress import say
 
 # The keys of a result that a row of summary.csv shows.
 _RESULT_KEYS = ("val_nats_per_char", "best_step", "steps", "train_seconds", "params_sha256", "status")
+_NUMBERS_OF_A_RESULT = _RESULT_KEYS[:4]
+_RECORD_TYPES = {
+    "run": (str,),
+    "overrides": (dict,),
+    "status": (str,),
+    "config": (dict, type(None)),
+    "manifest": (dict, type(None)),
+    "result": (dict, type(None)),
+    "reason": (str, type(None)),
+}
 
 
 def is_finished(path: Path, config: ConfigDict) -> bool:
     """Return whether a folder holds a run of this config that is completed, or was ended by a limit or by a scheduler."""
-    result = read_result(path)
-    if result is None or result["status"] not in ("completed", "stopped_early"):
-        return False
     try:
+        result = read_result(path)
+        if result is None or result["status"] not in ("completed", "stopped_early"):
+            return False
         recorded, _ = parse_json(read_text(path / "config.json"), str(path))
     except UserError:
         return False
@@ -52,18 +64,34 @@ def write_records(runs: Sequence[Run], workdir: Path, failed: Mapping[str, str])
     writer.writeheader()
     writer.writerows(rows)
     write_text(workdir / "summary.csv", table.getvalue())
-    metrics = {run.name: read_metrics(workdir / run.name / "metrics.jsonl") for run in runs}
+    metrics = {run.name: _metrics(workdir / run.name) for run in runs}
     draw_sweep(records, keys, metrics, workdir / "sweep.png")
     return rows
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's metrics.jsonl; [] if the file cannot be read."""
+    try:
+        return read_metrics(path / "metrics.jsonl")
+    except WorkdirError as error:
+        say(str(error))
+        return []
 
 
 def _record(run: Run, path: Path, reason: str | None) -> dict[str, Any]:
     """Return the line of results.jsonl of a run, from which `charlm.reproduce` can train the run again."""
     record = {"run": run.name, "overrides": run.overrides, "config": None, "manifest": None}
-    record |= {"result": read_result(path), "status": "not_started", "reason": reason}
-    for name in ("config", "manifest"):
-        if (path / f"{name}.json").is_file():
-            record[name] = json.loads((path / f"{name}.json").read_text(encoding="utf-8"))
+    record |= {"result": None, "status": "not_started"}
+    try:  # A damaged run is a row of the table. It does not hide the others.
+        record["result"] = read_result(path)
+        for name in ("config", "manifest"):
+            if (path / f"{name}.json").exists():
+                record[name] = read_json(path / f"{name}.json")
+        _check_record(record | {"reason": None}, str(path), path.parent)
+    except WorkdirError as error:
+        record |= {"result": None, "config": None, "manifest": None}
+        reason = reason or str(error)
+    record["reason"] = reason
     if record["result"]:
         record["status"] = record["result"]["status"]
     elif record["config"]:
@@ -74,14 +102,52 @@ def _record(run: Run, path: Path, reason: str | None) -> dict[str, Any]:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a sweep's results.jsonl. Raises WorkdirError if the file cannot be read or is something else."""
-    try:
-        records = [json.loads(line) for line in read_text(path).splitlines()]
-    except (ValueError, RecursionError) as error:
-        raise WorkdirError(f"{path} cannot be read: {error}") from None
-    if not records or not all(isinstance(record, dict) and {"run", "overrides"} <= record.keys() for record in records):
+    """Return the lines of a sweep's results.jsonl.
+
+    Raises:
+        WorkdirError: the file cannot be read, or a line is not the record of a run. The message names the line and the field.
+    """
+    records = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise WorkdirError(f"{where} is not JSON: {' '.join(str(error).split())[:200]}") from None
+            records.append(_check_record(record, where, path.parent))
+    if not records:
         raise WorkdirError(f"{path} holds no runs of a sweep")
     return records
+
+
+def _check_record(record: Any, where: str, folder: Path) -> dict[str, Any]:
+    """Return a line of results.jsonl, with None for the fields that it lacks. Raises WorkdirError if a field is wrong."""
+    if not isinstance(record, dict):
+        raise WorkdirError(f"{where} is not a JSON object")
+    record = {"result": None, "config": None, "manifest": None, "reason": None, "status": "unknown"} | record
+    for key, kinds in _RECORD_TYPES.items():
+        if not isinstance(record.get(key), kinds):
+            names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise WorkdirError(f"{where}: {key} is {json.dumps(record.get(key))[:100]}; it must be of type {names}")
+    # A run's folder lies in the folder of the sweep. A name such as `../secret` would show the files of another folder.
+    run = folder / record["run"]
+    if record["run"] in ("", ".", "..") or "/" in record["run"] or "\0" in record["run"] or run.is_symlink():
+        raise WorkdirError(f"{where}: run is {record['run'][:100]!r}; it must be the name of a folder in {folder}")
+    for key in record["result"] or {}:
+        value = record["result"][key]
+        if key in _NUMBERS_OF_A_RESULT and value is not None and not is_number(value):
+            raise WorkdirError(f"{where}: result.{key} is {json.dumps(value)[:100]}; it must be a number")
+        if key in ("status", "params_sha256") and not isinstance(value, str | None):
+            raise WorkdirError(f"{where}: result.{key} is {json.dumps(value)[:100]}; it must be a string")
+    for key, value in record["overrides"].items():
+        if isinstance(value, dict) or (isinstance(value, int) and abs(value) >= 1 << 63):
+            raise WorkdirError(f"{where}: the override of {key[:100]!r} is not a value of a config key")
+    try:
+        dict(flatten(record["config"] or {}))
+    except RecursionError:
+        raise WorkdirError(f"{where}: config is nested too deep") from None
+    return record
 
 
 def swept_keys(records: Sequence[Mapping[str, Any]]) -> list[str]:

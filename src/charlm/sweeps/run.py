@@ -1,13 +1,15 @@
 """Train all runs of a sweep and write its records."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from charlm.runs.workdir import check_name
 from charlm.sweeps import page, results
 from charlm.sweeps.executors import EXECUTORS
 from charlm.sweeps.options import RayOptions
 from charlm.sweeps.plan import Plan, Run
-from charlm.system.errors import RunFailed
+from charlm.system.errors import RunFailed, WorkdirError
 from charlm.system.locks import exclusive_lock
 from charlm.system.machine import request_determinism
 from charlm.system.progress import say
@@ -29,6 +31,7 @@ def run_sweep(plan: Plan, workdir: Path, executor: str = "sequential", options: 
     """
 
     options = options or RayOptions()
+    check_name(workdir)
 
     def list_runs() -> list[Run]:
         # A search starts from the runs that the folder holds already.
@@ -43,6 +46,8 @@ def run_sweep(plan: Plan, workdir: Path, executor: str = "sequential", options: 
         unfinished = [run for run in runs if not run.refused and not results.is_finished(workdir / run.name, run.config)]
         if finished := len(runs) - len(unfinished) - len(failed):
             say(f"{finished} of {len(runs)} runs are finished")
+        if options.search == "file":  # The runs of a search differ from start to start.
+            _keep_other_table(runs, workdir)
         try:
             failed |= EXECUTORS[executor](unfinished, workdir, plan, options)
         finally:
@@ -52,6 +57,22 @@ def run_sweep(plan: Plan, workdir: Path, executor: str = "sequential", options: 
     if failed:
         first = next(iter(failed))
         raise RunFailed(f"{len(failed)} of {len(runs)} runs failed; the first is {first}: {failed[first]}")
+
+
+def _keep_other_table(runs: Sequence[Run], workdir: Path) -> None:
+    """Keep the table of another sweep file under another name, with a message, before this sweep replaces it."""
+    try:
+        others = {record["run"] for record in results.read_records(workdir / "results.jsonl")} - {run.name for run in runs}
+    except WorkdirError:
+        return
+    if others:
+        for name in ("results.jsonl", "summary.csv"):
+            with contextlib.suppress(FileNotFoundError):
+                (workdir / name).rename(workdir / f"{name}.before")
+        say(
+            f"{len(others)} runs of {workdir} are not in this sweep file, for example {min(others)}; the table "
+            f"of before stays in results.jsonl.before and summary.csv.before"
+        )
 
 
 def _write_records(runs: Sequence[Run], workdir: Path, failed: Mapping[str, str]) -> None:

@@ -27,7 +27,8 @@ from charlm.data.corpus import load_corpus
 from charlm.inference.sampler import make_sampler
 from charlm.inference.scorer import make_scorer
 from charlm.nn.model import CharLM
-from charlm.runs.checkpoint import DamagedCheckpoint, unflatten_state
+from charlm.runs.checkpoint import DamagedCheckpoint
+from charlm.runs.flat_state import unflatten_state
 from charlm.runs.host import Host
 from charlm.runs.loop import ChunkResult, training_loop
 from charlm.runs.signals import Signals

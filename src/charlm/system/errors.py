@@ -28,9 +28,18 @@ class RunFailed(Exception):
     """The run itself failed, for example because its loss is not finite. The commands exit with 1."""
 
 
+class FolderLost(RunFailed):
+    """The folder of the run was moved or deleted, so nothing more can be written into it."""
+
+
 class Exit(Exception):
     """The command ends with this exit code: it printed its help, or it received a signal and saved everything."""
 
     def __init__(self, code: int):
         super().__init__(code)
         self.code = code
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that the host or the device has too little memory."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)

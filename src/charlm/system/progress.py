@@ -13,8 +13,8 @@ _LINE_SECONDS = 10.0
 
 
 def say(text: str) -> None:
-    """Print a line on stderr. A closed stderr must not end a run, so errors are ignored."""
-    with contextlib.suppress(OSError):
+    """Print a line on stderr. A closed or full stderr must not end a run, so errors are ignored."""
+    with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
 
 
@@ -52,7 +52,8 @@ class ProgressLine:
     def say(self, text: str) -> None:
         """Print a line, above the live line if there is one."""
         if self._bar:
-            self._bar.console.print(text, markup=False, highlight=False)
+            with contextlib.suppress(OSError):  # The terminal may have gone away.
+                self._bar.console.print(text, markup=False, highlight=False)
         elif not self._silent:
             say(text)
 
@@ -94,7 +95,8 @@ class ProgressLine:
     def close(self) -> None:
         """Remove the live line."""
         if self._bar:
-            self._bar.stop()
+            with contextlib.suppress(OSError):
+                self._bar.stop()
 
 
 class ByteProgress:

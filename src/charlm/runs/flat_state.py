@@ -1,0 +1,86 @@
+"""The state of a run as a flat dict from dotted path to array, as it is saved in a checkpoint."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from charlm.nn.model import CharLM
+from charlm.parallel.mesh import fetch
+from charlm.system.errors import WorkdirError
+from charlm.training.state import Program, init_state
+
+# Dotted path -> array.
+FlatState = dict[str, np.ndarray]
+# Dotted path -> shape and dtype.
+FlatShapes = dict[str, jax.ShapeDtypeStruct]
+
+
+def flatten_state(tree: Any) -> FlatState:
+    """Return {dotted path: array} of a tree, copied to the host. All processes of a job must call it."""
+    leaves = jax.tree_util.tree_leaves_with_path(fetch(tree))
+    # Copies, because on a CPU a NumPy view shares its memory with the array, and a donated array is soon overwritten.
+    return {_name(path): np.array(leaf) for path, leaf in leaves}
+
+
+def state_shapes(config: ConfigDict, vocab_size: int) -> FlatShapes:
+    """Return {dotted path: shape and dtype} of the state of a run with this config."""
+    # The length of the run changes no shape.
+    program = Program(config, vocab_size, 1000, carries_state=config.batching.layout == "stream")
+    state = jax.eval_shape(lambda seed: init_state(program, {"seed": seed}), np.uint32(0))
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """Return the dotted path of a leaf."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def unflatten_state(like: Any, flat: FlatState) -> Any:
+    """Return the tree that `flatten_state` flattened.
+
+    Args:
+        like: a tree with the structure, shapes and dtypes of the result.
+        flat: the flat state. Arrays that `like` does not name are ignored.
+
+    Raises:
+        WorkdirError: an array is missing, or has another shape or dtype, because another model wrote the flat state.
+    """
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
+    values = []
+    for path, leaf in leaves:
+        name = _name(path)
+        if name not in flat or flat[name].shape != leaf.shape or flat[name].dtype != leaf.dtype:
+            found = f"{flat[name].dtype}{list(flat[name].shape)}" if name in flat else "nothing"
+            raise WorkdirError(
+                f"the checkpoint does not fit the config: {name} should be {leaf.dtype}{list(leaf.shape)}, found {found}"
+            )
+        values.append(flat[name])
+    return jax.tree_util.tree_unflatten(treedef, values)
+
+
+def eval_params(flat: FlatState, model: CharLM) -> Any:
+    """Return the parameters for scoring and sampling (`TrainState.eval_params`) of a flat state, on the device.
+
+    Raises:
+        WorkdirError: the flat state does not hold parameters of this model.
+    """
+    name = "ema" if any(path.startswith("ema.") for path in flat) else "params"
+    like = {name: jax.eval_shape(model.initial_params, jax.random.key(0))}
+    return jax.device_put(unflatten_state(like, flat)[name])
+
+
+def sha256(flat: FlatState, meta: Mapping[str, Any] | None = None) -> str:
+    """Return the sha256 of the paths, dtypes, shapes and bytes, sorted by path, and of JSON metadata if given."""
+    digest = hashlib.sha256()
+    for name in sorted(flat):
+        value = np.ascontiguousarray(flat[name])
+        digest.update(f"{name} {value.dtype.str} {value.shape}\n".encode())
+        digest.update(value.tobytes())
+    if meta is not None:
+        digest.update(json.dumps(meta, sort_keys=True).encode())
+    return digest.hexdigest()

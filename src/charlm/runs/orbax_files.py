@@ -1,0 +1,62 @@
+"""What charlm needs of Orbax: its manager of checkpoints, and the shapes that a checkpoint declares."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def single_process_options() -> Any:
+    """Return Orbax's options for a process that reads or writes alone: every process has the state, and process 0 writes."""
+    from orbax.checkpoint.options import MultiprocessingOptions
+
+    return MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
+
+
+def make_manager(root: Path, keep: "KeepLatestAndBest") -> Any:
+    """Return Orbax's manager of the checkpoints in a folder. Raises an exception of any type if one of them is damaged."""
+    import orbax.checkpoint as ocp
+
+    options = ocp.CheckpointManagerOptions(
+        create=False,
+        cleanup_tmp_directories=True,
+        preservation_policy=keep,
+        enable_async_checkpointing=True,
+        multiprocessing_options=single_process_options(),
+    )
+    single = {"multiprocessing_options": single_process_options()}
+    handlers = {"state": ocp.StandardCheckpointHandler(**single), "meta": ocp.JsonCheckpointHandler(**single)}
+    return ocp.CheckpointManager(root, options=options, item_handlers=handlers)
+
+
+def can_be_listed(folder: Path) -> bool:
+    """Return whether Orbax can create a manager of a folder that holds only this checkpoint."""
+    with tempfile.TemporaryDirectory() as root:
+        Path(root, folder.name).symlink_to(folder.absolute())
+        try:
+            make_manager(Path(root), KeepLatestAndBest()).close()
+        except Exception:
+            return False
+        return True
+
+
+class KeepLatestAndBest:
+    """A preservation policy of Orbax: keep the two latest checkpoints and the best.
+
+    If the latest is damaged, the run continues from the one before it.
+    """
+
+    best_step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        return [i >= len(checkpoints) - 2 or c.step == self.best_step for i, c in enumerate(checkpoints)]
+
+
+def shapes_of(tree: Any) -> dict[str, tuple[Any, ...]]:
+    """Return {dotted path: (shape, dtype)} of a flat dict, or of Orbax's metadata of one."""
+    flat = getattr(tree, "item_metadata", tree)
+    return {name: (tuple(each.shape), np.dtype(each.dtype)) for name, each in dict(getattr(flat, "tree", flat)).items()}

@@ -1,0 +1,101 @@
+"""Read and write small files: only regular files are read, and a file appears only when it is complete."""
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+from typing import IO, Any
+
+from charlm.system.errors import UserError, WorkdirError
+
+
+def read_text(path: Path, error: type[UserError] = WorkdirError, errors: str = "strict") -> str:
+    """Return the text of a UTF-8 file. A folder, a device or a pipe is not opened, because reading it could wait forever.
+
+    Args:
+        path: the file.
+        error: the type of the error if the file cannot be read.
+        errors: what happens to bytes that are not UTF-8, as in `open`.
+
+    Raises:
+        UserError: of the type `error`. The message names the file.
+    """
+    try:
+        # Without O_NONBLOCK, opening a named pipe waits for its other end.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with open(descriptor, encoding="utf-8", errors=errors, newline="") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise error(f"cannot read {path}: it is not a regular file")
+            return file.read()
+    except UnicodeDecodeError as problem:
+        raise error(f"cannot read {path}: it is not UTF-8 ({problem.reason} at byte offset {problem.start})") from None
+    except (OSError, ValueError) as problem:  # A path with a null byte is a ValueError.
+        raise error(f"cannot read {path}: {getattr(problem, 'strerror', None) or problem}") from None
+
+
+def read_json(path: Path, error: type[UserError] = WorkdirError) -> Any:
+    """Return the JSON value in a file. Raises an error of the type `error` as `read_text` does, or if the file is not JSON."""
+    try:
+        return json.loads(read_text(path, error))
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{path} is not JSON: {' '.join(str(problem).split())[:200]}") from None
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects in a file of one JSON object a line, without the lines that are damaged; [] if there is no file.
+
+    A process that is killed while it writes leaves an incomplete last line.
+
+    Raises:
+        WorkdirError: the file cannot be read.
+    """
+    if not os.path.lexists(path):
+        return []
+    found = []
+    for line in read_text(path, errors="replace").split("\n"):
+        with contextlib.suppress(ValueError, RecursionError):
+            found.append(json.loads(line))
+    return [each for each in found if isinstance(each, dict)]
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a JSON value is a number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or abs(value) < 1 << 63
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically: after a crash the file has either its old or its new content.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        flush_to_disk(file)
+    partial.replace(path)
+    flush_folder_to_disk(path.parent)
+
+
+def flush_to_disk(file: IO[Any]) -> None:
+    """Write everything that was written to an open file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def flush_folder_to_disk(folder: Path) -> None:
+    """Write the names of the files in a folder to the disk, so that a new or renamed file survives a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def text_sha256(text: str) -> str:
+    """Return the sha256 of a text in hexadecimal digits."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

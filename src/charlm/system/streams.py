@@ -1,0 +1,53 @@
+"""The standard streams of a command. They may be closed, full, or unable to encode a character."""
+
+import contextlib
+import os
+import sys
+
+from charlm.system.errors import RunFailed
+
+
+def prepare_streams() -> None:
+    """Make stdin, stdout and stderr usable, even if the command was started without them.
+
+    Without this, the next file that is opened gets the number of a closed stream, and messages would be written into it.
+    """
+    for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest free number is assigned, which is that of the closed stream. Writing to stdout is then an error.
+            os.open(os.devnull, mode)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        # A message that names a file must not fail because the terminal cannot show a character.
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def write_output(text: str) -> None:
+    """Write a text to stdout at once.
+
+    Raises:
+        BrokenPipeError: the reader of stdout (head, less) has gone away.
+        RunFailed: stdout is closed or full.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard_output()
+        raise
+    except OSError as error:
+        discard_output()
+        raise RunFailed(f"the output cannot be written to stdout: {error.strerror}") from None
+
+
+def discard_output() -> None:
+    """Discard what is still to be written to stdout. Without this, Python reports an error when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stdout.flush()
