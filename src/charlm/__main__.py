@@ -9,21 +9,32 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
+from charlm.system.errors import RunFailed
+from charlm.system.progress import say
+from charlm.system.streams import prepare_streams, write_output
+
 COMMANDS = ("train", "sample", "evaluate", "reproduce", "sweep", "report")
 
 
 def main(argv: Sequence[str]) -> int:
     """Print the commands with what each is for; return the exit code."""
+    prepare_streams()
     if argv and argv[0] in COMMANDS:
-        print(f"charlm: write python -m charlm.{argv[0]}, with a dot", file=sys.stderr)
+        say(f"charlm: write python -m charlm.{argv[0]}, with a dot")
         return 2
     if argv and argv[0] not in ("-h", "--help", "help"):
-        print(f"charlm: unknown command {argv[0]!r}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
+        say(f"charlm: unknown command {argv[0]!r}; the commands are {', '.join(COMMANDS)}")
         return 2
-    print("Character-level recurrent language models in JAX. The commands:\n")
-    for name in COMMANDS:
-        print(f"  python -m charlm.{name:10}  {_summary(name)}")
-    print("\npython -m charlm.COMMAND --help lists the flags of a command.")
+    lines = ["Character-level recurrent language models in JAX. The commands:", ""]
+    lines += [f"  python -m charlm.{name:10}  {_summary(name)}" for name in COMMANDS]
+    lines += ["", "python -m charlm.COMMAND --help lists the flags of a command."]
+    try:
+        write_output("\n".join(lines) + "\n")
+    except BrokenPipeError:
+        pass
+    except RunFailed as error:
+        say(f"charlm: {error}")
+        return 1
     return 0
 
 

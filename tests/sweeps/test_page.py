@@ -48,7 +48,7 @@ def test_the_page_of_a_sweep_is_self_contained_and_lists_every_run_best_first(sw
     body = page[page.rindex("<div class=samples>") :]
     assert 0 < body.index("cell=gru, 1.5000") < body.index("cell=lstm, 1.7500") < body.index("cell=&lt;b&gt;")
     assert "&lt;i&gt; cell=gru" in body and "old" not in body and "<i>" not in body and "cell=<b>" not in body
-    assert "out of memory" in page and "charlm.reproduce --result ${folder}/results.jsonl" in page
+    assert "out of memory" in page and f"charlm.reproduce --result {sweep_folder}/results.jsonl --run cell=gru" in page
 
 
 def test_the_page_of_a_run_shows_its_curves_result_samples_and_config(run, small_config, tmp_path):

@@ -106,7 +106,8 @@ def test_a_sweep_that_is_killed_and_stopped_continues(address, sequential, tmp_p
 
 @pytest.mark.slow
 def test_runs_that_fall_behind_are_stopped_and_failures_are_rows_of_the_table(address, small_config, tmp_path):
-    rates = 'product({"optimizer.learning_rate": [1e-2, 1e-8, 1e-9, 1e38]}) + [{"model.hidden_size": 0}]'
+    # The runs are long enough to be stopped under way.
+    rates = 'product({"optimizer.learning_rate": [1e-2, 1e-8, 1e-9, 1e38], "train.steps": [1500]}) + [{"model.hidden_size": 0}]'
     (tmp_path / "sweep.py").write_text(SWEEP.format(config=str(small_config), runs=rates))
     flags = f"--ray_address={address}", "--scheduler=asha"
     process = sweep_on_ray(tmp_path / "sweep.py", tmp_path / "w", *flags)
@@ -115,12 +116,12 @@ def test_runs_that_fall_behind_are_stopped_and_failures_are_rows_of_the_table(ad
     rows = {row["run"]: row for row in rows_of(tmp_path / "w")}
     runs = {run.name: run for run in plan.load_plan(tmp_path / "sweep.py").runs()}
     states = [row["status"] for row in rows.values()]
-    assert rows["learning_rate=0.01"]["status"] == "completed" and states.count("stopped_early") >= 1
-    assert rows["learning_rate=1e+38"]["status"] == "diverged" and rows["hidden_size=0"]["status"] == "failed"
+    assert rows["learning_rate=0.01,steps=1500"]["status"] == "completed" and states.count("stopped_early") >= 1
+    assert rows["learning_rate=1e+38,steps=1500"]["status"] == "diverged" and rows["hidden_size=0"]["status"] == "failed"
     for name, row in rows.items():
         if row["status"] == "stopped_early":
             result = json.loads((tmp_path / "w" / name / "result.json").read_text())
-            assert result["stopped_by"] == "asha" and result["steps"] < 40 and result["params_sha256"]
+            assert result["stopped_by"] == "asha" and result["steps"] < 1500 and result["params_sha256"]
             assert results.is_finished(tmp_path / "w" / name, runs[name].config), "a stopped run is not trained again"
 
 

@@ -5,6 +5,7 @@ run and a sha256 of state and progress. Orbax does not detect flipped bits; the 
 """
 
 import contextlib
+import errno
 import functools
 import os
 import re
@@ -20,7 +21,7 @@ import numpy as np
 from charlm.parallel import processes
 from charlm.runs.flat_state import FlatShapes, FlatState, flatten_state, sha256
 from charlm.runs.orbax_files import KeepLatestAndBest, can_be_listed, make_manager, shapes_of, single_process_options
-from charlm.system.errors import RunFailed, WorkdirError
+from charlm.system.errors import RunFailed, WorkdirError, is_out_of_memory
 from charlm.system.progress import say
 
 # How often a checkpoint is chosen again, after training has deleted the one that was chosen, and how long a deletion may take.
@@ -125,17 +126,18 @@ class Checkpoints:
             items = self._orbax_root / str(step)
             options = {"multiprocessing_options": single_process_options()}
             with ocp.Checkpointer(ocp.StandardCheckpointHandler(**options), **options) as reader:
-                if self._expected is not None and shapes_of(reader.metadata(items / "state")) != self._expected:
-                    raise ValueError("other arrays")
+                self._check_shapes(folder, shapes_of(reader.metadata(items / "state")))
                 state = reader.restore(items / "state")
             with ocp.Checkpointer(ocp.JsonCheckpointHandler(**options), **options) as reader:
                 meta = dict(reader.restore(items / "meta"))
             flat = {name: np.asarray(value) for name, value in state.items()}
             expected = meta.pop("sha256", None)
-        except MemoryError:
+        except DamagedCheckpoint:
             raise
         except Exception as error:  # Orbax raises many types of exceptions for truncated and altered files.
-            raise DamagedCheckpoint(self._why_unreadable(folder, error)) from None
+            if is_out_of_memory(error):
+                raise
+            raise _unreadable(folder, error) from None
         if sha256(flat, meta) != expected or not _is_meta(meta, step):
             raise DamagedCheckpoint(f"the checkpoint {folder} is damaged: its sha256 does not match")
         self._keep.best_step = meta["best_step"]
@@ -146,13 +148,15 @@ class Checkpoints:
         """Return {dotted path: (shape, dtype)} of the state; None if any state is read."""
         return None if self._shapes is None else shapes_of(self._shapes())
 
-    @staticmethod
-    def _why_unreadable(folder: Path, error: Exception) -> str:
-        """Return the message for a checkpoint that cannot be read."""
-        for path in (folder, *sorted(folder.rglob("*"))):
-            if not os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK):
-                return f"the checkpoint {folder} cannot be read: {path} is not readable; check its permissions"
-        return f"the checkpoint {folder} cannot be read, or does not fit config.json ({type(error).__name__})"
+    def _check_shapes(self, folder: Path, found: Mapping[str, tuple[Any, ...]]) -> None:
+        """Raise DamagedCheckpoint if a checkpoint declares other arrays than the state has."""
+        for name in sorted({*found, *(self._expected or found)}):
+            should, has = (self._expected or found).get(name), found.get(name)
+            if should != has:
+                raise DamagedCheckpoint(
+                    f"the checkpoint {folder} does not fit config.json: the array {name} should be {_describe(should)}, "
+                    f"found {_describe(has)}"
+                )
 
     def restore_latest(self, say: Callable[[str], None]) -> tuple[FlatState, dict[str, Any]] | None:
         """Return the flat state and the metadata of the latest undamaged checkpoint; None if there is no checkpoint.
@@ -295,7 +299,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            reason = " ".join(str(error).split())[-200:]
+            reason = " ".join(str(error).replace(str(self._orbax_root), str(self._root)).split())[-200:]
             hint = "there is none yet, so the same command starts again"
             if steps := self.steps():
                 hint = f"the last one is that of step {steps[-1]}, and the same command continues from it"
@@ -304,6 +308,21 @@ class Checkpoints:
 
 class _Deleted(Exception):
     """Another process has deleted a checkpoint while it was read: training keeps only the latest and the best."""
+
+
+def _describe(array: tuple[Any, ...] | None) -> str:
+    """Return (shape, dtype) of an array as text."""
+    return f"{array[1]}{list(array[0])}" if array else "absent"
+
+
+def _unreadable(folder: Path, error: Exception) -> WorkdirError:
+    """Return the error for a checkpoint that cannot be read: it is damaged, or the system refuses to read it."""
+    for path in (folder, *sorted(folder.rglob("*"))):
+        if path.exists() and not os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK):
+            return WorkdirError(f"the checkpoint {folder} cannot be read: {path} is not readable; check its permissions")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE):
+        return WorkdirError(f"the checkpoint {folder} cannot be read: {error.strerror}")
+    return DamagedCheckpoint(f"the checkpoint {folder} cannot be read ({type(error).__name__})")
 
 
 def _is_meta(meta: Mapping[str, Any], step: int) -> bool:

@@ -268,8 +268,8 @@ class Host:
         self._bar.say(outcome.summary_line(result, self._path))
 
     def _check_in_place(self) -> None:
-        """Raise RunFailed if the folder was moved or deleted. Otherwise a part of a run would appear at its old place."""
-        if workdir.identity(self._path) != self._identity:
+        """Raise FolderLost if the folder was moved or deleted. Otherwise a part of a run would appear at its old place."""
+        if processes.is_primary() and workdir.identity(self._path) != self._identity:
             raise FolderLost(
                 f"{self._path} was moved or deleted while the run was trained; if it was moved, the same command continues "
                 "there with another --workdir"

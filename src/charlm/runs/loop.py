@@ -25,6 +25,7 @@ from charlm.parallel import mesh as meshes
 from charlm.parallel import processes
 from charlm.runs import flat_state
 from charlm.runs.host import Host
+from charlm.runs.memory import check_memory
 from charlm.runs.signals import Signals
 from charlm.runs.start import Prepared, open_run, prepare, record_failure
 from charlm.system.errors import Exit, RunFailed
@@ -48,6 +49,7 @@ def train(config: ConfigDict, path: str | Path, extend: bool = False, until: int
         Exit: a signal came; everything is saved.
     """
     path, prepared = Path(path), prepare(config)
+    check_memory(prepared.config, prepared.corpus.vocab.size, training=True)
     arguments = {"config": to_json(prepared.config), "--workdir": str(path), "--extend": str(extend)}
     processes.check_same({**arguments, "text": prepared.corpus.sha256})
     mesh = meshes.make_mesh(prepared.config)

@@ -60,18 +60,20 @@ def estimate_memory(config: ConfigDict, vocab_size: int, training: bool) -> list
     model, batching, sample = config.model, config.batching, config.sample
     hidden, layers, gates = model.hidden_size, model.num_layers, len(CELLS[model.cell].gates)
     inputs = {"embedding": model.embedding_size, "one_hot": vocab_size, "scalar": 1}[model.encoding]
-    weights = gates * hidden * (inputs + hidden) + (layers - 1) * gates * hidden * 2 * hidden + vocab_size * (hidden + inputs)
-    # Training holds parameters, gradient, and at least one number of the optimizer for each parameter.
-    copies = 3 if training else 1
+    weights = gates * hidden * (inputs + hidden) + (layers - 1) * gates * hidden * 2 * hidden
+    weights += vocab_size * model.embedding_size if model.encoding == "embedding" else 0
+    weights += 0 if model.tie_weights else vocab_size * hidden
+    copies = 2 if training else 1  # Training also holds the gradient.
     sizes = "model.hidden_size, model.num_layers or model.embedding_size"
-    drawn = sample.num_samples * (layers * hidden + vocab_size + sample.length)
+    drawn = sample.num_samples * (layers * hidden + vocab_size)
     needs = [
         Need("the parameters", copies * weights * _FLOAT_BYTES, sizes),
-        Need("the samples that are drawn at the same time", drawn * _FLOAT_BYTES, "sample.num_samples or sample.length"),
+        Need("the samples that are drawn at the same time", drawn * _FLOAT_BYTES, "sample.num_samples"),
     ]
     if training:
         rows = batching.batch_size // config.optimizer.accumulation_steps
-        activations = rows * batching.seq_len * (layers * gates * hidden + vocab_size)
+        activations = rows * batching.seq_len * layers * gates * hidden
+        activations += rows * vocab_size * (1 if batching.loss_on == "last" else batching.seq_len)
         keys = "batching.batch_size, batching.seq_len or model.hidden_size, or raise optimizer.accumulation_steps"
         needs.append(Need("the activations of a batch", activations * _FLOAT_BYTES, keys))
         carries = batching.batch_size * batching.seq_len

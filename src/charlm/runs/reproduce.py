@@ -112,11 +112,12 @@ def train_again(record: Record, into: Path) -> Record:
         into: the folder to train in.
 
     Raises:
-        UserError: the corpus is missing or is not the recorded one, or the folder holds a finished run or something else.
+        UserError: the corpus is missing or is not the recorded one, or the folder holds a finished run, or other files.
         RunFailed: the run diverges, and the recorded run did not.
     """
     ended = workdir.read_result(into)
-    if into.resolve() == Path(record.name).resolve() or (ended and ended["status"] != "failed"):
+    itself = (into / "config.json").exists() and into.resolve() == Path(record.name).resolve()
+    if itself or (ended and ended["status"] != "failed"):
         raise WorkdirError(f"--into {into} holds a run already, so nothing would be trained again; name a new folder")
     again = copy.deepcopy(record.config)
     again.train.seconds = None  # This limit depends on the machine. The record says where it ended the run.

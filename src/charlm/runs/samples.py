@@ -24,7 +24,7 @@ def append_samples(workdir: Path, step: int, texts: Sequence[str]) -> None:
     """Append the samples of a step to both files."""
     samples = [Sample(step, text) for text in texts]
     for name, lines in (("samples.jsonl", _as_json(samples)), ("samples.txt", _as_text(samples))):
-        with open(workdir / name, "a", encoding="utf-8", newline="") as file:
+        with open(workdir / name, "a", encoding="utf-8", errors="backslashreplace", newline="") as file:
             file.write(lines)
 
 

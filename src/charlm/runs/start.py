@@ -19,7 +19,6 @@ from charlm.nn import cudnn
 from charlm.parallel import processes
 from charlm.runs import checkpoint, outcome, workdir
 from charlm.runs.flat_state import state_shapes
-from charlm.runs.memory import check_memory
 from charlm.runs.tracking import check_trackers
 from charlm.system.errors import ConfigError, Exit, FolderLost, RunFailed, UserError, WorkdirError
 from charlm.system.files import write_text
@@ -55,7 +54,6 @@ def prepare(config: ConfigDict) -> Prepared:
     if config.train.deterministic:
         request_determinism()
     corpus = load_corpus(config.data)
-    check_memory(config, corpus.vocab.size, training=True)
     layout = make_layout(config.batching, config.seed, len(corpus.train))
     num_steps = _num_steps(config, layout)
     shortest = min_text_length(config.batching)

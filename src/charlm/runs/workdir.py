@@ -188,9 +188,9 @@ def lock(path: Path) -> Iterator[None]:
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """Return what identifies the locked folder of a run: device and inode number of its lock file; None if there is none."""
+    """Return what identifies a folder: its device and inode number; None if there is no folder."""
     try:
-        found = (path / _LOCK).stat()
+        found = path.stat()
     except OSError:
         return None
     return found.st_dev, found.st_ino

@@ -5,6 +5,7 @@ Bokeh draws the plots and the table. The page contains Bokeh's scripts.
 
 import html
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from charlm.runs.curves import COLORS, metric_panels
 from charlm.runs.samples import read_samples
 from charlm.runs.tracking import read_metrics
 from charlm.runs.workdir import load_run, read_result
-from charlm.sweeps.results import are_numbers, read_records, row_of, sort_distinct, swept_keys
+from charlm.sweeps.results import are_numbers, metrics_of_run, read_records, row_of, sort_distinct, swept_keys
 from charlm.system.errors import WorkdirError
 from charlm.system.files import write_text
+from charlm.system.progress import say
 
 # The number of points of a curve. More cannot be seen.
 _MAX_POINTS = 1000
@@ -63,7 +65,7 @@ def write_page_of_sweep(workdir: Path) -> None:
     source = _source(rows, keys, workdir)
     table, filter_input = _table(source, keys)
     plots = row(_curves(source), _effects(source, rows, keys), sizing_mode="stretch_width")
-    page = column(plots, filter_input, table, _commands(source, workdir), sizing_mode="stretch_width")
+    page = column(plots, filter_input, table, _commands(source), sizing_mode="stretch_width")
     statuses = [each["status"] for each in rows]
     counts = ", ".join(f"{statuses.count(status)} {status.replace('_', ' ')}" for status in dict.fromkeys(statuses))
     parts = [f"<h1>{html.escape(workdir.name)}</h1><p class=note>{len(rows)} runs: {html.escape(counts)}</p>", page]
@@ -113,7 +115,8 @@ def _source(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], workdir: Pat
 
     xs, ys = [], []
     for each in rows:
-        lines = [line for line in read_metrics(workdir / each["run"] / "metrics.jsonl") if line["split"] == "val"]
+        folder = _folder_of_run(each, workdir)
+        lines = [line for line in metrics_of_run(folder) if line["split"] == "val"] if folder else []
         lines = lines[:: max(1, len(lines) // _MAX_POINTS)]
         xs.append([line["chars"] / 1e6 for line in lines])
         ys.append([line["nats_per_char"] for line in lines])
@@ -122,7 +125,22 @@ def _source(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], workdir: Pat
     for key in keys:
         data[f"label {key}"] = [_label(each[key]) for each in rows]
     colors = [viridis(256)[255 * k // max(len(rows) - 1, 1)] for k in range(len(rows))]
-    return ColumnDataSource(data | {"xs": xs, "ys": ys, "color": colors})
+    commands = [_command_of_run(each, workdir) for each in rows]
+    return ColumnDataSource(data | {"xs": xs, "ys": ys, "color": colors, "command": commands})
+
+
+def _folder_of_run(row: Mapping[str, Any], workdir: Path) -> Path | None:
+    """Return the folder of a run; None, with a message, if it is a link, which may lead to the files of somebody else."""
+    path = workdir / row["run"]
+    if path.is_symlink():
+        say(f"{path} is a link, so its curve and its samples are left out of the page")
+        return None
+    return path
+
+
+def _command_of_run(row: Mapping[str, Any], workdir: Path) -> str:
+    """Return the command that reproduces a run, quoted for a shell."""
+    return f"python -m charlm.reproduce --result {shlex.quote(f'{workdir}/results.jsonl')} --run {shlex.quote(row['run'])}"
 
 
 def _label(value: Any) -> str:
@@ -207,27 +225,30 @@ def _table(source: Any, keys: Sequence[str]) -> tuple[Any, Any]:
     return table, filter_input
 
 
-def _commands(source: Any, workdir: Path) -> Any:
+def _commands(source: Any) -> Any:
     """Return the element that shows the commands which reproduce the runs selected in the table or in a plot."""
     from bokeh.models import CustomJS, Div
 
     hint = "<p class=note>Select runs in the table or in a plot to see the commands that reproduce them.</p>"
     shown = Div(text=hint, sizing_mode="stretch_width", name="chosen")
     code = """
-        const commands = source.selected.indices.map(i =>
-            `python -m charlm.reproduce --result ${folder}/results.jsonl --run "${source.data.run[i]}"`)
+        const commands = source.selected.indices.map(i => source.data.command[i])
         const text = commands.join("\\n").replaceAll("&", "&amp;").replaceAll("<", "&lt;")
         shown.text = commands.length ? `<pre>${text}</pre>` : hint
     """
-    arguments = {"source": source, "shown": shown, "hint": hint, "folder": workdir.as_posix()}
+    arguments = {"source": source, "shown": shown, "hint": hint}
     source.selected.js_on_change("indices", CustomJS(code=code, args=arguments))
     return shown
 
 
 def _last_sample(row: Mapping[str, Any], workdir: Path) -> str:
     """Return the HTML of the last sample that a run drew."""
-    samples = read_samples(workdir / row["run"])
-    text = samples[-1].text if samples else ""
+    text, folder = "", _folder_of_run(row, workdir)
+    try:
+        if folder and (samples := read_samples(folder)):
+            text = samples[-1].text
+    except WorkdirError as error:
+        say(str(error))
     loss = "" if row["val_nats_per_char"] is None else f", {row['val_nats_per_char']:.4f}"
     return f"<div><p class=note>{html.escape(row['run'])}{loss}</p><pre>{html.escape(text[:_SAMPLE_CHARS])}</pre></div>"
 

@@ -64,13 +64,13 @@ def write_records(runs: Sequence[Run], workdir: Path, failed: Mapping[str, str])
     writer.writeheader()
     writer.writerows(rows)
     write_text(workdir / "summary.csv", table.getvalue())
-    metrics = {run.name: _metrics(workdir / run.name) for run in runs}
+    metrics = {run.name: metrics_of_run(workdir / run.name) for run in runs}
     draw_sweep(records, keys, metrics, workdir / "sweep.png")
     return rows
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's metrics.jsonl; [] if the file cannot be read."""
+def metrics_of_run(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's metrics.jsonl; [], with a message, if the file cannot be read."""
     try:
         return read_metrics(path / "metrics.jsonl")
     except WorkdirError as error:
@@ -131,8 +131,7 @@ def _check_record(record: Any, where: str, folder: Path) -> dict[str, Any]:
             names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
             raise WorkdirError(f"{where}: {key} is {json.dumps(record.get(key))[:100]}; it must be of type {names}")
     # A run's folder lies in the folder of the sweep. A name such as `../secret` would show the files of another folder.
-    run = folder / record["run"]
-    if record["run"] in ("", ".", "..") or "/" in record["run"] or "\0" in record["run"] or run.is_symlink():
+    if record["run"] in ("", ".", "..") or "/" in record["run"] or "\0" in record["run"]:
         raise WorkdirError(f"{where}: run is {record['run'][:100]!r}; it must be the name of a folder in {folder}")
     for key in record["result"] or {}:
         value = record["result"][key]
@@ -141,7 +140,7 @@ def _check_record(record: Any, where: str, folder: Path) -> dict[str, Any]:
         if key in ("status", "params_sha256") and not isinstance(value, str | None):
             raise WorkdirError(f"{where}: result.{key} is {json.dumps(value)[:100]}; it must be a string")
     for key, value in record["overrides"].items():
-        if isinstance(value, dict) or (isinstance(value, int) and abs(value) >= 1 << 63):
+        if isinstance(value, dict):
             raise WorkdirError(f"{where}: the override of {key[:100]!r} is not a value of a config key")
     try:
         dict(flatten(record["config"] or {}))
@@ -160,7 +159,8 @@ def row_of(record: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     result, row = record["result"] or {}, {}
     for key in keys:
         value = record["overrides"].get(key, dict(flatten(record["config"])).get(key) if record["config"] else None)
-        row[key] = json.dumps(value) if isinstance(value, list | tuple) else value
+        plain = not isinstance(value, list | tuple) and (not isinstance(value, int) or abs(value) < 1 << 63)
+        row[key] = value if plain else json.dumps(value)
     row |= {key: result.get(key) for key in _RESULT_KEYS}
     return row | {"status": record["status"], "run": record["run"], "reason": record["reason"]}
 

@@ -1,6 +1,8 @@
 """Train all runs of a sweep and write its records."""
 
 import contextlib
+import itertools
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -66,12 +68,13 @@ def _keep_other_table(runs: Sequence[Run], workdir: Path) -> None:
     except WorkdirError:
         return
     if others:
+        number = next(k for k in itertools.count(1) if not (workdir / f"results.jsonl.{k}").exists())
         for name in ("results.jsonl", "summary.csv"):
             with contextlib.suppress(FileNotFoundError):
-                (workdir / name).rename(workdir / f"{name}.before")
+                shutil.copy(workdir / name, workdir / f"{name}.{number}")
         say(
-            f"{len(others)} runs of {workdir} are not in this sweep file, for example {min(others)}; the table "
-            f"of before stays in results.jsonl.before and summary.csv.before"
+            f"{len(others)} runs of {workdir} are not in this sweep file, for example {min(others)}; "
+            f"the previous table is now in results.jsonl.{number} and summary.csv.{number}"
         )
 
 
@@ -82,3 +85,5 @@ def _write_records(runs: Sequence[Run], workdir: Path, failed: Mapping[str, str]
         page.write_page_of_sweep(workdir)
     except OSError as error:
         raise RunFailed(f"cannot write to {workdir}: {error.strerror or error}; the same command writes it again") from None
+    except WorkdirError as error:
+        raise RunFailed(str(error)) from None

@@ -31,6 +31,7 @@ from charlm.runs.checkpoint import DamagedCheckpoint
 from charlm.runs.flat_state import unflatten_state
 from charlm.runs.host import Host
 from charlm.runs.loop import ChunkResult, training_loop
+from charlm.runs.memory import check_memory
 from charlm.runs.signals import Signals
 from charlm.runs.start import Prepared, open_run, prepare, record_failure
 from charlm.system.errors import Exit, RunFailed, UserError
@@ -116,6 +117,7 @@ def train_group(runs: Sequence[NamedRun], folder: Path) -> dict[str, str]:
         started = []
         for run, prepared in [(run, prepare(run.config)) for run in runs]:
             try:
+                check_memory(prepared.config, prepared.corpus.vocab.size, training=True)
                 if stack.enter_context(open_run(folder / run.name, prepared)):
                     stack.enter_context(record_failure(prepared.config, folder / run.name))
                     started.append((run, prepared))

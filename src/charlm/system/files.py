@@ -23,16 +23,19 @@ def read_text(path: Path, error: type[UserError] = WorkdirError, errors: str = "
         UserError: of the type `error`. The message names the file.
     """
     try:
-        # Without O_NONBLOCK, opening a named pipe waits for its other end.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with open(descriptor, encoding="utf-8", errors=errors, newline="") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        # Opening a named pipe would wait for its other end.
+        with open(path, encoding="utf-8", errors=errors, newline="", opener=_open_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise error(f"cannot read {path}: it is not a regular file")
             return file.read()
     except UnicodeDecodeError as problem:
         raise error(f"cannot read {path}: it is not UTF-8 ({problem.reason} at byte offset {problem.start})") from None
     except (OSError, ValueError) as problem:  # A path with a null byte is a ValueError.
         raise error(f"cannot read {path}: {getattr(problem, 'strerror', None) or problem}") from None
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def read_json(path: Path, error: type[UserError] = WorkdirError) -> Any:
@@ -74,7 +77,8 @@ def write_text(path: Path, text: str) -> None:
         OSError: the file cannot be written.
     """
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8", newline="") as file:
+    # A lone surrogate, which JSON can contain, is not UTF-8.
+    with open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         file.write(text)
         flush_to_disk(file)
     partial.replace(path)

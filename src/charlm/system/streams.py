@@ -1,10 +1,15 @@
 """The standard streams of a command. They may be closed, full, or unable to encode a character."""
 
 import contextlib
+import io
 import os
 import sys
 
 from charlm.system.errors import RunFailed
+
+
+class _ClosedOutput(io.TextIOWrapper):
+    """Stands for a stdout that is closed. What libraries print is discarded; `write_output` refuses to write."""
 
 
 def prepare_streams() -> None:
@@ -12,14 +17,13 @@ def prepare_streams() -> None:
 
     Without this, the next file that is opened gets the number of a closed stream, and messages would be written into it.
     """
-    for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+    for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            # The lowest free number is assigned, which is that of the closed stream. Writing to stdout is then an error.
-            os.open(os.devnull, mode)
+            os.open(os.devnull, os.O_RDWR)  # It gets the lowest free number, which is that of the closed stream.
     if sys.stdout is None:
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+        sys.stdout = _ClosedOutput(open(1, "wb", closefd=False), encoding="utf-8")
     if sys.stderr is None:
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)
     for stream in (sys.stdout, sys.stderr):
@@ -35,6 +39,8 @@ def write_output(text: str) -> None:
         BrokenPipeError: the reader of stdout (head, less) has gone away.
         RunFailed: stdout is closed or full.
     """
+    if isinstance(sys.stdout, _ClosedOutput):
+        raise RunFailed("the output cannot be written to stdout: it is closed")
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
