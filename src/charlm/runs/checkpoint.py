@@ -317,9 +317,10 @@ def _describe(array: tuple[Any, ...] | None) -> str:
 
 def _unreadable(folder: Path, error: Exception) -> WorkdirError:
     """Return the error for a checkpoint that cannot be read: it is damaged, or the system refuses to read it."""
-    for path in (folder, *sorted(folder.rglob("*"))):
-        if path.exists() and not os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK):
-            return WorkdirError(f"the checkpoint {folder} cannot be read: {path} is not readable; check its permissions")
+    with contextlib.suppress(FileNotFoundError):  # Training may delete the checkpoint meanwhile.
+        for path in (folder, *sorted(folder.rglob("*"))):
+            if not os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK) and path.exists():
+                return WorkdirError(f"the checkpoint {folder} cannot be read: {path} is not readable; check its permissions")
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE):
         return WorkdirError(f"the checkpoint {folder} cannot be read: {error.strerror}")
     return DamagedCheckpoint(f"the checkpoint {folder} cannot be read ({type(error).__name__})")
