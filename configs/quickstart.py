@@ -6,8 +6,8 @@
 Source: charlm's own. It uses truncated BPTT over 32 streams, as char-rnn does (Karpathy 2015), with random resets of the
 state.
 
-Expect: 1.38 nats per character on validation text and 1.38 on test text. Both commands together take 121 seconds, and
-training runs at 79,660 characters per second, on 2 cores of an Intel Xeon with AVX-512 (a virtual machine), 2026-11-21
+Expect: 1.38 nats per character on validation text and 1.38 on test text. Both commands together take 166 seconds, and
+training runs at 57,456 characters per second, on 2 cores of an AMD EPYC with AVX2 (a virtual machine), 2026-11-24
 (experiments/quickstart). Sixteen seeds reach 1.378 to 1.391 on validation text (experiments/seeds).
 """
 

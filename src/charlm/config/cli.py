@@ -10,6 +10,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from logging import getLogger
 from pathlib import Path
 
 from absl import flags, logging
@@ -32,7 +33,9 @@ def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = N
         argv: the arguments; None: those of the process.
     """
     prepare_streams()
-    logging.set_verbosity(logging.FATAL)  # Orbax reports what is intended, and errors that charlm reports in one line.
+    # Orbax and its event loop also log what is intended, and errors that charlm reports in one line.
+    logging.set_verbosity(logging.FATAL)
+    getLogger("asyncio").setLevel("CRITICAL")
     enable_compilation_cache()
     code = _run(command, sys.argv[1:] if argv is None else argv)
     if code in (1, 2):
