@@ -41,7 +41,9 @@ def model_of(**changes):
     return CharLM.from_config(config, V)
 
 
-@pytest.mark.parametrize("encoding", ["embedding", "one_hot", "scalar"])
+@pytest.mark.parametrize(
+    "encoding", ["embedding", *(pytest.param(each, marks=pytest.mark.slow) for each in ("one_hot", "scalar"))]
+)
 def test_outputs_carries_and_gradients_equal_those_of_the_scan(x64, reference_cudnn, encoding):
     draw = np.random.default_rng(0)
     options = {"encoding": encoding, "recurrent_dropout": 0.3, "residual": True, "learn_initial_state": True}
