@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 # Many tests start processes. If Python may not write byte code, each of them compiles the sources of JAX again, which takes
-# twice as long as the rest of a small run. A temporary folder then holds the byte code for all processes of the tests.
+# as long as the rest of a small run. A temporary folder then holds the byte code for all processes of the tests.
 if sys.dont_write_bytecode:
     sys.dont_write_bytecode, sys.pycache_prefix = False, tempfile.mkdtemp()
     atexit.register(shutil.rmtree, sys.pycache_prefix, ignore_errors=True)

@@ -1,9 +1,8 @@
 """Corpora: texts as ids in memory maps. A text is encoded once and cached by its content.
 
 The cache folder is `$CHARLM_CACHE`, else `$XDG_CACHE_HOME/charlm`, else `~/.cache/charlm`. Its folder `corpora/` contains one
-entry for each text and set of options (`entries`). Its folder `downloads/` contains the files
-that were downloaded, and `fingerprints/` the hashes of unchanged files. The cache can be deleted at any time; charlm then
-encodes and downloads again.
+entry for each text and set of options (`entries`). Its folder `downloads/` contains the files that were downloaded, and
+`fingerprints/` the hashes of unchanged files. The cache can be deleted at any time; charlm then encodes and downloads again.
 """
 
 import hashlib

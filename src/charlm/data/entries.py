@@ -21,7 +21,7 @@ from charlm.data.text import file_sha256
 from charlm.data.vocab import Vocab
 from charlm.system.cache import cache_dir
 from charlm.system.errors import CorpusError
-from charlm.system.files import flush_folder_to_disk, flush_to_disk, read_text, text_sha256, write_text
+from charlm.system.files import flush_folder_to_disk, flush_to_disk, read_json, read_text, text_sha256, write_text
 from charlm.system.locks import exclusive_lock
 from charlm.system.progress import ByteProgress, say
 
@@ -125,7 +125,7 @@ def _open(entry: Path) -> tuple[Meta, np.ndarray] | None:
         return None
     path = entry / "ids.bin"
     try:
-        loaded = json.loads(read_text(entry / "meta.json", CorpusError))
+        loaded = read_json(entry / "meta.json", CorpusError)
         content = loaded["content"]
         if loaded["sha256"] != _content_sha256(content) or content["entry"] != entry.name:
             raise _Damaged("the hash of meta.json does not match")

@@ -64,9 +64,9 @@ class Progress:
             saved["counts"] = dict.fromkeys(saved["sums"], counted)
         progress = cls()
         for field in dataclasses.fields(cls):
-            value = saved.get(field.name, getattr(progress, field.name))
-            # A sum or a number of seconds may be saved as an integer, and a best loss as null.
             default = getattr(progress, field.name)
+            value = saved.get(field.name, default)
+            # A sum or a number of seconds may be saved as an integer, and a best loss as null.
             kind = int | float if isinstance(default, float) else int | float | None if default is None else type(default)
             numbers = value.values() if isinstance(value, dict) else ()
             if not isinstance(value, kind) or not all(map(is_number, numbers)):

@@ -43,9 +43,8 @@ def read_samples(workdir: Path) -> list[Sample]:
     _, *found = re.split(r"^=== step (\d{1,10}) ===\n", text, flags=re.MULTILINE)
     samples: list[Sample] = []
     for step, text in zip(found[::2], found[1::2]):
-        if samples and not samples[-1].text.endswith(
-            "\n"
-        ):  # A sample ends with a line end, so this header belongs to its text.
+        # A sample ends with a line end. After anything else, a header belongs to the text of the sample.
+        if samples and not samples[-1].text.endswith("\n"):
             samples[-1] = Sample(samples[-1].step, f"{samples[-1].text}=== step {step} ===\n{text}")
         else:
             samples.append(Sample(int(step), text))
