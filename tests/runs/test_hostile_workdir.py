@@ -15,6 +15,7 @@ from conftest import COMMANDS, start
 from charlm.config import cli
 from charlm.runs.checkpoint import Checkpoints
 from charlm.runs.samples import read_samples
+from charlm.system.errors import RunFailed
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +146,18 @@ def test_a_folder_that_is_moved_or_deleted_during_training_is_one_line(small_con
     assert process.returncode == 1 and "Traceback" not in err, err
     assert err.splitlines()[-1].startswith(f"charlm: {path} was moved or deleted while the run was trained")
     assert not path.exists()
+
+
+@pytest.mark.parametrize("error", [RunFailed("a checkpoint could not be written"), OSError("no such file")])
+def test_a_folder_that_is_deleted_between_its_check_and_a_write_is_one_line(train, tmp_path, monkeypatch, error):
+    def save(self, *args):
+        shutil.rmtree(tmp_path / "run")
+        raise error
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    code, out, err = train(tmp_path / "run")
+    assert code == 1 and f"charlm: {tmp_path / 'run'} was moved or deleted while the run was trained" in err
+    assert not out and not (tmp_path / "run").exists()
 
 
 def test_the_best_is_chosen_again_if_training_deletes_it(copy):

@@ -27,7 +27,7 @@ from charlm.runs.checkpoint import Checkpoints
 from charlm.runs.flat_state import FlatState, eval_params, flatten_state, sha256, state_shapes
 from charlm.runs.signals import Signals
 from charlm.runs.start import Prepared
-from charlm.system.errors import Exit, FolderLost, RunFailed, WorkdirError
+from charlm.system.errors import Exit, RunFailed, WorkdirError
 from charlm.system.progress import ProgressLine
 from charlm.training.chunk import MAX_STEPS_PER_DISPATCH
 from charlm.training.metrics import TARGET_METRICS
@@ -269,11 +269,12 @@ class Host:
 
     def _check_in_place(self) -> None:
         """Raise FolderLost if the folder was moved or deleted. Otherwise a part of a run would appear at its old place."""
-        if processes.is_primary() and workdir.identity(self._path) != self._identity:
-            raise FolderLost(
-                f"{self._path} was moved or deleted while the run was trained; if it was moved, the same command continues "
-                "there with another --workdir"
-            )
+        if lost := workdir.folder_lost(self._path, self._identity):
+            raise lost
+
+    def cause_of(self, error: RunFailed) -> RunFailed:
+        """Return why the run failed: its folder was moved or deleted after `_check_in_place`, or `error` itself."""
+        return workdir.folder_lost(self._path, self._identity) or error
 
     def _best_params(self, state: GetState) -> Any:
         """Return the parameters of the best evaluation. Raises WorkdirError if their checkpoint is damaged."""

@@ -119,7 +119,7 @@ def training_loop(hosts: Sequence[Host], trainer: Trainer, signals: Signals) -> 
                     host.finish(state)
                     del active[index]
             except RunFailed as error:
-                failures[index] = error
+                failures[index] = host.cause_of(error)
                 del active[index]
             except Exit as error:
                 stopped = error

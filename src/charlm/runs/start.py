@@ -110,11 +110,14 @@ def _create_or_check(path: Path, prepared: Prepared, extend: bool) -> bool:
 @contextlib.contextmanager
 def record_failure(config: ConfigDict, path: Path) -> Iterator[None]:
     """Write into result.json that the run failed if an error ends it. Turn an error of the disk into RunFailed."""
+    before = workdir.identity(path)
     try:
         yield
     except (UserError, Exit, FolderLost):
         raise
     except OSError as error:
+        if lost := workdir.folder_lost(path, before):
+            raise lost from None
         _mark_failed(path, config)
         reason = error.strerror or error
         raise RunFailed(f"cannot write to {path}: {reason}; the same command continues from the last checkpoint") from None

@@ -17,7 +17,8 @@ from charlm.config import LENGTH_KEYS, to_json
 from charlm.config.rules import check_extension, describe_differences, differing_keys, from_json
 from charlm.data.corpus import Corpus
 from charlm.data.vocab import Vocab
-from charlm.system.errors import ConfigError, WorkdirError, WorkdirInUse
+from charlm.parallel import processes
+from charlm.system.errors import ConfigError, FolderLost, WorkdirError, WorkdirInUse
 from charlm.system.files import read_json, read_text, write_text
 from charlm.system.machine import cpu_model, git_commit, num_cores
 
@@ -194,6 +195,21 @@ def identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def folder_lost(path: Path, before: tuple[int, int] | None) -> FolderLost | None:
+    """Return the error for a run whose folder was moved or deleted; None if the folder is in its place.
+
+    Args:
+        path: the run's folder.
+        before: its `identity` when training began.
+    """
+    if not processes.is_primary() or identity(path) == before:
+        return None
+    return FolderLost(
+        f"{path} was moved or deleted while the run was trained; if it was moved, the same command continues there with "
+        "another --workdir"
+    )
 
 
 # Key of result.json -> the types of its value. Other keys may have any value.
