@@ -118,7 +118,7 @@ def differences(cell: str, num_layers: int, dtype: str) -> tuple[float, float]:
     """Return the largest relative difference of the outputs and that of the gradients."""
     draw = np.random.default_rng(0)
     ids, targets = draw.integers(0, V, (2, T, B))
-    first = [draw.normal(size=(num_layers, B, H)).astype(dtype) / 2 for _ in range(CELLS[cell].carries)]
+    first = [draw.normal(size=(num_layers, B, H)).astype(dtype) / 2 for _ in CELLS[cell].carries]
     with jax.enable_x64(dtype == "float64"):
         weights, outputs, grads = run_torch(cell, num_layers, dtype, ids, targets, first)
         our_outputs, our_grads = run_charlm(cell, num_layers, dtype, weights, ids, targets, first)

@@ -208,7 +208,7 @@ def plain_scan(task: Task, model: TorchModel, windows: np.ndarray) -> Train:
                 carry = cell(p, x_proj, carry)
                 return carry, carry[0]
 
-            zero = tuple(jnp.zeros((ids_TB.shape[1], task.hidden)) for _ in range(CELLS[task.cell].carries))
+            zero = tuple(jnp.zeros((ids_TB.shape[1], task.hidden)) for _ in CELLS[task.cell].carries)
             _, x_TBI = jax.lax.scan(step, zero, x_TBI @ p["W_x"] + p["b"])
         return x_TBI @ params["head_W"] + params["head_b"]
 

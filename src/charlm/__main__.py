@@ -13,7 +13,7 @@ from charlm.system.errors import RunFailed
 from charlm.system.progress import say
 from charlm.system.streams import prepare_streams, write_output
 
-COMMANDS = ("train", "sample", "evaluate", "reproduce", "sweep", "report")
+COMMANDS = ("train", "sample", "evaluate", "reproduce", "sweep", "report", "export", "import_torch")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
         say(f"charlm: unknown command {argv[0]!r}; the commands are {', '.join(COMMANDS)}")
         return 2
     lines = ["Character-level recurrent language models in JAX. The commands:", ""]
-    lines += [f"  python -m charlm.{name:10}  {_summary(name)}" for name in COMMANDS]
+    lines += [f"  python -m charlm.{name:12}  {_summary(name)}" for name in COMMANDS]
     lines += ["", "python -m charlm.COMMAND --help lists the flags of a command."]
     try:
         write_output("\n".join(lines) + "\n")

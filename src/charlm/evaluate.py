@@ -9,15 +9,12 @@ With `--dynamic` a second score is reported: the score of a model that learns fr
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from charlm.config import cli
-from charlm.data.corpus import encode_file
-from charlm.runs.trained_model import load_model
-from charlm.runs.workdir import load_run
+from charlm.exchange.folder import load
 from charlm.system.errors import ConfigError
 from charlm.system.streams import write_output
 
@@ -50,15 +47,10 @@ def main(argv: Sequence[str]) -> None:
     )
     flags.DEFINE_bool("json", False, "print one JSON object", flag_values=values)
     cli.parse(values, argv, __doc__)
-    trained = load_model(load_run(cli.required(values, "workdir")), values.checkpoint)
+    model = load(cli.required(values, "workdir"), values.checkpoint)
     if values.text is not None and values["split"].present:
         raise ConfigError("--split and --text exclude each other; give one of them")
-    if values.text is None:
-        corpus = trained.corpus()
-        name, ids = f"{corpus.name} {values.split}", corpus.split(values.split)
-    else:
-        name, ids = values.text, encode_file(Path(values.text), trained.run.vocab, trained.run.config.data.lowercase)
-    found = trained.score(name, ids, values.dynamic)
+    found = model.evaluate(values.split, values.text, values.dynamic)
     write_output((json.dumps(found) if values.json else _as_lines(found)) + "\n")
 
 

@@ -249,7 +249,7 @@ class Sandbox:
 
 
 # The pages that a newcomer reads first. The others are run by hand: python -m pytest -m pages
-FIRST_PAGES = ("README.md", "extending.md")
+FIRST_PAGES = ("README.md", "extending.md", "python.md")
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ FIRST_PAGES = ("README.md", "extending.md")
     [
         pytest.param(name, marks=pytest.mark.slow if name in FIRST_PAGES else pytest.mark.pages)
         for name, page in PAGES.items()
-        if commands_of(page)
+        if commands_of(page) or any(block.language == "python" for block in blocks_of(page))
     ],
 )
 def test_the_code_of_a_page_runs(name, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from charlm.config import default_config
 from charlm.data.vocab import Vocab
 from charlm.inference.sampler import (
     Settings,
+    decode_samples,
     filter_top_k_top_p,
     generate,
     make_prompt,
@@ -150,7 +151,7 @@ def test_the_first_sample_is_written_as_it_is_drawn_and_the_others_after_it():
         assert written == [">", "ab"]
         yield np.array([[2], [0]])
 
-    write_samples(pieces(), vocab, 2, ">", written.append)
+    write_samples(decode_samples(pieces(), vocab, 2), ">", written.append)
     assert "".join(written) == ">abc\n>cca\n"
 
 
@@ -175,7 +176,7 @@ def test_a_byte_model_draws_valid_utf_8(byte_sampler, settings, prompt):
         text = vocab.decode(row)
         assert "\ufffd" not in text and row.tobytes().startswith(text.encode()) and len(text.encode()) > 296
     written = []
-    write_samples(iter(pieces), vocab, 8, prompt, written.append)
+    write_samples(decode_samples(iter(pieces), vocab, 8), prompt, written.append)
     assert "\ufffd" not in "".join(written) and all(part.startswith(prompt) for part in "".join(written[-7:]).split("\n")[:1])
 
 

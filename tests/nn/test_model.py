@@ -95,7 +95,7 @@ def test_the_initial_carry_is_zero_or_comes_from_the_parameters(cell):
         shapes = jax.eval_shape(model.initial_params, jax.random.key(0))
         params = jax.tree.map(lambda leaf: jnp.arange(leaf.size, dtype=leaf.dtype).reshape(leaf.shape), shapes)
         carry = model.initial_carry(params, 3)
-        assert len(carry) == 2 and [len(layer) for layer in carry] == [CELLS[cell].carries] * 2
+        assert len(carry) == 2 and [len(layer) for layer in carry] == [len(CELLS[cell].carries)] * 2
         for layer in carry:
             for state in layer:
                 assert state.tolist() == [list(range(6)) if learned else [0] * 6] * 3

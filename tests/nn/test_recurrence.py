@@ -24,7 +24,7 @@ def inputs(name):
     cell = CELLS[name]
     gates = len(cell.gates) * H
     params = {vector.name: draw(9 + i, vector.blocks * H) for i, vector in enumerate(cell.vectors)}
-    carry = tuple(draw(20 + i, B, H) for i in range(cell.carries))
+    carry = tuple(draw(20 + i, B, H) for i in range(len(cell.carries)))
     return params, draw(1, gates, H), draw(2, T, gates, B), carry
 
 
@@ -70,7 +70,7 @@ def test_a_custom_cell_inherits_the_gradient(x64):
     def batch_first(params, x_proj, h_proj, carry):
         return (update(params, x_proj.T, h_proj.T, (carry[0].T,))[0].T,)
 
-    cell = Cell(*by_autodiff(update), gates=("f", "n"), carries=1, vectors=(Vector("peephole"),))
+    cell = Cell(*by_autodiff(update), gates=("f", "n"), carries=("h",), vectors=(Vector("peephole"),))
     args = {"peephole": draw(9, H)}, draw(1, 2 * H, H), draw(2, T, 2 * H, B), (draw(20, B, H),)
 
     def fast(*args):
@@ -192,7 +192,7 @@ def test_no_step_copies_a_buffer_of_all_steps(name):
     rows = len(cell.gates) * hidden
 
     def loss(params, W_h, x_proj):
-        carry = (jnp.ones((batch, hidden)),) * cell.carries
+        carry = (jnp.ones((batch, hidden)),) * len(cell.carries)
         return jnp.sum(jnp.sin(recurrence.unroll(cell, params, W_h, 2 * x_proj, carry)[0]))
 
     params = {vector.name: jnp.ones(vector.blocks * hidden) for vector in cell.vectors}

@@ -57,6 +57,8 @@ def default_config() -> ConfigDict:
     # For chars: whether to add an unknown symbol for characters that occur only in prompts and scored texts. Without it these
     # characters are errors.
     data.unknown = False
+    # Keep the vocabulary of the run in this folder. Other characters of the text are errors, or its unknown symbol.
+    data.vocab_from = unset(str)
     # The fractions of training, validation and test text. Unset: (0.9, 0.05, 0.05) of each play for shakespeare, and
     # (0.9, 0.1, 0) for other texts.
     data.split = unset(tuple)
@@ -135,6 +137,9 @@ def default_config() -> ConfigDict:
     train.epochs = 1.0  # The length of the run: how often it reads the training text.
     train.steps = unset(int)  # The length of the run in steps. If it is set, `epochs` is ignored.
     train.seconds = unset(float)  # Stop after this training time. Compilation, evaluation and saving do not count.
+    # Start from the best parameters of the run in this folder, and not from random ones. Symbols are matched by value. The
+    # vocabulary is that of the other run together with that of the text; new symbols get random rows.
+    train.init_from = unset(str)
     # The intervals are in steps. 0 leaves only the other occasions of the key. No interval changes a bit of the parameters.
     train.log_every = 50  # Record training metrics this often, and at the end.
     train.eval_every = 500  # Evaluate this often, and at the end.

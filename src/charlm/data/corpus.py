@@ -105,8 +105,12 @@ class _Source(NamedTuple):
             return texts.files_sha256(self.paths, self.separator, progress.advance)
 
 
-def load_corpus(data: ConfigDict) -> Corpus:
+def load_corpus(data: ConfigDict, base: Vocab | None = None) -> Corpus:
     """Return the corpus of `config.data`, from the cache if it is encoded already.
+
+    Args:
+        data: `config.data`.
+        base: a vocabulary to start from. With `data.vocab_from` it is kept; otherwise the symbols of the text are added.
 
     Raises:
         CorpusError: the text is missing, empty or not UTF-8, its download fails, the package of the built-in corpus is missing,
@@ -115,9 +119,11 @@ def load_corpus(data: ConfigDict) -> Corpus:
     source = _source(data)
     fingerprint = entries.remember_sha256(source.paths, source.separator, source.fingerprint)
     options = [_FORMAT, fingerprint, data.vocab, data.max_symbols, data.unknown, data.lowercase, list(source.split)]
+    if base is not None:
+        options += [base.to_json(), data.vocab_from is not None]
     key = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:32]
     meta, ids = entries.open_or_create(
-        cache_dir() / "corpora" / key, source.name, lambda folder: _encode(source, fingerprint, data, folder)
+        cache_dir() / "corpora" / key, source.name, lambda folder: _encode(source, fingerprint, data, base, folder)
     )
     train_end, val_end, end = itertools.accumulate(meta.lengths)
     parts = ids[:train_end], ids[train_end:val_end], ids[val_end:end]
@@ -181,7 +187,7 @@ def _lengths(total: int, split: tuple[float, float, float]) -> tuple[int, int, i
     return train_end, val_end - train_end, total - val_end
 
 
-def _encode(source: _Source, fingerprint: str, data: ConfigDict, folder: Path) -> entries.Meta:
+def _encode(source: _Source, fingerprint: str, data: ConfigDict, base: Vocab | None, folder: Path) -> entries.Meta:
     """Write the ids of a text into a folder, in two passes of constant memory; return their meta data.
 
     The first pass counts the symbols, and the second encodes them.
@@ -201,7 +207,7 @@ def _encode(source: _Source, fingerprint: str, data: ConfigDict, folder: Path) -
                 counts[: len(found)] += found
         if not total:
             raise CorpusError(f"the corpus {source.name} is empty; it must contain text to train on")
-        vocab = Vocab.all_bytes() if data.vocab == "bytes" else Vocab.from_counts(counts, data.max_symbols, data.unknown)
+        vocab = _vocab(data, base, counts)
         lengths = text.lengths or _lengths(total, source.split)
         written = [0, 0, 0]
 
@@ -218,6 +224,16 @@ def _encode(source: _Source, fingerprint: str, data: ConfigDict, folder: Path) -
         entries.forget_sha256(source.paths, source.separator)
         raise _text_changed(source.name)
     return entries.Meta(vocab, tuple(written), text.sha256 or fingerprint, written[0] / max(lengths[0], 1))
+
+
+def _vocab(data: ConfigDict, base: Vocab | None, counts: np.ndarray) -> Vocab:
+    """Return the vocabulary of a text with these numbers of occurrences, shape (NUM_CODE_POINTS,)."""
+    if data.vocab == "bytes":
+        return Vocab.all_bytes()
+    if base is not None and data.vocab_from is not None:
+        return base
+    own = Vocab.from_counts(counts, data.max_symbols, data.unknown)
+    return own if base is None else Vocab.from_chars(own.symbols + base.symbols, own.unknown or base.unknown)
 
 
 def _text_changed(name: str) -> CorpusError:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from charlm.system.errors import CorpusError
+from charlm.system.errors import MissingSymbol
 
 KINDS = ("chars", "bytes")
 # The unknown symbol. A vocabulary that contains it maps every other character to it.
@@ -65,13 +65,13 @@ class Vocab:
         return np.dtype(np.uint8 if self.size <= 1 << 8 else np.uint16 if self.size <= 1 << 16 else np.uint32)
 
     def encode(self, text: str) -> np.ndarray:
-        """Return the ids of a text, shape (n,), dtype `self.dtype`. Raises CorpusError as `encoder` does."""
+        """Return the ids of a text, shape (n,), dtype `self.dtype`. Raises MissingSymbol as `encoder` does."""
         return self.encoder()(text)
 
     def encoder(self) -> Callable[[str], np.ndarray]:
         """Return a function that maps the next piece of a text to its ids, shape (n,), dtype `self.dtype`.
 
-        The function raises CorpusError if a character is not in the vocabulary. The message names the character and its
+        The function raises MissingSymbol if a character is not in the vocabulary. The message names the character and its
         position in the whole text.
         """
         if self.kind == "bytes":
@@ -93,7 +93,7 @@ class Vocab:
                 ids = table.take(code_points(text), mode="clip")
             if ids.size and int(ids.max()) == self.size:
                 first = int(np.argmax(ids == self.size))
-                raise CorpusError(
+                raise MissingSymbol(
                     f"symbol {text[first]!r} at position {position + first} is not in the vocabulary of {self.size} "
                     f"symbols: {preview(self.symbols)}"
                 )

@@ -21,6 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from charlm.nn.model import CharLM
+from charlm.system.errors import ConfigError
 from charlm.training.loss import cross_entropy
 
 # The number of segments in a dispatch.
@@ -45,6 +46,22 @@ class DynamicScorer(Protocol):
         Raises:
             ValueError: the text has fewer than two symbols.
         """
+
+
+def check_dynamic(config: ConfigDict, train_ids: np.ndarray) -> None:
+    """Raise ConfigError if dynamic evaluation is not possible for a run.
+
+    Args:
+        config: the run's config.
+        train_ids: its training text, shape (symbols,).
+    """
+    if config.batching.loss_on == "last":
+        raise ConfigError("--dynamic scores all characters, but the run's batching.loss_on is 'last'")
+    if len(train_ids) <= (needed := 2 * config.eval.dynamic_segment):
+        raise ConfigError(
+            f"--dynamic needs more than {needed} symbols of training text, twice eval.dynamic_segment; the text has "
+            f"{len(train_ids)}"
+        )
 
 
 def _segment_loss(model: CharLM) -> Callable[..., tuple[jax.Array, tuple[jax.Array, Any]]]:

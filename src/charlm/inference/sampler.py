@@ -183,6 +183,56 @@ def generate(
             yield drawn.T
 
 
+class SampleDecoder:
+    """Turns the ids of one sample into text, piece by piece, and ends the text where a stop string begins.
+
+    Args:
+        vocab: the vocabulary of the ids.
+        stop: the string that ends the sample and does not belong to it; None: nothing ends it early.
+
+    Attributes:
+        stopped: whether the stop string was found.
+    """
+
+    def __init__(self, vocab: Vocab, stop: str | None = None):
+        self._decode, self._stop, self._held, self.stopped = vocab.decoder(), stop, "", False
+
+    def feed(self, ids: np.ndarray) -> str:
+        """Return the text that the next ids add. What may be the beginning of the stop string is held back."""
+        if self.stopped or not self._stop:
+            return "" if self.stopped else self._decode(ids)
+        text = self._held + self._decode(ids)
+        end = text.find(self._stop)
+        self.stopped = end >= 0
+        if not self.stopped:
+            end = len(text) - max(n for n in range(len(self._stop)) if text.endswith(self._stop[:n]))
+        self._held = text[end:]
+        return text[:end]
+
+    def flush(self) -> str:
+        """Return the text that was held back, after the last ids."""
+        return "" if self.stopped else self._held
+
+
+def decode_samples(
+    pieces: Iterator[np.ndarray], vocab: Vocab, num_samples: int, stop: str | None = None
+) -> Iterator[list[str]]:
+    """Yield the new text of each sample for each piece of ids from `generate`; end when all samples have stopped.
+
+    Args:
+        pieces: ids of shape (num_samples, up to K).
+        vocab: the vocabulary of the ids.
+        num_samples: the number of samples.
+        stop: see `SampleDecoder`.
+    """
+    decoders = [SampleDecoder(vocab, stop) for _ in range(num_samples)]
+    for piece in pieces:
+        yield [decoder.feed(ids) for decoder, ids in zip(decoders, piece)]
+        if all(decoder.stopped for decoder in decoders):
+            return
+    yield [decoder.flush() for decoder in decoders]
+
+
 def make_prompt(config: ConfigDict, vocab: Vocab, train_ids: np.ndarray | None, seed: int) -> tuple[str, np.ndarray]:
     """Return the prompt, normalised like the corpus, and the ids from which a sample starts.
 

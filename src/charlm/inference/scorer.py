@@ -34,12 +34,15 @@ class Score(NamedTuple):
         count: the number of these symbols.
         chars: the number of characters in these symbols; `count`, except for bytes.
         metrics: name -> mean over these symbols.
+        nats_N: the cross-entropy of every symbol but the first, float32, shape (symbols - 1,); nan for a symbol that was not
+            scored. None unless it was asked for.
     """
 
     nats: float
     count: int
     chars: float
     metrics: Mapping[str, float] = {}
+    nats_N: np.ndarray | None = None
 
     @property
     def nats_per_char(self) -> float:
@@ -61,7 +64,9 @@ class Score(NamedTuple):
 class Scorer(Protocol):
     """A compiled scorer (`make_scorer`)."""
 
-    def __call__(self, params: Any, ids: np.ndarray, config_eval: ConfigDict, watch: Watch = ...) -> Score:
+    def __call__(
+        self, params: Any, ids: np.ndarray, config_eval: ConfigDict, watch: Watch = ..., per_symbol: bool = False
+    ) -> Score:
         """Score a text. Raises ValueError if it is shorter than `min_text_length`.
 
         Args:
@@ -69,6 +74,7 @@ class Scorer(Protocol):
             ids: the text, shape (symbols,).
             config_eval: `config.eval`.
             watch: called every now and then with the part of the work that is done; what it raises ends the scoring.
+            per_symbol: whether to return `Score.nats_N`. It changes no bit of the other values. Not for several processes.
         """
 
 
@@ -118,19 +124,27 @@ def make_scorer(
     else:
         sum_over = _make_stream_scorer(model, mesh, metrics)
 
-    def score(params: Any, ids: np.ndarray, config_eval: ConfigDict, watch: Watch = lambda done: None) -> Score:
+    def score(
+        params: Any,
+        ids: np.ndarray,
+        config_eval: ConfigDict,
+        watch: Watch = lambda done: None,
+        per_symbol: bool = False,
+    ) -> Score:
         if len(ids) < min_text_length(batching):
             raise ValueError(f"a text of {len(ids)} symbols is too short to be scored")
-        sums, count = sum_over(params, ids, config_eval, watch)
+        nats_N = np.full(len(ids) - 1, np.nan, np.float32) if per_symbol else None
+        sums, count = sum_over(params, ids, config_eval, watch, nats_N)
         # The characters that begin after the first symbol, in proportion if not all symbols are scored.
         chars = max(1, vocab.num_chars(ids[1:])) * count / (len(ids) - 1)
-        return Score(sums.pop("nats"), count, chars, {name: total / count for name, total in sums.items()})
+        return Score(sums.pop("nats"), count, chars, {name: total / count for name, total in sums.items()}, nats_N)
 
     return score
 
 
-# (params, ids, config.eval, watch) -> ({"nats" or metric: sum over the scored symbols}, number of scored symbols).
-_SumOver = Callable[[Any, np.ndarray, ConfigDict, Watch], tuple[dict[str, float], int]]
+# (params, ids, config.eval, watch, nats_N or None) -> ({"nats" or metric: sum over the scored symbols}, number of scored
+# symbols). The cross-entropy of every scored symbol is written into nats_N.
+_SumOver = Callable[[Any, np.ndarray, ConfigDict, Watch, np.ndarray | None], tuple[dict[str, float], int]]
 
 
 def _measure(metrics: Sequence[str], logits_TBV: jax.Array, targets_TB: jax.Array) -> dict[str, jax.Array]:
@@ -145,15 +159,19 @@ def _make_stream_scorer(model: CharLM, mesh: Mesh | None, metrics: Sequence[str]
         windows = windows.astype(jnp.int32)
         logits_TBV, carry = model.apply({"params": params}, windows.T[:-1], carry)
         measured = _measure(metrics, logits_TBV, windows.T[1:])
-        return carry, {n: meshes.all_gather(mesh, jnp.sum(v * weights_TB, axis=0)) for n, v in measured.items()}
+        sums = {n: meshes.all_gather(mesh, jnp.sum(v * weights_TB, axis=0)) for n, v in measured.items()}
+        return carry, sums, measured["nats"]
 
-    specs = (REPLICATED, BATCH_SHARDED, BATCH_SHARDED, STEPS_BATCH_SHARDED), (BATCH_SHARDED, REPLICATED)
+    outputs = BATCH_SHARDED, REPLICATED, STEPS_BATCH_SHARDED
+    specs = (REPLICATED, BATCH_SHARDED, BATCH_SHARDED, STEPS_BATCH_SHARDED), outputs
     score_window = jax.jit(meshes.shard_map(mesh, score_rows, *specs), donate_argnums=1)
     initial_carry = model.initial_carry
     if mesh is not None:
         initial_carry = jax.jit(initial_carry, static_argnums=1, out_shardings=meshes.sharding(mesh, BATCH_SHARDED))
 
-    def sum_over(params: Any, ids: np.ndarray, config_eval: ConfigDict, watch: Watch) -> tuple[dict[str, float], int]:
+    def sum_over(
+        params: Any, ids: np.ndarray, config_eval: ConfigDict, watch: Watch, nats_N: np.ndarray | None
+    ) -> tuple[dict[str, float], int]:
         streams = cut_streams(len(ids), config_eval.num_streams, config_eval.context)
         batch = meshes.round_up(mesh, min(config_eval.batch_size * meshes.num_devices(mesh), len(streams.start)))
         totals: dict[str, float] = {}
@@ -167,7 +185,9 @@ def _make_stream_scorer(model: CharLM, mesh: Mesh | None, metrics: Sequence[str]
                 weights_BT = (targets_BT >= first[:, None]) & (targets_BT < end[:, None])
                 windows = meshes.put_rows(mesh, ids, np.minimum(at_BT, len(ids) - 1))
                 weights_TB = meshes.put(mesh, weights_BT.T, STEPS_BATCH_SHARDED)
-                carry, window_sums = score_window(params, carry, windows, weights_TB)
+                carry, window_sums, nats_TB = score_window(params, carry, windows, weights_TB)
+                if nats_N is not None:
+                    nats_N[targets_BT[weights_BT] - 1] = np.asarray(nats_TB).T[weights_BT]
                 if sums:  # Wait for the window before, so that the reported progress is close to the real one.
                     sums[-1] = jax.tree.map(_to_float64, sums[-1])
                 sums.append(window_sums)
@@ -191,7 +211,9 @@ def _make_window_scorer(model: CharLM, seq_len: int, mesh: Mesh | None, metrics:
 
     score_windows = jax.jit(meshes.shard_map(mesh, score_rows, (REPLICATED, BATCH_SHARDED), REPLICATED))
 
-    def sum_over(params: Any, ids: np.ndarray, config_eval: ConfigDict, watch: Watch) -> tuple[dict[str, float], int]:
+    def sum_over(
+        params: Any, ids: np.ndarray, config_eval: ConfigDict, watch: Watch, nats_N: np.ndarray | None
+    ) -> tuple[dict[str, float], int]:
         windows = len(ids) - seq_len
         count = min(config_eval.max_chars, windows)
         start = np.arange(count, dtype=np.int64) * windows // count
@@ -201,7 +223,10 @@ def _make_window_scorer(model: CharLM, seq_len: int, mesh: Mesh | None, metrics:
             of_group = start[group : group + batch]
             at_BT = _pad(of_group, batch)[:, None] + np.arange(seq_len + 1)
             for name, values_B in score_windows(params, meshes.put_rows(mesh, ids, at_BT)).items():
-                totals[name] = totals.get(name, 0.0) + float(_to_float64(values_B)[: len(of_group)].sum())
+                values_B = _to_float64(values_B)[: len(of_group)]
+                totals[name] = totals.get(name, 0.0) + float(values_B.sum())
+                if name == "nats" and nats_N is not None:
+                    nats_N[of_group + seq_len - 1] = values_B
             watch(group / count)
         return totals, count
 

@@ -30,6 +30,7 @@ Blocks = tuple[jax.Array, ...]
 # What the forward pass saves of a step (`Cell.forward`).
 Saved = tuple[Blocks | None, ...]
 Update = Callable[[Params, jax.Array, jax.Array, Carry], Carry]
+GateValues = Callable[[Params, jax.Array, jax.Array, Carry], Blocks]
 Forward = Callable[[Params, jax.Array, jax.Array, Carry], tuple[Carry, Saved]]
 Backward = Callable[[Params, tuple[jax.Array, ...], Carry, Carry, Carry], tuple[Params, Blocks, Blocks, Carry]]
 
@@ -63,18 +64,21 @@ class Cell(NamedTuple):
             dh the gradient with respect to the last rows of h_proj_GB, both as blocks. dh covers only the rows where it differs
             from dx, so it is empty for a cell that reads only the sum x_proj + h_proj.
         gates: the names of the gates, in the order of their blocks of H rows. The order is that of cuDNN and PyTorch.
-        carries: the number of arrays in the carry, each of shape (H, B).
+        carries: the names of the arrays in the carry, each of shape (H, B).
         vectors: the parameters besides W_x, W_h and b. Their names are the keys of `params`.
         norm_groups: for a cell that normalises x_proj and h_proj separately before it adds them: the numbers of consecutive
             gates that are normalised together. `forward` normalises h_proj. The model normalises x_proj and then adds b.
+        gate_values: (params, x_proj_GB, h_proj_GB, carry) -> the values of the gates in one step, in the order of `gates`, each
+            of shape (H, B). Only `inference.states` uses it. None: the cell does not show its gates.
     """
 
     forward: Forward
     backward: Backward
     gates: tuple[str, ...]
-    carries: int
+    carries: tuple[str, ...]
     vectors: tuple[Vector, ...] = ()
     norm_groups: tuple[int, ...] = ()
+    gate_values: GateValues | None = None
 
 
 def by_autodiff(update: Update) -> tuple[Forward, Backward]:
@@ -101,10 +105,15 @@ def _sigmoid(a: jax.Array) -> jax.Array:
     return 0.5 * jnp.tanh(0.5 * a) + 0.5
 
 
+def rnn_gate_values(params: Params, x_proj_HB: jax.Array, h_proj_HB: jax.Array, carry: Carry) -> Blocks:
+    """Return the only block of the simple recurrent network, which is its new state."""
+    del params, carry
+    return (jnp.tanh(x_proj_HB + h_proj_HB),)
+
+
 def rnn_forward(params: Params, x_proj_HB: jax.Array, h_proj_HB: jax.Array, carry: Carry) -> tuple[Carry, Saved]:
     """Compute h' = tanh(x_proj + h_proj) (Elman 1990)."""
-    del params, carry
-    h_HB = jnp.tanh(x_proj_HB + h_proj_HB)
+    (h_HB,) = rnn_gate_values(params, x_proj_HB, h_proj_HB, carry)
     return (h_HB,), ((h_HB,),)
 
 
@@ -161,14 +170,25 @@ def _lstm_gates(tanh_GB: jax.Array) -> Blocks:
     return 0.5 * i + 0.5, 0.5 * f + 0.5, g, 0.5 * o + 0.5
 
 
+def lstm_gate_values(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, carry: Carry) -> Blocks:
+    """Return the gates i, f, g, o of `lstm_forward`."""
+    del params, carry
+    return _lstm_gates(_lstm_tanh(x_proj_GB + h_proj_GB))
+
+
+def ln_lstm_gate_values(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, carry: Carry) -> Blocks:
+    """Return the gates i, f, g, o of `ln_lstm_update`."""
+    h_proj_GB = params["scale_h"][:, None] * layer_norm(h_proj_GB, _LN_LSTM_GROUPS, axis=0)
+    return lstm_gate_values(params, x_proj_GB, h_proj_GB, carry)
+
+
 def ln_lstm_update(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, carry: Carry) -> Carry:
     """Compute the layer-normalised LSTM (Ba et al. 2016, equations 20 to 22).
 
     The gates read x_proj + scale_h LN(h_proj), where x_proj = scale_x LN(x @ W_x) + b. The carry c' is that of the LSTM, and
     h' = o tanh(scale_c LN(c') + shift_c).
     """
-    h_proj_GB = params["scale_h"][:, None] * layer_norm(h_proj_GB, _LN_LSTM_GROUPS, axis=0)
-    i, f, g, o = _lstm_gates(_lstm_tanh(x_proj_GB + h_proj_GB))
+    i, f, g, o = ln_lstm_gate_values(params, x_proj_GB, h_proj_GB, carry)
     c_HB = f * carry[1] + i * g
     read_HB = params["scale_c"][:, None] * layer_norm(c_HB, (1,), axis=0) + params["shift_c"][:, None]
     return o * jnp.tanh(read_HB), c_HB
@@ -187,6 +207,12 @@ def gru_forward(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, carr
     h_n = h_proj_GB[2 * hidden :] + params["b_h"][:, None]
     n = jnp.tanh(x_proj_GB[2 * hidden :] + r * h_n)
     return (n + z * (h_HB - n),), ((rz, n), (h_n,))
+
+
+def gru_gate_values(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, carry: Carry) -> Blocks:
+    """Return the gates r, z, n of `gru_forward`."""
+    _, ((rz, n), _) = gru_forward(params, x_proj_GB, h_proj_GB, carry)
+    return (*jnp.split(rz, 2), n)
 
 
 def gru_backward(
@@ -208,8 +234,16 @@ def ln_gru_update(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, ca
     This is the GRU of x_proj and scale_h LN(h_proj), where x_proj = scale_x LN(x @ W_x) + b. LN normalises r and z together,
     and n separately.
     """
-    h_proj_GB = params["scale_h"][:, None] * layer_norm(h_proj_GB, _LN_GRU_GROUPS, axis=0)
-    return gru_forward(params, x_proj_GB, h_proj_GB, carry)[0]
+    return gru_forward(params, x_proj_GB, _ln_gru_h_proj(params, h_proj_GB), carry)[0]
+
+
+def ln_gru_gate_values(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, carry: Carry) -> Blocks:
+    """Return the gates r, z, n of `ln_gru_update`."""
+    return gru_gate_values(params, x_proj_GB, _ln_gru_h_proj(params, h_proj_GB), carry)
+
+
+def _ln_gru_h_proj(params: Params, h_proj_GB: jax.Array) -> jax.Array:
+    return params["scale_h"][:, None] * layer_norm(h_proj_GB, _LN_GRU_GROUPS, axis=0)
 
 
 def layer_norm(x: jax.Array, groups: tuple[int, ...], axis: int) -> jax.Array:
@@ -230,20 +264,29 @@ def layer_norm(x: jax.Array, groups: tuple[int, ...], axis: int) -> jax.Array:
 
 
 CELLS: Mapping[str, Cell] = {
-    "rnn": Cell(rnn_forward, rnn_backward, gates=("h",), carries=1),
-    "lstm": Cell(lstm_forward, lstm_backward, gates=("i", "f", "g", "o"), carries=2),
-    "gru": Cell(gru_forward, gru_backward, gates=("r", "z", "n"), carries=1, vectors=(Vector("b_h"),)),
+    "rnn": Cell(rnn_forward, rnn_backward, gates=("h",), carries=("h",), gate_values=rnn_gate_values),
+    "lstm": Cell(lstm_forward, lstm_backward, gates=("i", "f", "g", "o"), carries=("h", "c"), gate_values=lstm_gate_values),
+    "gru": Cell(
+        gru_forward,
+        gru_backward,
+        gates=("r", "z", "n"),
+        carries=("h",),
+        gate_values=gru_gate_values,
+        vectors=(Vector("b_h"),),
+    ),
     "ln_lstm": Cell(
         *by_autodiff(ln_lstm_update),
         gates=("i", "f", "g", "o"),
-        carries=2,
+        carries=("h", "c"),
+        gate_values=ln_lstm_gate_values,
         vectors=(Vector("scale_h", 4, 1.0), Vector("scale_c", 1, 1.0), Vector("shift_c")),
         norm_groups=_LN_LSTM_GROUPS,
     ),
     "ln_gru": Cell(
         *by_autodiff(ln_gru_update),
         gates=("r", "z", "n"),
-        carries=1,
+        carries=("h",),
+        gate_values=ln_gru_gate_values,
         vectors=(Vector("b_h"), Vector("scale_h", 3, 1.0)),
         norm_groups=_LN_GRU_GROUPS,
     ),

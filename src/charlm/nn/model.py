@@ -58,7 +58,7 @@ class RecurrentLayer(nn.Module):
         vectors = {each.name: self._vector(*each) for each in cell.vectors}
         scale_x = self._vector("scale_x", gates, 1.0) if cell.norm_groups else None
         if self.learn_initial_state:
-            for k in range(cell.carries):
+            for k in range(len(cell.carries)):
                 self._vector(f"first_{k}", 1, 0.0)  # `CharLM.initial_carry` reads these parameters.
 
         def finish(product: jax.Array) -> jax.Array:  # (..., G, columns)
@@ -67,6 +67,9 @@ class RecurrentLayer(nn.Module):
                 product = scale_x[:, None] * layer_norm(product, cell.norm_groups, axis=-2)
             return product + b[:, None]
 
+        if self.is_mutable_collection("gates") and not self.is_initializing():
+            x_proj_TGB = inputs.project(W_x, finish, self.dtype)
+            self.sow("gates", "values", recurrence.first_gate_values(cell, vectors, W_h, x_proj_TGB, carry, self.dtype))
         # DropConnect (Wan et al. 2013; Merity et al. 2018): the dropped recurrent weights are 0 in all steps of a window.
         W_h = _dropout(self, W_h, self.recurrent_dropout, W_h.shape, train)
         if self.recurrence == "cudnn":
@@ -176,7 +179,8 @@ class CharLM(nn.Module):
         Returns:
             logits_TBV in the dtype of the parameters (T = 1 with `only_last`), and the carries after the last character. If the
             collection `activations` is mutable, it receives the outputs of the last layer before dropout, `output` (T, B, H),
-            and after dropout, `dropped` (T or 1, B, H).
+            and after dropout, `dropped` (T or 1, B, H). If the collection `gates` is mutable, it receives the values of the
+            gates of every layer in the first step, one array (B, H) for each gate (`Cell.gate_values`).
         """
         learned_VE = None
         if self.encoding == "embedding":
@@ -223,7 +227,7 @@ class CharLM(nn.Module):
 
         The carry is zero, or with `learn_initial_state` it comes from the parameters.
         """
-        carries, dtype = range(CELLS[self.cell].carries), params["head_b"].dtype
+        carries, dtype = range(len(CELLS[self.cell].carries)), params["head_b"].dtype
 
         def initial(layer: int, k: int) -> jax.Array:
             if self.learn_initial_state:
@@ -262,7 +266,7 @@ class CharLM(nn.Module):
 
     def initial_params(self, key: jax.Array) -> Params:
         """Return parameters drawn with a PRNG key, float32."""
-        carry = ((jnp.zeros((1, self.hidden_size), jnp.float32),) * CELLS[self.cell].carries,) * self.num_layers
+        carry = ((jnp.zeros((1, self.hidden_size), jnp.float32),) * len(CELLS[self.cell].carries),) * self.num_layers
         return self.clone(recurrence="scan").init(key, jnp.zeros((1, 1), jnp.int32), carry)["params"]
 
 

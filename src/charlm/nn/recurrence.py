@@ -265,6 +265,18 @@ def _unroll_bwd(cell, dtype, residuals, grads):
 _unroll.defvjp(_unroll_fwd, _unroll_bwd)
 
 
+def first_gate_values(
+    cell: Cell, params: Params, W_h_GH: jax.Array, x_proj_TGB: jax.Array, carry: Carry, dtype: DTypeLike = jnp.float32
+) -> tuple[jax.Array, ...]:
+    """Return the values of a cell's gates in the first of T steps, one array (B, H) for each name in `cell.gates`.
+
+    The arguments are those of `unroll`. `cell.gate_values` must not be None.
+    """
+    carry = tuple(each.T for each in carry)
+    h_proj_GB = _product(W_h_GH.astype(dtype), carry[0])
+    return tuple(gate.T for gate in cell.gate_values(dict(params), x_proj_TGB[0], h_proj_GB, carry))
+
+
 def _product(W: jax.Array, x: jax.Array, out_dtype: DTypeLike | None = None) -> jax.Array:
     """Return W @ x with x cast to the dtype of W. Sums and result have `out_dtype`, by default the dtype of x."""
     return jnp.matmul(W, x.astype(W.dtype), preferred_element_type=out_dtype or x.dtype)

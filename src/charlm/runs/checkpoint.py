@@ -306,6 +306,21 @@ class Checkpoints:
             raise RunFailed(f"a checkpoint could not be written to {self._root}: {reason}; {hint}") from None
 
 
+def read_on_all_processes(
+    checkpoints: Checkpoints, find: Callable[[], tuple[FlatState, dict] | None]
+) -> tuple[FlatState, dict] | None:
+    """Return, in all processes, the checkpoint that process 0 finds."""
+    found = None
+
+    def step_found() -> int:
+        nonlocal found
+        found = find()
+        return found[1]["step"] if found else -1
+
+    at = processes.broadcast_from_primary(step_found)
+    return found if processes.is_primary() or at < 0 else checkpoints.restore(at)
+
+
 class _Deleted(Exception):
     """Another process has deleted a checkpoint while it was read: training keeps only the latest and the best."""
 

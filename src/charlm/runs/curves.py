@@ -3,7 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Keys of a line of metrics.jsonl that get no panel of their own. Every other number is a selected metric.
 _NO_PANEL = {
@@ -32,8 +35,18 @@ def metric_panels(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Poi
 
 
 def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw training and validation loss over characters as a PNG, and a panel below for each selected metric."""
+    """Draw the curves of `curves_figure` as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(curves_figure(lines)).print_png(str(path))
+
+
+def curves_figure(lines: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Return a figure of training and validation loss over characters, and a panel below for each selected metric.
+
+    Args:
+        lines: the lines of metrics.jsonl.
+    """
     from matplotlib.figure import Figure
 
     panels = metric_panels(lines)
@@ -52,7 +65,7 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     all_axes[-1].set_xlabel("million characters")
-    FigureCanvasAgg(figure).print_png(str(path))
+    return figure
 
 
 def _draw_losses(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:

@@ -23,7 +23,7 @@ from charlm.nn.model import CharLM, num_params
 from charlm.parallel import mesh as meshes
 from charlm.parallel import processes
 from charlm.runs import outcome, tracking, workdir
-from charlm.runs.checkpoint import Checkpoints
+from charlm.runs.checkpoint import Checkpoints, read_on_all_processes
 from charlm.runs.flat_state import FlatState, eval_params, flatten_state, sha256, state_shapes
 from charlm.runs.signals import Signals
 from charlm.runs.start import Prepared
@@ -39,6 +39,8 @@ _DISPATCH_SECONDS = 1.0
 
 # A function that fetches the state of the run from the device.
 GetState = Callable[[], TrainState]
+# A function that receives each line of metrics.jsonl.
+Callback = Callable[[dict[str, Any]], object]
 
 
 class _Interrupted(Exception):
@@ -59,6 +61,7 @@ class Host:
         mesh: the devices that share a batch.
         shardings: of the state; None without a mesh.
         silent: show no progress.
+        callback: called with each line of metrics. KeyboardInterrupt from it stops the run as SIGINT does.
 
     Attributes:
         at: number of steps done.
@@ -77,12 +80,14 @@ class Host:
         mesh: Mesh | None = None,
         shardings: TrainState | None = None,
         silent: bool = False,
+        callback: Callback | None = None,
     ):
         self._start = time.monotonic()
-        self._path, (self._config, self._corpus, self._layout, self._num_steps) = path, prepared
+        self._path, (self._config, self._corpus, self._layout, self._num_steps, _) = path, prepared
         self._end, self._signals, self._mesh, self._shardings = end, signals, mesh, shardings
         self._model, self._score, self._sampler = model, score, sampler
         self._silent = silent or not processes.is_primary()
+        self._callback = callback
         self._learning_rate = jax.jit(make_schedule(self._config.optimizer, self._num_steps))
         self._chars_per_step = outcome.chars_per_step(self._config)
         self._min_length = min_text_length(self._config.batching)
@@ -103,7 +108,7 @@ class Host:
 
     def restore(self, find: Callable[[Checkpoints], tuple[FlatState, dict] | None]) -> FlatState | None:
         """Continue from the checkpoint that `find` returns; return its flat state, or None if there is none."""
-        found = _read_on_all_processes(self.checkpoints, lambda: find(self.checkpoints))
+        found = read_on_all_processes(self.checkpoints, lambda: find(self.checkpoints))
         if found is None:
             self.progress, self.at, self._saved = outcome.Progress(), 0, 0
             return None
@@ -281,7 +286,7 @@ class Host:
         best = self.progress.best_step
         if best in (None, self.at):
             return state().eval_params
-        flat, _ = _read_on_all_processes(self.checkpoints, lambda: self.checkpoints.find(str(best), self._bar.say))
+        flat, _ = read_on_all_processes(self.checkpoints, lambda: self.checkpoints.find(str(best), self._bar.say))
         return meshes.put_tree(self._mesh, eval_params(flat, self._model), self._shardings and self._shardings.params)
 
     def _stop(self, state: GetState) -> Exit:
@@ -319,6 +324,11 @@ class Host:
             line["nats_per_byte"] = nats_per_symbol
         self._tracker.record(line)
         self._bar.record(line, {name: value for name, value in metrics.items() if name in TARGET_METRICS})
+        if self._callback:
+            try:
+                self._callback(dict(line))
+            except KeyboardInterrupt:
+                self._signals.stop()
 
     def _write_result(self, result: dict[str, Any]) -> None:
         self._tracker.end(result)
@@ -331,18 +341,3 @@ class Host:
     def _seconds_left(self) -> float:
         """Return the training time that `train.seconds` leaves."""
         return (self._config.train.seconds or math.inf) - self.progress.train_seconds
-
-
-def _read_on_all_processes(
-    checkpoints: Checkpoints, find: Callable[[], tuple[FlatState, dict] | None]
-) -> tuple[FlatState, dict] | None:
-    """Return, in all processes, the checkpoint that process 0 finds."""
-    found = None
-
-    def step_found() -> int:
-        nonlocal found
-        found = find()
-        return found[1]["step"] if found else -1
-
-    at = processes.broadcast_from_primary(step_found)
-    return found if processes.is_primary() or at < 0 else checkpoints.restore(at)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -24,17 +25,26 @@ from charlm.nn.model import CharLM
 from charlm.parallel import mesh as meshes
 from charlm.parallel import processes
 from charlm.runs import flat_state
-from charlm.runs.host import Host
+from charlm.runs.host import Callback, Host
 from charlm.runs.memory import check_memory
 from charlm.runs.signals import Signals
 from charlm.runs.start import Prepared, open_run, prepare, record_failure
+from charlm.runs.warm_start import load_source, match_params
+from charlm.runs.workdir import load_run
 from charlm.system.errors import Exit, RunFailed
 from charlm.system.progress import say
 from charlm.training.chunk import MAX_STEPS_PER_DISPATCH, compile_train_chunk
 from charlm.training.state import Program, TrainState, compute_first_state, init_state, state_shardings
 
 
-def train(config: ConfigDict, path: str | Path, extend: bool = False, until: int | None = None) -> None:
+def train(
+    config: ConfigDict,
+    path: str | Path,
+    extend: bool = False,
+    until: int | None = None,
+    silent: bool = False,
+    callback: Callback | None = None,
+) -> None:
     """Start the run in the folder `path`, or continue it from its last checkpoint.
 
     Args:
@@ -42,13 +52,16 @@ def train(config: ConfigDict, path: str | Path, extend: bool = False, until: int
         path: the run's folder.
         extend: allow a finished run to be continued to a larger length.
         until: stop at this step, as if a limit had been reached.
+        silent: whether to show no progress.
+        callback: called with each line of metrics.jsonl after it was written. What it raises ends the run, except
+            KeyboardInterrupt, which stops the run as SIGINT does.
 
     Raises:
         UserError: config, corpus and workdir do not allow it. Nothing was written.
         RunFailed: a loss is not finite, or something cannot be written.
         Exit: a signal came; everything is saved.
     """
-    path, prepared = Path(path), prepare(config)
+    path, prepared = Path(path), prepare(config, Path(path))
     check_memory(prepared.config, prepared.corpus.vocab.size, training=True)
     arguments = {"config": to_json(prepared.config), "--workdir": str(path), "--extend": str(extend)}
     processes.check_same({**arguments, "text": prepared.corpus.sha256})
@@ -58,7 +71,7 @@ def train(config: ConfigDict, path: str | Path, extend: bool = False, until: int
             return
         with record_failure(prepared.config, path):
             end = prepared.num_steps if until is None else min(until, prepared.num_steps)
-            _train_one_run(path, prepared, mesh, end)
+            _train_one_run(path, prepared, mesh, end, silent, callback)
 
 
 class ChunkResult(NamedTuple):
@@ -146,9 +159,11 @@ class _OneRun:
         return self._state
 
 
-def _train_one_run(path: Path, prepared: Prepared, mesh: Mesh | None, end: int) -> None:
+def _train_one_run(
+    path: Path, prepared: Prepared, mesh: Mesh | None, end: int, silent: bool, callback: Callback | None
+) -> None:
     """Train one run to step `end`."""
-    config, corpus, layout, num_steps = prepared
+    config, corpus, layout, num_steps, _ = prepared
     program = Program(config, corpus.vocab.size, num_steps, layout.carries_state, mesh)
     hyperparameters = {"seed": np.uint32(config.seed)}
     shapes = functools.partial(jax.eval_shape, functools.partial(init_state, program), hyperparameters)
@@ -158,16 +173,39 @@ def _train_one_run(path: Path, prepared: Prepared, mesh: Mesh | None, end: int) 
     sampler = make_sampler(model, corpus.vocab, config.sample.window, config.sample.dtype)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals())
-        host = stack.enter_context(Host(path, prepared, end, signals, model, score, sampler, mesh, shardings))
+        host = Host(path, prepared, end, signals, model, score, sampler, mesh, shardings, silent, callback)
+        stack.enter_context(host)
         if (flat := host.restore(lambda checkpoints: checkpoints.restore_latest(say))) is not None:
             state = meshes.put_tree(mesh, flat_state.unflatten_state(shapes(), flat), shardings)
         else:
             state = compute_first_state(init_state, program, hyperparameters, shardings)
+            state = _warm_start(path, prepared, program, state, shardings)
         host.open_records(state.params)
         windows = _make_windows(prepared, mesh, host.at, end)
         stack.callback(windows.close)
         for error in training_loop([host], _OneRun(program, state, hyperparameters, windows), signals).values():
             raise error
+
+
+def _warm_start(
+    path: Path, prepared: Prepared, program: Program, state: TrainState, shardings: TrainState | None
+) -> TrainState:
+    """Return the first state with the parameters that `train.init_from` names; the state itself if it is not set."""
+    config, vocab = prepared.config, prepared.corpus.vocab
+    source = prepared.source or load_source(config, vocab, load_run(path).manifest.get("init_from"))
+    if source is None:
+        return state
+    flat, lines = match_params(source, config, vocab, flat_state.flatten_state(state.params))
+    if processes.is_primary():
+        for line in lines:
+            say(line)
+    host_params = flat_state.unflatten_state(state.params, flat)
+    params = meshes.put_tree(program.mesh, host_params, shardings and shardings.params)
+    carry = state.carry
+    if carry and config.model.learn_initial_state:
+        carry = CharLM.from_config(config.model, vocab.size).initial_carry(host_params, config.batching.batch_size)
+        carry = meshes.put_tree(program.mesh, carry, shardings and shardings.carry)
+    return state.replace(params=params, carry=carry, ema=jax.tree.map(jnp.copy, params) if state.ema else ())
 
 
 def _make_windows(prepared: Prepared, mesh: Mesh | None, at: int, end: int) -> WindowSource:

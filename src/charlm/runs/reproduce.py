@@ -11,8 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from charlm.config.rules import from_json
-from charlm.data.corpus import load_corpus
-from charlm.runs import flat_state, workdir
+from charlm.runs import flat_state, warm_start, workdir
 from charlm.runs.checkpoint import Checkpoints
 from charlm.runs.flat_state import FlatState, state_shapes
 from charlm.runs.loop import train
@@ -58,6 +57,12 @@ def record_from_workdir(path: Path) -> Record:
         WorkdirError: the folder is not a run, or the run has neither ended nor saved a checkpoint.
     """
     run = workdir.load_run(path)
+    if origin := run.manifest.get("origin"):
+        source = origin.get("from") if isinstance(origin, dict) else None
+        raise WorkdirError(
+            f"{path} began with the parameters of {source or 'another model'}, not with those that its seed draws, so it "
+            "cannot be trained again from its config"
+        )
     result = workdir.read_result(path) or {}
     checkpoints = Checkpoints(path, lambda: state_shapes(run.config, run.vocab.size))
     steps, params = result.get("steps"), None
@@ -188,7 +193,8 @@ def reproduce(record: Record, into: Path | None = None) -> dict[str, Any]:
     """
     if record.config.train.deterministic:
         request_determinism()
-    corpus = load_corpus(record.config.data)
+    corpus = workdir.load_run_corpus(record.config, record.manifest)
+    warm_start.load_source(record.config, corpus.vocab, record.manifest.get("init_from"))  # It must not have changed.
     workdir.check_corpus(record.name, record.manifest, corpus)
     changed = workdir.manifest_differences(record.manifest, workdir.make_manifest(corpus))
     with tempfile.TemporaryDirectory() as folder:

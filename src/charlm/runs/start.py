@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 from charlm.config import to_json
 from charlm.config.rules import check, check_keys, resolve
 from charlm.data.batching import Layout, make_layout
-from charlm.data.corpus import Corpus, load_corpus
+from charlm.data.corpus import Corpus
 from charlm.inference.sampler import make_prompt
 from charlm.inference.scorer import min_text_length
 from charlm.nn import cudnn
 from charlm.parallel import processes
-from charlm.runs import checkpoint, outcome, workdir
+from charlm.runs import checkpoint, outcome, warm_start, workdir
 from charlm.runs.flat_state import state_shapes
 from charlm.runs.tracking import check_trackers
 from charlm.system.errors import ConfigError, Exit, FolderLost, RunFailed, UserError, WorkdirError
@@ -30,16 +30,25 @@ _MAX_STEPS = (1 << 31) - 1
 
 
 class Prepared(NamedTuple):
-    """A config that can be trained on this machine, with its text, its layout and its number of steps."""
+    """A config that can be trained on this machine, with its text, its layout and its number of steps.
+
+    Attributes:
+        source: what a new run starts from (`train.init_from`); None for a run that exists, and for random first parameters.
+    """
 
     config: ConfigDict
     corpus: Corpus
     layout: Layout
     num_steps: int
+    source: warm_start.Source | None = None
 
 
-def prepare(config: ConfigDict) -> Prepared:
+def prepare(config: ConfigDict, path: Path | None = None) -> Prepared:
     """Check a config, load its text and check that the config can be trained on it. Writes no workdir.
+
+    Args:
+        config: from `charlm.config.default_config()`.
+        path: the folder of the run.
 
     Raises:
         UserError: the config or the text does not allow it.
@@ -53,7 +62,10 @@ def prepare(config: ConfigDict) -> Prepared:
     config.lock()
     if config.train.deterministic:
         request_determinism()
-    corpus = load_corpus(config.data)
+    exists = path is not None and (path / "config.json").exists()
+    manifest = workdir.load_run(path).manifest if exists else None
+    corpus = workdir.load_run_corpus(config, manifest)
+    source = None if exists else warm_start.load_source(config, corpus.vocab)
     layout = make_layout(config.batching, config.seed, len(corpus.train))
     num_steps = _num_steps(config, layout)
     shortest = min_text_length(config.batching)
@@ -64,7 +76,7 @@ def prepare(config: ConfigDict) -> Prepared:
     if config.model.recurrence == "cudnn" and not cudnn.is_available():
         device = jax.devices()[0].device_kind
         raise ConfigError(f"model.recurrence is 'cudnn', which needs an NVIDIA GPU; found {device}; auto chooses what works")
-    return Prepared(config, corpus, layout, num_steps)
+    return Prepared(config, corpus, layout, num_steps, source)
 
 
 @contextlib.contextmanager
@@ -80,9 +92,9 @@ def open_run(path: Path, prepared: Prepared, extend: bool = False) -> Iterator[b
 
 
 def _create_or_check(path: Path, prepared: Prepared, extend: bool) -> bool:
-    config, corpus, layout, num_steps = prepared
+    config, corpus, layout, num_steps, source = prepared
     if not (path / "config.json").exists():
-        workdir.create_run(path, config, corpus)
+        workdir.create_run(path, config, corpus, warm_start.start_record(config, source))
         return True
     run = workdir.load_run(path)
     workdir.check_same_run(run, config, corpus, extend)

@@ -8,6 +8,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -15,16 +16,18 @@ from ml_collections import ConfigDict
 
 from charlm.config import LENGTH_KEYS, to_json
 from charlm.config.rules import check_extension, describe_differences, differing_keys, from_json
-from charlm.data.corpus import Corpus
+from charlm.data.corpus import Corpus, load_corpus
 from charlm.data.vocab import Vocab
 from charlm.parallel import processes
-from charlm.system.errors import ConfigError, FolderLost, WorkdirError, WorkdirInUse
+from charlm.system.errors import ConfigError, CorpusError, FolderLost, MissingSymbol, WorkdirError, WorkdirInUse
 from charlm.system.files import read_json, read_text, write_text
 from charlm.system.machine import cpu_model, git_commit, num_cores
 
 _LOCK = ".lock"
-# Files that are written before config.json. A folder with config.json therefore has all of them.
-_BEFORE_CONFIG = {_LOCK, "vocab.json", "manifest.json"}
+# The text of a run that got its text from Python (`fit`).
+TEXT_FILE = "text.txt"
+# Files that are written before config.json.
+_BEFORE_CONFIG = {_LOCK, TEXT_FILE, "vocab.json", "manifest.json"}
 _PACKAGES = ("charlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy", "grain")
 
 
@@ -86,7 +89,7 @@ def check_same_run(run: Run, config: ConfigDict, corpus: Corpus, extend: bool) -
         longer = set(keys) <= set(LENGTH_KEYS)
         hint = "--extend continues the run, or choose another --workdir" if longer else "choose another --workdir"
         raise ConfigError(f"{run.path} holds a run of another config: {describe_differences(run.config, config, keys)}; {hint}")
-    check_corpus(run.path, run.manifest, corpus)
+    check_corpus(run.path, run.manifest, corpus, run.vocab)
 
 
 def manifest_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -103,14 +106,20 @@ def manifest_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> lis
     return [f"{name} ({before} then, {after} now)" for name, before, after in pairs if before != after]
 
 
-def check_corpus(name: str | Path, manifest: Mapping[str, Any], corpus: Corpus) -> None:
+def check_corpus(name: str | Path, manifest: Mapping[str, Any], corpus: Corpus, vocab: Vocab | None = None) -> None:
     """Raise WorkdirError if a corpus is not the one that a run was started with.
 
     Args:
         name: the name of the run, for the message.
         manifest: the manifest of the run.
         corpus: the corpus to compare.
+        vocab: the vocabulary of the run, if it is to be compared too. With another one, every id would be another symbol.
     """
+    if vocab is not None and vocab != corpus.vocab:
+        raise WorkdirError(
+            f"the corpus {corpus.name} has another vocabulary than the run in {name}: {corpus.vocab.size} symbols now, "
+            f"{vocab.size} in vocab.json; restore vocab.json, or score a file with evaluate --text"
+        )
     if manifest.get("corpus_sha256") != corpus.sha256:
         raise WorkdirError(
             f"the corpus {corpus.name} is not what the run in {name} was started with: sha256 {corpus.sha256[:16]}... now, "
@@ -118,9 +127,53 @@ def check_corpus(name: str | Path, manifest: Mapping[str, Any], corpus: Corpus) 
         )
 
 
-def create_run(path: Path, config: ConfigDict, corpus: Corpus) -> Run:
-    """Turn a locked, empty folder into a run. config.json is written last and marks the folder as a run."""
-    manifest = make_manifest(corpus)
+def base_vocab_key(config: ConfigDict) -> tuple[str, str | None]:
+    """Return (key, folder) of the run whose vocabulary a run starts from; the folder is None if there is none."""
+    if config.data.vocab_from is not None:
+        return "data.vocab_from", config.data.vocab_from
+    return "train.init_from", config.train.init_from
+
+
+def load_run_corpus(config: ConfigDict, manifest: Mapping[str, Any] | None = None) -> Corpus:
+    """Return the corpus of a run, encoded with the vocabulary that it starts from.
+
+    Args:
+        config: the run's config.
+        manifest: of a run that exists: it holds the vocabulary that the run started from, so the other run may be gone.
+
+    Raises:
+        CorpusError: the text cannot be read, or `data.vocab_from` lacks a symbol.
+        WorkdirError: the other run cannot be read.
+        ConfigError: the other run has another kind of vocabulary.
+    """
+    key, path = base_vocab_key(config)
+    if path is None:
+        return load_corpus(config.data)
+    if manifest is not None and "base_vocab" in manifest:
+        try:
+            base = Vocab.from_json(manifest["base_vocab"])
+        except ValueError as error:
+            raise WorkdirError(f"the base_vocab of manifest.json is not a vocabulary: {error}") from None
+    else:
+        base = load_run(path).vocab
+    if base.kind != config.data.vocab:
+        raise ConfigError(f"data.vocab is {config.data.vocab!r}, but {key} {path} has a vocabulary of {base.kind}")
+    try:
+        return load_corpus(config.data, base)
+    except MissingSymbol as error:
+        raise CorpusError(f"{key} {path}: {error}; train.init_from alone adds the symbols of the text") from None
+
+
+def create_run(path: Path, config: ConfigDict, corpus: Corpus, start: Mapping[str, Any] = MappingProxyType({})) -> Run:
+    """Turn a locked, empty folder into a run. config.json is written last and marks the folder as a run.
+
+    Args:
+        path: the folder.
+        config: the config of the run.
+        corpus: its corpus.
+        start: what the manifest keeps of the run that it starts from.
+    """
+    manifest = make_manifest(corpus) | start
     write_text(path / "vocab.json", json.dumps(corpus.vocab.to_json()) + "\n")
     write_text(path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     write_text(path / "config.json", to_json(config))

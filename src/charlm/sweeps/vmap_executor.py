@@ -23,7 +23,6 @@ from ml_collections import ConfigDict
 
 from charlm.config import flatten
 from charlm.data.batching import Layout, stack_batches
-from charlm.data.corpus import load_corpus
 from charlm.inference.sampler import make_sampler
 from charlm.inference.scorer import make_scorer
 from charlm.nn.model import CharLM
@@ -34,6 +33,7 @@ from charlm.runs.loop import ChunkResult, training_loop
 from charlm.runs.memory import check_memory
 from charlm.runs.signals import Signals
 from charlm.runs.start import Prepared, open_run, prepare, record_failure
+from charlm.runs.workdir import load_run_corpus
 from charlm.system.errors import Exit, RunFailed, UserError
 from charlm.system.progress import ProgressLine, say
 from charlm.training.chunk import MAX_STEPS_PER_DISPATCH, train_chunk_of_runs
@@ -85,6 +85,8 @@ def group_runs(runs: Sequence[NamedRun]) -> tuple[list[list[NamedRun]], list[tup
 def _why_alone(config: ConfigDict) -> str | None:
     if config.train.seconds is not None:
         return "train.seconds is a limit for one run"
+    if config.train.init_from is not None:
+        return "train.init_from is set"
     if config.mesh.data not in (None, 1):
         return f"mesh.data is {config.mesh.data}"
     return None
@@ -93,7 +95,7 @@ def _why_alone(config: ConfigDict) -> str | None:
 def _is_too_large(config: ConfigDict) -> bool:
     """Return whether the training text does not fit the device; False if it cannot be loaded, which the run reports itself."""
     with contextlib.suppress(UserError):
-        return load_corpus(config.data).train.nbytes > config.data.device_bytes
+        return load_run_corpus(config).train.nbytes > config.data.device_bytes
     return False
 
 
@@ -115,7 +117,7 @@ def train_group(runs: Sequence[NamedRun], folder: Path) -> dict[str, str]:
     failed: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         started = []
-        for run, prepared in [(run, prepare(run.config)) for run in runs]:
+        for run, prepared in [(run, prepare(run.config, folder / run.name)) for run in runs]:
             try:
                 check_memory(prepared.config, prepared.corpus.vocab.size, training=True)
                 if stack.enter_context(open_run(folder / run.name, prepared)):
@@ -207,7 +209,7 @@ class _SideBySide:
 def _train_side_by_side(started: Sequence[tuple[NamedRun, Prepared]], folder: Path) -> dict[str, str]:
     """Train runs side by side; return {name: reason} of the runs that failed."""
     names, prepared = [run.name for run, _ in started], [each for _, each in started]
-    config, corpus, layout, num_steps = prepared[0]
+    config, corpus, layout, num_steps, _ = prepared[0]
     assert all(each.num_steps == num_steps for each in prepared)
     devices = jax.local_devices()[: len(prepared)]
     # The same number of runs for each device: the last run is trained several times, and the copies are dropped.

@@ -16,6 +16,10 @@ class CorpusError(UserError):
     """An error in a text: it is missing, unreadable or too short, or contains symbols outside the vocabulary."""
 
 
+class MissingSymbol(CorpusError):
+    """A symbol of a text is not in the vocabulary."""
+
+
 class WorkdirError(UserError):
     """An error in a workdir or in one of its checkpoints."""
 

@@ -10,6 +10,8 @@ from typing import Any
 _QUIET_SECONDS = 1.0
 # The time between two plain lines.
 _LINE_SECONDS = 10.0
+# The time between two updates of a notebook's live line.
+_NOTEBOOK_SECONDS = 0.2
 
 
 def say(text: str) -> None:
@@ -18,8 +20,76 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+class _TerminalLine:
+    """A live line in a terminal, drawn by rich."""
+
+    def __init__(self, num_steps: int, step: int):
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[metrics]}"),
+            TextColumn("{task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+        )
+        self._bar = Progress(*columns, console=Console(stderr=True), expand=True)
+        self._task = self._bar.add_task("train", total=num_steps, completed=step, metrics="", speed="", left="compiling")
+        self._bar.start()
+
+    def print(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # The terminal may have gone away.
+            self._bar.console.print(text, markup=False, highlight=False)
+
+    def update(self, step: int, metrics: str, speed: str, left: str) -> None:
+        self._bar.update(self._task, completed=step, metrics=metrics, speed=speed, left=left)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._bar.stop()
+
+
+class _NotebookLine:
+    """A live line below a notebook's cell, which IPython replaces."""
+
+    def __init__(self, num_steps: int, step: int):
+        from IPython.display import display
+
+        self._num_steps, self._shown = num_steps, 0.0
+        self._line = self._bundle(step, "", "", "compiling")
+        self._handle = display(self._line, raw=True, display_id=True)
+
+    def _bundle(self, step: int, *fields: str) -> dict[str, str]:
+        """Return the line as what IPython displays: {MIME type: content}."""
+        return {"text/plain": "  ".join([f"step {step}/{self._num_steps}", *filter(None, fields)])}
+
+    def print(self, text: str) -> None:
+        print(text)
+
+    def update(self, step: int, metrics: str, speed: str, left: str) -> None:
+        self._line = self._bundle(step, metrics, speed, left)
+        if time.monotonic() - self._shown > _NOTEBOOK_SECONDS:
+            self._shown = time.monotonic()
+            self._handle.update(self._line, raw=True)
+
+    def close(self) -> None:
+        self._handle.update(self._line, raw=True)
+
+
+def _live_line(num_steps: int, step: int) -> _TerminalLine | _NotebookLine | None:
+    """Return the live line that stderr can show; None if it is neither a terminal nor a notebook."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if hasattr(shell, "kernel"):
+        return _NotebookLine(num_steps, step)
+    return _TerminalLine(num_steps, step) if sys.stderr.isatty() else None
+
+
 class ProgressLine:
-    """The progress of training: in a terminal a live line with metrics, speed and time left; elsewhere a plain line per record.
+    """The progress of training: metrics, speed and time left.
+
+    In a terminal and in a notebook it is a live line. Elsewhere it is a plain line for each record.
 
     Args:
         num_steps: the number of steps of the run.
@@ -30,44 +100,22 @@ class ProgressLine:
     def __init__(self, num_steps: int, step: int, silent: bool = False):
         self._num_steps = num_steps
         self._silent = silent
-        self._bar = self._task = None
+        self._live = None if silent else _live_line(num_steps, step)
         self._seconds_per_step = 0.0
-        if sys.stderr.isatty() and not silent:
-            from rich.console import Console
-            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-            from rich.progress import Progress as Bar
-
-            columns = (
-                TextColumn("step {task.completed}/{task.total}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.fields[metrics]}"),
-                TextColumn("{task.fields[speed]}"),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[left]}"),
-            )
-            self._bar = Bar(*columns, console=Console(stderr=True), expand=True)
-            self._task = self._bar.add_task("train", total=num_steps, completed=step, metrics="", speed="", left="compiling")
-            self._bar.start()
 
     def say(self, text: str) -> None:
         """Print a line, above the live line if there is one."""
-        if self._bar:
-            with contextlib.suppress(OSError):  # The terminal may have gone away.
-                self._bar.console.print(text, markup=False, highlight=False)
+        if self._live:
+            self._live.print(text)
         elif not self._silent:
             say(text)
 
     def update(self, step: int, metrics: Mapping[str, float], chars_per_second: float, seconds_per_step: float) -> None:
         """Show the metrics, {name: value}, and the speed after `step` steps."""
         self._seconds_per_step = seconds_per_step
-        if self._bar:
-            self._bar.update(
-                self._task,
-                completed=step,
-                metrics="  ".join(f"{name} {value:.3f}" for name, value in metrics.items()),
-                speed=f"{chars_per_second:,.0f} chars/s",
-                left=f"{self.time_left(step)} left",
-            )
+        if self._live:
+            shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+            self._live.update(step, shown, f"{chars_per_second:,.0f} chars/s", f"{self.time_left(step)} left")
 
     def time_left(self, step: int) -> str:
         """Return the remaining training time after `step` steps, without evaluations and saving: `h:mm:ss` or `m:ss`."""
@@ -86,17 +134,16 @@ class ProgressLine:
         more = "".join(f"  {name} {value:.4f}" for name, value in metrics.items())
         if line["split"] == "val":
             self.say(f"step {line['step']}  validation loss {line['nats_per_char']:.4f} nats per character{more}")
-        elif not self._bar:
+        elif not self._live:
             self.say(
                 f"step {line['step']}/{self._num_steps}  loss {line['nats_per_char']:.4f}{more}  "
                 f"{line['chars_per_second']:,.0f} chars/s  {self.time_left(line['step'])} left"
             )
 
     def close(self) -> None:
-        """Remove the live line."""
-        if self._bar:
-            with contextlib.suppress(OSError):
-                self._bar.stop()
+        """Remove the live line of a terminal. That of a notebook stays."""
+        if self._live:
+            self._live.close()
 
 
 class ByteProgress:

@@ -1,0 +1,131 @@
+"""A model as a folder without Orbax, as the Hugging Face Hub expects one.
+
+It holds model.safetensors, config.json, vocab.json and README.md, the model card.
+"""
+
+import json
+import shutil
+import textwrap
+from pathlib import Path
+
+import jax
+
+from charlm.config import to_json
+from charlm.config.rules import from_json
+from charlm.data.vocab import Vocab
+from charlm.exchange.files import read_safetensors, read_step, write_safetensors
+from charlm.exchange.torch_names import TORCH_MODULES, from_torch, to_torch, torch_shapes
+from charlm.nn.model import num_params
+from charlm.runs.language_model import LanguageModel
+from charlm.runs.load import load_model
+from charlm.runs.memory import check_memory
+from charlm.runs.workdir import read_result
+from charlm.system.errors import WorkdirError
+from charlm.system.files import read_json, read_text, write_text
+
+WEIGHTS = "model.safetensors"
+
+
+def write_folder(model: LanguageModel, path: Path) -> None:
+    """Write a model into a new folder. On an error, nothing is left behind.
+
+    Raises:
+        ConfigError: a part of the model has no counterpart in PyTorch, or safetensors is not installed.
+        WorkdirError: the folder holds something.
+    """
+    arrays = to_torch(model.config.model, model.params)
+    partial = path.with_name(path.name + ".partial")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise WorkdirError(f"--output {path} exists already; name a new folder")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        write_safetensors(partial / WEIGHTS, arrays, model.num_steps)
+        write_text(partial / "config.json", to_json(model.config))
+        write_text(partial / "vocab.json", json.dumps(model.vocab.to_json()) + "\n")
+        write_text(partial / "README.md", model_card(model))
+        partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def load(path: str | Path, checkpoint: str | int = "best") -> LanguageModel:
+    """Load a trained model from a workdir, or from a folder that `charlm.export --format safetensors` wrote.
+
+        model = charlm.load("runs/quickstart")
+
+    No code from the folder is executed.
+
+    Args:
+        path: the folder.
+        checkpoint: `best`, `latest` or a step. An exported folder has one set of parameters, so it ignores this.
+
+    Raises:
+        WorkdirError: the folder is not a run, there is no such checkpoint, or it is damaged.
+        ConfigError: config.json breaks a rule, or the model does not fit into memory.
+        ImportFailed: model.safetensors is damaged, or does not fit config.json.
+    """
+    path = Path(path)
+    if (path / WEIGHTS).exists() and not (path / "checkpoints").exists():
+        return read_folder(path)
+    return load_model(path, checkpoint)
+
+
+def read_folder(path: Path) -> LanguageModel:
+    """Return the model of a folder that `write_folder` wrote. Raises as `load` does."""
+    config = from_json(read_text(path / "config.json"), str(path / "config.json")).lock()
+    try:
+        vocab = Vocab.from_json(read_json(path / "vocab.json"))
+    except ValueError as error:
+        raise WorkdirError(f"{path / 'vocab.json'} is not a vocabulary: {error}") from None
+    check_memory(config, vocab.size, training=False)
+    arrays = read_safetensors(path / WEIGHTS, torch_shapes(config.model, vocab.size))
+    params = jax.device_put(from_torch(config.model, arrays))
+    return LanguageModel(config, vocab, params, read_step(path / WEIGHTS))
+
+
+def model_card(model: LanguageModel) -> str:
+    """Return the README.md of an exported model: what it is, its loss, how it was trained and loaded, and a sample."""
+    config, result = model.config.model, (read_result(model.path) if model.path else None) or {}
+    layers = "layer" if config.num_layers == 1 else "layers"
+    text = model.manifest.get("corpus", "unknown")
+    rows = [
+        ("model", f"{config.num_layers} {config.cell.upper()} {layers} of {config.hidden_size} units"),
+        ("parameters", f"{num_params(model.params):,}"),
+        ("symbols", f"{model.vocab.size} {'bytes' if model.vocab.kind == 'bytes' else 'characters'}"),
+        ("text", f"`{text}`, sha256 `{model.manifest.get('corpus_sha256', 'unknown')}`"),
+        ("training steps", f"{model.num_steps:,}"),
+    ]
+    for split in ("val", "test"):
+        if (loss := result.get(f"{split}_nats_per_char")) is not None:
+            rows.append((f"{'validation' if split == 'val' else split} loss", f"{loss:.4f} nats per character"))
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    sample = textwrap.indent(model.sample(length=min(300, model.config.sample.length), window=0, random_prompt=None), "    ")
+    return f"""---
+library_name: charlm
+pipeline_tag: text-generation
+tags: [charlm, character-level, {config.cell}]
+---
+
+# A character-level language model
+
+| | |
+| --- | --- |
+{table}
+
+`model.safetensors` has the parameters under the names of PyTorch's `nn.Embedding`, `nn.{TORCH_MODULES[config.cell][0]}` and
+`nn.Linear`. `config.json` has every key of the run, and `vocab.json` the symbols in the order of their ids.
+
+```python
+import charlm
+
+model = charlm.load("PATH OF THIS FOLDER")
+print(model.sample(length=300, temperature=0.8, seed=1))
+```
+
+The run is trained again from `config.json` by `charlm.fit(model.config, "runs/again")`.
+
+A sample:
+
+{sample}
+"""

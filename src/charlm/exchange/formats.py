@@ -1,0 +1,64 @@
+"""The formats of an export. A format is one function and one entry of `FORMATS`."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from charlm.exchange.files import require, write_safetensors
+from charlm.exchange.folder import write_folder
+from charlm.exchange.onnx_model import write_onnx
+from charlm.exchange.stablehlo import write_stablehlo
+from charlm.exchange.torch_names import to_torch
+from charlm.runs.language_model import LanguageModel
+from charlm.system.errors import ConfigError, WorkdirError
+
+
+class Options(NamedTuple):
+    """The shapes of a StableHLO program: the number of texts at a time, and of symbols in a call of the scorer."""
+
+    batch: int
+    window: int
+
+
+def write_torch(model: LanguageModel, path: Path, options: Options) -> None:
+    """Write the state dict of `torch_names.to_torch`: as safetensors if the suffix is .safetensors, else by torch.save."""
+    del options
+    arrays = to_torch(model.config.model, model.params)
+    if path.suffix == ".safetensors":
+        write_safetensors(path, arrays, model.num_steps)
+    elif path.suffix in (".pt", ".pth"):
+        torch = require("torch", "parity")
+        partial = path.with_name(path.name + ".partial")
+        torch.save({name: torch.tensor(array) for name, array in arrays.items()}, partial)
+        partial.replace(path)
+    else:
+        raise ConfigError(f"--output {path} must end in .pt, .pth or .safetensors")
+
+
+FORMATS: Mapping[str, Callable[[LanguageModel, Path, Options], None]] = {
+    "safetensors": lambda model, path, options: write_folder(model, path),
+    "torch": write_torch,
+    "onnx": lambda model, path, options: write_onnx(model, path),
+    "stablehlo": lambda model, path, options: write_stablehlo(model, path, *options),
+}
+
+
+def write(model: LanguageModel, format: str, path: Path, batch: int = 1, window: int = 64) -> None:
+    """Export a model.
+
+    Args:
+        model: the model.
+        format: a key of `FORMATS`.
+        path: the folder or the file, which must not exist.
+        batch: for stablehlo: the number of texts at a time.
+        window: for stablehlo: the number of symbols that one call of the scorer scores.
+
+    Raises:
+        ConfigError: the model has a part that the format cannot hold, or a package is not installed.
+        WorkdirError: the path exists, or its folder does not.
+    """
+    if path.exists() and not (format == "safetensors" and path.is_dir()):
+        raise WorkdirError(f"--output {path} exists already; name a new one")
+    if not path.absolute().parent.is_dir() and format != "safetensors":
+        raise WorkdirError(f"--output {path}: the folder {path.parent} does not exist")
+    FORMATS[format](model, path, Options(batch, window))

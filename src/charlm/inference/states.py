@@ -1,0 +1,108 @@
+"""Look into a model: step through symbols with an explicit state, and record the states and the gates at every symbol.
+
+Letters: N symbols of a text, K symbols in a block, B batch, T time, H hidden, V vocabulary.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from charlm.nn.cells import CELLS, Carry
+from charlm.nn.model import CharLM
+from charlm.system.errors import ConfigError
+
+# One carry for each layer.
+State = tuple[Carry, ...]
+# (params, ids_TB, state) -> (logits_TBV, state after the last symbol), jitted.
+Step = Callable[[Any, Any, State], tuple[jax.Array, State]]
+# The number of symbols in one call of a compiled program.
+_BLOCK = 64
+
+
+def make_step(model: CharLM) -> Step:
+    """Return the function that a recurrent model is: (params, ids_TB, state) -> (logits_TBV, state), jitted.
+
+    Each number of steps and each batch size is compiled once.
+    """
+
+    @jax.jit
+    def step(params: Any, ids_TB: jax.Array, state: State) -> tuple[jax.Array, State]:
+        return model.apply({"params": params}, ids_TB, state)
+
+    return step
+
+
+def step_through(step: Step, params: Any, ids_N: np.ndarray, state: State) -> tuple[jax.Array, State]:
+    """Return the logits after the last of N symbols, shape (1, V), and the state there.
+
+    Two compiled programs serve texts of every length: one for a block of symbols, and one for a single symbol.
+
+    Args:
+        step: from `make_step`.
+        params: the parameters of the model.
+        ids_N: at least one id.
+        state: the state before the first symbol, for a batch of one.
+    """
+    ids_N1 = np.asarray(ids_N, np.int32)[:, None]
+    whole = len(ids_N1) - len(ids_N1) % _BLOCK
+    for block in [*np.split(ids_N1[:whole], whole // _BLOCK or 1), *np.split(ids_N1[whole:], len(ids_N1) - whole or 1)]:
+        if len(block):
+            logits_TBV, state = step(params, block, state)
+    return logits_TBV[-1], state
+
+
+def check_gates(model: CharLM) -> None:
+    """Raise ConfigError if the model's cell does not show its gates."""
+    if CELLS[model.cell].gate_values is None:
+        shown = ", ".join(name for name, cell in CELLS.items() if cell.gate_values is not None)
+        raise ConfigError(f"the cell {model.cell!r} has no gate_values, so its gates cannot be shown; those of {shown} can")
+
+
+def record_states(model: CharLM, gates: bool) -> Callable[[Any, np.ndarray], dict[str, np.ndarray]]:
+    """Return a function that records what a model holds at every symbol of a text.
+
+    Args:
+        model: its architecture.
+        gates: whether to record the gates too. `check_gates` says whether the cell shows them.
+
+    Returns:
+        (params, ids_N) -> {name: array (N, H), float32}. Row t is that after symbol t. The names are `layer_0.h`, `layer_0.c`
+        and so on for the carry of each layer (`Cell.carries`), and `layer_0.gate_i` and so on for its gates (`Cell.gates`). The
+        text starts from the initial state.
+    """
+    cell = CELLS[model.cell]
+    folded = model.folded(model.dtype)
+
+    def name_arrays(state: State, sown: Mapping[str, Any]) -> dict[str, jax.Array]:
+        named = {}
+        for layer, carry in enumerate(state):
+            named |= {f"layer_{layer}.{name}": each_BH[0] for name, each_BH in zip(cell.carries, carry)}
+            if gates:
+                (values,) = sown[f"layer_{layer}"]["values"]
+                named |= {f"layer_{layer}.gate_{name}": gate_BH[0] for name, gate_BH in zip(cell.gates, values)}
+        return named
+
+    @jax.jit
+    def record_block(weights: Any, ids_K: jax.Array, state: State) -> tuple[State, dict[str, jax.Array]]:
+        def record_symbol(state, symbol):
+            mutable = ["gates"] if gates else []
+            (_, state), sown = folded.apply({"params": weights}, symbol[None, None], state, mutable=mutable)
+            return state, name_arrays(state, sown.get("gates", {}))
+
+        return jax.lax.scan(record_symbol, state, ids_K)
+
+    def record(params: Any, ids_N: np.ndarray) -> dict[str, np.ndarray]:
+        weights = jax.jit(lambda params: model.fold_params(params, model.dtype))(params)
+        state = folded.initial_carry(weights, 1)
+        blocks = []
+        for start in range(0, len(ids_N), _BLOCK):
+            ids_K = np.zeros(_BLOCK, np.int32)  # The last block is filled up, and what belongs to the filling is cut off.
+            ids_K[: len(ids_N) - start] = ids_N[start : start + _BLOCK]
+            state, block = record_block(weights, jnp.asarray(ids_K), state)
+            blocks.append(jax.device_get(block))
+        return {name: np.concatenate([block[name] for block in blocks])[: len(ids_N)] for name in blocks[0]}
+
+    return record

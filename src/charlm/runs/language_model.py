@@ -1,0 +1,345 @@
+"""A trained model: sample from it, score texts with it, and look into it. The commands `sample` and `evaluate` use it too."""
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from charlm.config.rules import LARGEST_SEED, check
+from charlm.data.corpus import Corpus, encode_file
+from charlm.data.text import normalise
+from charlm.data.vocab import Vocab
+from charlm.inference import sampler, states
+from charlm.inference.dynamic import check_dynamic, dynamic_cross_entropy
+from charlm.inference.scorer import Score, Scorer, make_scorer, min_text_length
+from charlm.inference.states import State, Step
+from charlm.inference.text_score import TextScore, describe_score, losses_in_all_units
+from charlm.nn.model import CharLM
+from charlm.runs.curves import curves_figure
+from charlm.runs.memory import check_memory
+from charlm.runs.saved_model import write_model
+from charlm.runs.tracking import read_metrics
+from charlm.runs.workdir import check_corpus, load_run_corpus
+from charlm.system.errors import ConfigError, CorpusError, WorkdirError
+from charlm.system.progress import ByteProgress
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A recurrent language model with its parameters. `charlm.load` and `charlm.fit` return it.
+
+        model = charlm.load("runs/quickstart")
+        print(model.sample("HAMLET:", length=300, temperature=0.8, seed=1))
+        print(model.score("To be, or not to be").bits_per_char)
+
+    Programs are compiled when a method first needs them, and kept. `dataclasses.replace(model, params=...)` returns a model
+    with other parameters.
+
+    Attributes:
+        config: the run's config, locked. It defines how texts are scored (`config.eval`) and sampled (`config.sample`).
+        vocab: the map between symbols and ids.
+        params: the tree of parameters, float32. `charlm.nn.model` describes their shapes.
+        num_steps: the number of training steps.
+        path: the folder that the model comes from; None: no folder.
+        manifest: what the run's numbers depend on besides the config.
+    """
+
+    config: ConfigDict
+    vocab: Vocab
+    params: Any
+    num_steps: int = 0
+    path: Path | None = None
+    manifest: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        model = self.config.model
+        layers = f"{model.num_layers} x " if model.num_layers > 1 else ""
+        where = f", {self.path}" if self.path else ""
+        return (
+            f"LanguageModel({layers}{model.cell} {model.hidden_size}, {self.vocab.size} symbols, step {self.num_steps}{where})"
+        )
+
+    @functools.cached_property
+    def module(self) -> CharLM:
+        """The Flax module. `module.apply({"params": params}, ids_TB, carry)` returns logits and the next carry."""
+        return CharLM.from_config(self.config.model, self.vocab.size)
+
+    def sample(
+        self,
+        prompt: str | None = None,
+        length: int | None = None,
+        temperature: float | None = None,
+        *,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        greedy: bool | None = None,
+        seed: int = 0,
+        num_samples: int | None = None,
+        stop: str | None = None,
+        random_prompt: int | None = None,
+        window: int | None = None,
+        dtype: str | None = None,
+    ) -> str | list[str]:
+        """Return text that continues a prompt, without the prompt. The command `sample` draws the same text.
+
+        An argument that is None has the value of `config.sample`, except `num_samples`.
+
+        Args:
+            prompt: the text to continue; without one, the sample starts after a line break.
+            length: the number of characters to draw; of bytes for the byte vocabulary.
+            temperature: the divisor of the logits. Values below 1 prefer probable symbols.
+            top_k: draw only from the k most probable symbols.
+            top_p: draw only from the most probable symbols that together reach probability p.
+            greedy: whether to always take the most probable symbol.
+            seed: the seed. The same seed gives the same text.
+            num_samples: the number of samples; None: one.
+            stop: the string that ends a sample early. It is not part of the sample.
+            random_prompt: without a prompt: continue this many symbols from a random place in the training text.
+            window: read this many last symbols again before each draw; 0: carry the state.
+            dtype: the dtype of the weights: float32 or bfloat16.
+
+        Returns:
+            A string; a list of strings if `num_samples` is given.
+
+        Raises:
+            ConfigError: an argument is out of range, or the prompt has a symbol that is not in the vocabulary.
+        """
+        named = {"prompt": prompt, "length": length, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        named |= {"greedy": greedy, "random_prompt": random_prompt, "window": window, "dtype": dtype}
+        _, pieces = self.draw(named | {"num_samples": 1 if num_samples is None else num_samples}, seed, stop)
+        texts = ["".join(parts) for parts in zip(*pieces)]
+        return texts[0] if num_samples is None else texts
+
+    def stream(self, prompt: str | None = None, *, seed: int = 0, stop: str | None = None, **named: Any) -> Iterator[str]:
+        """Yield the text of `sample(prompt, seed=seed, stop=stop, **named)` in pieces, as it is drawn."""
+        if "num_samples" in named:
+            raise ConfigError("stream() draws one sample; sample() draws several")
+        _, pieces = self.draw({"prompt": prompt, "num_samples": 1, **named}, seed, stop)
+        return (text for (text,) in pieces if text)
+
+    def draw(self, named: Mapping[str, Any], seed: int, stop: str | None = None) -> tuple[str, Iterator[list[str]]]:
+        """Return the prompt, as the model reads it, and an iterator over the new text of each sample.
+
+        Args:
+            named: values for keys of `config.sample`; None: that of the config.
+            seed: the seed.
+            stop: the string that ends a sample.
+
+        Raises:
+            ConfigError: as in `sample`.
+        """
+        config, vocab = copy.deepcopy(self.config), self.vocab
+        for name, value in named.items():
+            if name not in config.sample:
+                raise ConfigError(f"sampling has no argument {name!r}; it has {', '.join(config.sample)}, seed and stop")
+            if value is not None:
+                try:
+                    config.sample[name] = value
+                except (TypeError, ValueError):
+                    raise ConfigError(f"{name} is {value!r}, a value of type {type(value).__name__}") from None
+        check(config, "the arguments of the sample")
+        if not 0 <= seed <= LARGEST_SEED:
+            raise ConfigError(f"the seed is {seed}; it must lie between 0 and {LARGEST_SEED}")
+        if stop == "":
+            raise ConfigError("stop is empty; give at least one character")
+        check_memory(config, vocab.size, training=False)
+        settings = config.sample
+        train_ids = self.corpus().train if settings.random_prompt is not None and not settings.prompt else None
+        prompt, prompt_ids = sampler.make_prompt(config, vocab, train_ids, seed)
+        how = sampler.Settings.from_config(settings, vocab.size)
+        keys_N = sampler.sample_keys(seed, settings.num_samples)
+        compiled = self._sampler(settings.window, settings.dtype)
+        ids = sampler.generate(compiled, self.params, vocab, prompt_ids, keys_N, settings.length, how)
+        return prompt, sampler.decode_samples(ids, vocab, settings.num_samples, stop)
+
+    def score(self, text: str) -> TextScore:
+        """Return the cross-entropy of a text. The command `evaluate --text` prints the same loss.
+
+        Args:
+            text: a text of at least two symbols; for a many-to-one model, more than `batching.seq_len`.
+
+        Raises:
+            CorpusError: the text is too short, or has a symbol that is not in the vocabulary.
+        """
+        ids = self._encode(text)
+        found = self._score_ids("the text", ids, per_symbol=True)
+        return TextScore(ids, self.vocab, found.nats_N, found)
+
+    def evaluate(self, split: str = "val", file: str | Path | None = None, dynamic: bool = False) -> dict[str, Any]:
+        """Return what the command `evaluate --json` prints: the loss on a text in every unit.
+
+        Args:
+            split: `train`, `val` or `test`, a part of the run's corpus.
+            file: a UTF-8 text file to score instead.
+            dynamic: report a second loss, that of a model that learns from the text that it has scored.
+
+        Raises:
+            WorkdirError: the corpus of the run has changed.
+            CorpusError: the text cannot be read, is too short, or has a symbol that is not in the vocabulary.
+            ConfigError: dynamic evaluation is not possible for this run.
+        """
+        vocab = self.vocab
+        if file is not None:
+            name, ids = str(file), encode_file(Path(file), vocab, self.config.data.lowercase)
+        else:
+            corpus = self.corpus()
+            name, ids = f"{corpus.name} {split}", corpus.split(split)
+        train_ids = self.corpus().train if dynamic else None
+        if dynamic:
+            check_dynamic(self.config, train_ids)
+        score = self._score_ids(name, ids)
+        found = {"text": name, "checkpoint": self.num_steps, **describe_score(score, vocab, ids)}
+        if train_ids is not None:
+            adapted = score._replace(nats=dynamic_cross_entropy(self.module, self.params, train_ids, ids, self.config.eval))
+            found |= {f"dynamic_{key}": value for key, value in losses_in_all_units(adapted, vocab).items()}
+        return found
+
+    def next(self, text: str = "", k: int = 10) -> list[tuple[str | bytes, float]]:
+        """Return the k most probable symbols after a text, with their probabilities, the most probable first.
+
+        Args:
+            text: the text; an empty one is read as a line break, as in `sample`.
+            k: the number of symbols.
+
+        Returns:
+            (symbol, probability): the symbol is a character, or one byte for the byte vocabulary.
+
+        Raises:
+            ConfigError: the text has a symbol that is not in the vocabulary.
+        """
+        config = copy.deepcopy(self.config)
+        config.sample.prompt, config.sample.random_prompt = text, None
+        _, ids_N = sampler.make_prompt(config, self.vocab, None, seed=0)
+        ids_N = ids_N[-config.sample.window :] if config.sample.window else ids_N
+        logits_1V, _ = states.step_through(self._step, self.params, ids_N, self.initial_state())
+        probs_V = np.asarray(jax.nn.softmax(logits_1V[0]), np.float64)
+        order = np.argsort(-probs_V, kind="stable")[:k]
+        symbols = [bytes([i]) for i in range(256)] if self.vocab.kind == "bytes" else self.vocab.symbols
+        return [(symbols[i], float(probs_V[i])) for i in order]
+
+    def states(self, text: str, gates: bool = False) -> dict[str, np.ndarray]:
+        """Return the state of every layer at every symbol of a text, from the initial state on.
+
+        Args:
+            text: a text of at least one symbol.
+            gates: whether to return the values of the gates too.
+
+        Returns:
+            {name: float32 array (n, H)} for n symbols and H units. Row t is that after symbol t. The carry of the first layer
+            is `layer_0.h`, and for an LSTM `layer_0.c`. Its gates are `layer_0.gate_i`, `layer_0.gate_f` and so on, in the
+            order of `charlm.nn.cells.Cell.gates`.
+
+        Raises:
+            CorpusError: the text is empty, or has a symbol that is not in the vocabulary.
+            ConfigError: the cell does not show its gates.
+        """
+        if gates:
+            states.check_gates(self.module)
+        ids = self._encode(text)
+        if not len(ids):
+            raise CorpusError("the text is empty; a state needs at least one symbol")
+        return self._recorder(gates)(self.params, ids)
+
+    def initial_state(self, batch_size: int = 1) -> State:
+        """Return the state at the start of a text: for each layer a tuple of arrays (batch_size, H)."""
+        return self.module.initial_carry(self.params, batch_size)
+
+    def step(self, symbols: str | np.ndarray, state: State | None = None) -> tuple[jax.Array, State]:
+        """Return the logits after each symbol, and the state after the last one. This is all that a recurrent model does.
+
+            logits, state = model.step("To be", None)
+            logits, state = model.step(", or not", state)
+
+        Args:
+            symbols: a text, or ids of shape (T,) for one text, or (T, B) for B texts.
+            state: the state before the first symbol; None: the initial state.
+
+        Returns:
+            Logits of shape (T, V), or (T, B, V) for ids of shape (T, B), and a state like that of `initial_state`. Each T and
+            B is compiled once.
+
+        Raises:
+            CorpusError: a symbol is not in the vocabulary.
+        """
+        ids = self._encode(symbols) if isinstance(symbols, str) else np.asarray(symbols)
+        if ids.ndim not in (1, 2) or not ids.size:
+            raise CorpusError(f"the symbols have shape {ids.shape}; they must have shape (T,) or (T, B), and not be empty")
+        if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0 or ids.max() >= self.vocab.size:
+            raise CorpusError(f"ids must be integers from 0 to {self.vocab.size - 1}, the last symbol of the vocabulary")
+        ids_TB = (ids[:, None] if ids.ndim == 1 else ids).astype(np.int32)
+        logits_TBV, state = self._step(self.params, ids_TB, self.initial_state(ids_TB.shape[1]) if state is None else state)
+        return (logits_TBV[:, 0] if ids.ndim == 1 else logits_TBV), state
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl, one dict each. `pandas.DataFrame(model.metrics())` is a table of them."""
+        return read_metrics(self._folder() / "metrics.jsonl")
+
+    def plot(self) -> "Figure":
+        """Return the curves of the run as a matplotlib figure: the losses, and a panel for each selected metric."""
+        return curves_figure(self.metrics())
+
+    def save(self, path: str | Path, origin: Mapping[str, Any] | None = None) -> None:
+        """Write the model into a new workdir, which the commands and `charlm.load` read.
+
+        Training in it starts at step 0 from these parameters, with a new state of the optimizer.
+
+        Args:
+            path: the folder.
+            origin: where the model comes from, for the manifest; None: the folder that it was loaded from.
+
+        Raises:
+            WorkdirError: the folder holds something.
+        """
+        origin = origin or {"from": None if self.path is None else str(self.path), "step": self.num_steps}
+        write_model(Path(path), self.config, self.vocab, self.params, self.manifest, origin)
+
+    def corpus(self) -> Corpus:
+        """Return the corpus of the run. Raises WorkdirError if it is not the corpus that the run was trained on."""
+        corpus = load_run_corpus(self.config, self.manifest)
+        check_corpus(self.path or "this model", self.manifest, corpus, self.vocab)
+        return corpus
+
+    @functools.cached_property
+    def _sampler(self) -> Any:
+        return functools.cache(lambda window, dtype: sampler.make_sampler(self.module, self.vocab, window, dtype))
+
+    @functools.cached_property
+    def _scorer(self) -> Scorer:
+        return make_scorer(self.module, self.vocab, self.config.batching, metrics=self.config.eval.metrics)
+
+    @functools.cached_property
+    def _step(self) -> Step:
+        return states.make_step(self.module)
+
+    @functools.cached_property
+    def _recorder(self) -> Any:
+        return functools.cache(lambda gates: states.record_states(self.module, gates))
+
+    def _folder(self) -> Path:
+        """Return the folder of the run. Raises WorkdirError if there is none."""
+        if self.path is None:
+            raise WorkdirError("this model comes from no workdir, so it has no metrics")
+        return self.path
+
+    def _encode(self, text: str) -> np.ndarray:
+        """Return the ids of a text, which is normalised like the corpus."""
+        if any("\ud800" <= char <= "\udfff" for char in text):
+            raise CorpusError("the text has half of a surrogate pair; it must be valid Unicode")
+        return self.vocab.encode(normalise(text, self.config.data.lowercase))
+
+    def _score_ids(self, name: str, ids: np.ndarray, per_symbol: bool = False) -> Score:
+        config = self.config
+        if len(ids) < (shortest := min_text_length(config.batching)):
+            raise CorpusError(f"{name} has {len(ids)} characters; a score needs at least {shortest}")
+        with ByteProgress(f"scoring {name}", ids.nbytes) as progress:
+            watch = lambda done: progress.set_done(done * ids.nbytes)  # noqa: E731
+            return self._scorer(self.params, ids, config.eval, watch, per_symbol)

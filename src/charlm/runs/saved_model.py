@@ -1,0 +1,84 @@
+"""Write the parameters of a model into a new workdir."""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from charlm.config import to_json
+from charlm.data.vocab import Vocab
+from charlm.runs import workdir
+from charlm.runs.checkpoint import Checkpoints
+from charlm.runs.flat_state import flatten_state, sha256
+from charlm.runs.outcome import Progress
+from charlm.system.errors import WorkdirError
+from charlm.system.files import write_text
+from charlm.training.state import Program, compute_first_state, init_state
+
+
+def write_model(
+    path: Path, config: ConfigDict, vocab: Vocab, params: Any, manifest: Mapping[str, Any], origin: Mapping[str, Any]
+) -> None:
+    """Write a model into a new workdir, as a run that has not taken a step. On an error, nothing is left behind.
+
+    Args:
+        path: the folder; it must not exist, or be empty.
+        config: its config.
+        vocab: its vocabulary, of V symbols.
+        params: its parameters, whose shapes those of the config and V must be.
+        manifest: the manifest of the run that trained it; {} if none is known.
+        origin: where the parameters come from. The manifest keeps it with the sha256 of the parameters.
+
+    Raises:
+        WorkdirError: the folder holds something.
+    """
+    is_new = not path.exists()
+    with workdir.lock(path):
+        if (path / "config.json").exists():
+            raise WorkdirError(f"{path} holds a run already; choose another folder")
+        with contextlib.ExitStack() as undo:
+            for name in ("checkpoints", "vocab.json", "manifest.json", "config.json"):
+                undo.callback(_remove, path / name)
+            if is_new:
+                undo.callback(_remove, path)
+            _write_checkpoint(path, config, vocab, params)
+            manifest = {**manifest, "origin": {**origin, "params_sha256": sha256(flatten_state(params))}}
+            write_text(path / "vocab.json", json.dumps(vocab.to_json()) + "\n")
+            write_text(path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+            write_text(path / "config.json", to_json(config))
+            undo.pop_all()
+
+
+def _write_checkpoint(path: Path, config: ConfigDict, vocab: Vocab, params: Any) -> None:
+    """Write a checkpoint of step 0 with these parameters and a new state of the optimizer."""
+    # The length of the run changes no shape of the state.
+    program = Program(config, vocab.size, 1000, carries_state=config.batching.layout == "stream")
+    state = compute_first_state(init_state, program, {"seed": np.uint32(config.seed)})
+    jax.tree.map(_check_shape, state.params, params)
+    carry = program.bind({})[1].initial_carry(params, config.batching.batch_size) if program.carries_state else ()
+    state = state.replace(params=params, ema=params if state.ema else (), carry=carry)
+    checkpoints = Checkpoints(path)
+    try:
+        checkpoints.save(0, state, dataclasses.asdict(Progress()), None)
+        checkpoints.wait()
+    finally:
+        checkpoints.close()
+
+
+def _check_shape(expected: jax.Array, found: jax.Array) -> None:
+    if expected.shape != found.shape:
+        raise WorkdirError(f"a parameter has shape {found.shape}, but the config asks for {expected.shape}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
