@@ -205,7 +205,7 @@ def test_a_workdir_with_a_broken_file_is_refused(run, trained, tmp_path, file, c
         ("--top_k=0", "sample.top_k is 0"),
         ("--length=0", "sample.length is 0"),
         ("--num_samples=0", "sample.num_samples is 0"),
-        ("--seed=-1", "--seed is -1"),
+        ("--seed=-1", "the seed is -1"),
         ("--length=many", "--length is many"),
         ("--dtype=float16", "sample.dtype is 'float16'; did you mean 'bfloat16'? it must be one of float32, bfloat16"),
     ],

@@ -115,15 +115,17 @@ def check_corpus(name: str | Path, manifest: Mapping[str, Any], corpus: Corpus, 
         corpus: the corpus to compare.
         vocab: the vocabulary of the run, if it is to be compared too. With another one, every id would be another symbol.
     """
-    if vocab is not None and vocab != corpus.vocab:
-        raise WorkdirError(
-            f"the corpus {corpus.name} has another vocabulary than the run in {name}: {corpus.vocab.size} symbols now, "
-            f"{vocab.size} in vocab.json; restore vocab.json, or score a file with evaluate --text"
-        )
+    if "corpus_sha256" not in manifest:
+        raise WorkdirError(f"{name} has no record of a training text; score a file with evaluate --text")
     if manifest.get("corpus_sha256") != corpus.sha256:
         raise WorkdirError(
             f"the corpus {corpus.name} is not what the run in {name} was started with: sha256 {corpus.sha256[:16]}... now, "
             f"{str(manifest.get('corpus_sha256'))[:16]}... then; restore the corpus, or choose another --workdir"
+        )
+    if vocab is not None and vocab != corpus.vocab:
+        raise WorkdirError(
+            f"the corpus {corpus.name} has another vocabulary than the run in {name}: {corpus.vocab.size} symbols now, "
+            f"{vocab.size} in vocab.json; restore vocab.json, or score a file with evaluate --text"
         )
 
 
