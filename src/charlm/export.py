@@ -14,7 +14,7 @@ from absl import flags
 
 from charlm.config import cli
 from charlm.exchange.folder import load
-from charlm.exchange.formats import FORMATS, write
+from charlm.exchange.formats import FORMATS, export_model
 from charlm.system.errors import ConfigError
 from charlm.system.progress import say
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
         if values[name].present and format != "stablehlo":
             raise ConfigError(f"--{name} is for --format stablehlo; {format} takes any batch and length")
     model = load(cli.required(values, "workdir"), values.checkpoint)
-    write(model, format, output, values.batch, values.window)
+    export_model(model, format, output, values.batch, values.window)
     say(f"charlm: {model!r} is in {output}")
 
 

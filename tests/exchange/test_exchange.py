@@ -17,7 +17,7 @@ from models import TEXT, small_model
 import charlm
 from charlm.config import default_config
 from charlm.exchange.files import read_safetensors, read_state_dict, read_vocab
-from charlm.exchange.formats import FORMATS, write
+from charlm.exchange.formats import FORMATS, export_model
 from charlm.exchange.import_torch import import_torch
 from charlm.exchange.torch_names import ImportFailed, from_torch, to_torch, torch_shapes
 from charlm.runs.flat_state import flatten_state, sha256
@@ -103,7 +103,7 @@ def test_onnxruntime_computes_the_same_logits(cell, layers, encoding, tmp_path):
     import onnxruntime
 
     model = small_model(cell, layers, scale=1.0, **{"model.encoding": encoding})
-    write(model, "onnx", tmp_path / "model.onnx")
+    export_model(model, "onnx", tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     names = [each.name for each in session.get_inputs()][1:]
     vocab = json.loads(session.get_modelmeta().custom_metadata_map["vocab"])
@@ -143,7 +143,7 @@ def test_stablehlo_programs_step_and_score(window, tmp_path):
     from jax import export
 
     model = small_model("lstm", 2)
-    write(model, "stablehlo", tmp_path / "model.zip", batch=3, window=window)
+    export_model(model, "stablehlo", tmp_path / "model.zip", batch=3, window=window)
     with zipfile.ZipFile(tmp_path / "model.zip") as archive:
         about = json.loads(archive.read("about.json"))
         params = dict(np.load(io.BytesIO(archive.read("params.npz"))))
@@ -175,7 +175,7 @@ def test_what_has_no_counterpart_is_refused_by_name(change, key, tmp_path):
     model = small_model(layers=2, **change)
     for format, suffix in {"safetensors": "", "torch": ".safetensors", "onnx": ".onnx"}.items():
         with pytest.raises(ConfigError, match=key):
-            write(model, format, tmp_path / f"out{suffix}")
+            export_model(model, format, tmp_path / f"out{suffix}")
     assert not list(tmp_path.iterdir())
 
 
@@ -191,7 +191,7 @@ def test_a_missing_package_is_one_line_that_names_the_extra(monkeypatch, tmp_pat
     for format in FORMATS:
         extra = "parity" if format == "torch" else "export"
         with pytest.raises(ConfigError, match=rf"pip install 'charlm\[{extra}\]'"):
-            write(model, format, tmp_path / "out.pt")
+            export_model(model, format, tmp_path / "out.pt")
     assert not list(tmp_path.iterdir())
 
 
@@ -200,7 +200,7 @@ def test_a_missing_package_is_one_line_that_names_the_extra(monkeypatch, tmp_pat
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_model_goes_to_pytorch_and_back_to_the_bit(encoding, suffix, tmp_path):
     model = small_model("gru", 2, **{"model.encoding": encoding})
-    write(model, "torch", tmp_path / f"state{suffix}")
+    export_model(model, "torch", tmp_path / f"state{suffix}")
     (tmp_path / "vocab.json").write_text(json.dumps(model.vocab.to_json()))
     back = import_torch(tmp_path / f"state{suffix}", tmp_path / "vocab.json")
     assert sha256(flatten_state(back.params)) == sha256(flatten_state(model.params)) and back.vocab == model.vocab
@@ -296,7 +296,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, run):
 
 
 def test_a_damaged_safetensors_file_is_one_line(tmp_path, run):
-    write(small_model(), "safetensors", tmp_path / "folder")
+    export_model(small_model(), "safetensors", tmp_path / "folder")
     file = tmp_path / "folder" / "model.safetensors"
     whole = file.read_bytes()
     size = struct.unpack("<Q", whole[:8])[0]

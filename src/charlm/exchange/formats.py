@@ -43,13 +43,13 @@ FORMATS: Mapping[str, Callable[[LanguageModel, Path, Options], None]] = {
 }
 
 
-def write(model: LanguageModel, format: str, path: Path, batch: int = 1, window: int = 64) -> None:
+def export_model(model: LanguageModel, format: str, path: str | Path, batch: int = 1, window: int = 64) -> None:
     """Export a model.
 
     Args:
         model: the model.
         format: a key of `FORMATS`.
-        path: the folder or the file, which must not exist.
+        path: the new folder or file.
         batch: for stablehlo: the number of texts at a time.
         window: for stablehlo: the number of symbols that one call of the scorer scores.
 
@@ -57,6 +57,7 @@ def write(model: LanguageModel, format: str, path: Path, batch: int = 1, window:
         ConfigError: the model has a part that the format cannot hold, or a package is not installed.
         WorkdirError: the path exists, or its folder does not.
     """
+    path = Path(path)
     if path.exists() and not (format == "safetensors" and path.is_dir()):
         raise WorkdirError(f"--output {path} exists already; name a new one")
     if not path.absolute().parent.is_dir() and format != "safetensors":

@@ -14,8 +14,8 @@ from charlm.runs.language_model import LanguageModel
 
 
 def import_torch(
-    state_dict: Path,
-    vocab: Path,
+    state_dict: str | Path,
+    vocab: str | Path,
     embedding: str | None = None,
     head: str | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -35,8 +35,8 @@ def import_torch(
         ImportFailed: a file is damaged, or the model is none that charlm has.
         ConfigError: a package is not installed.
     """
-    kind, symbols = read_vocab(vocab)
-    found = recognise(read_state_dict(state_dict), embedding, head)
+    kind, symbols = read_vocab(Path(vocab))
+    found = recognise(read_state_dict(Path(state_dict)), embedding, head)
     if len(symbols) != found.vocab_size:
         raise ImportFailed(f"{vocab} has {len(symbols)} symbols, but the model has {found.vocab_size}")
     if any("\ud800" <= symbol <= "\udfff" for symbol in symbols):

@@ -20,7 +20,7 @@ import numpy as np
 
 from charlm.parallel import processes
 from charlm.runs.flat_state import FlatShapes, FlatState, flatten_state, sha256
-from charlm.runs.orbax_files import KeepLatestAndBest, can_be_listed, make_manager, shapes_of, single_process_options
+from charlm.runs.orbax_files import KeepLatestAndBest, can_be_listed, make_manager, read_items, shapes_of
 from charlm.system.errors import RunFailed, WorkdirError, is_out_of_memory
 from charlm.system.progress import say
 
@@ -119,17 +119,9 @@ class Checkpoints:
         Raises:
             DamagedCheckpoint: the checkpoint cannot be read, or differs from what was saved.
         """
-        import orbax.checkpoint as ocp
-
         folder = self._root / str(step)
         try:
-            items = self._orbax_root / str(step)
-            options = {"multiprocessing_options": single_process_options()}
-            with ocp.Checkpointer(ocp.StandardCheckpointHandler(**options), **options) as reader:
-                self._check_shapes(folder, shapes_of(reader.metadata(items / "state")))
-                state = reader.restore(items / "state")
-            with ocp.Checkpointer(ocp.JsonCheckpointHandler(**options), **options) as reader:
-                meta = dict(reader.restore(items / "meta"))
+            state, meta = read_items(self._orbax_root / str(step), lambda found: self._check_shapes(folder, found))
             flat = {name: np.asarray(value) for name, value in state.items()}
             expected = meta.pop("sha256", None)
         except DamagedCheckpoint:

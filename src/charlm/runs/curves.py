@@ -1,5 +1,6 @@
 """The curves of a run: its losses, and a panel for each selected metric, over characters."""
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,10 +48,19 @@ def curves_figure(lines: Sequence[Mapping[str, Any]]) -> "Figure":
     Args:
         lines: the lines of metrics.jsonl.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    class Curves(Figure):
+        """A figure that a notebook shows, whether or not pyplot is in use."""
+
+        def _repr_png_(self) -> bytes:
+            buffer = io.BytesIO()
+            FigureCanvasAgg(self).print_png(buffer)
+            return buffer.getvalue()
+
     panels = metric_panels(lines)
-    figure = Figure(figsize=(7, 4.2 + 2.2 * len(panels)), dpi=150, layout="constrained")
+    figure = Curves(figsize=(7, 4.2 + 2.2 * len(panels)), dpi=150, layout="constrained")
     heights = [4.2, *[2.2] * len(panels)]
     all_axes = figure.subplots(len(heights), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
     _draw_losses(all_axes[0], lines)

@@ -1,7 +1,9 @@
 """What charlm needs of Orbax: its manager of checkpoints, and the shapes that a checkpoint declares."""
 
+import contextlib
+import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,35 @@ def single_process_options() -> Any:
     from orbax.checkpoint.options import MultiprocessingOptions
 
     return MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
+
+
+def read_items(folder: Path, check: Callable[[dict[str, tuple[Any, ...]]], None]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the items `state` and `meta` of a checkpoint. Raises an exception of any type if it is damaged.
+
+    Args:
+        folder: the folder of the checkpoint.
+        check: called with the shapes that the checkpoint declares, before any array is read.
+    """
+    import orbax.checkpoint as ocp
+
+    options = {"multiprocessing_options": single_process_options()}
+    with _without_warnings(), ocp.Checkpointer(ocp.StandardCheckpointHandler(**options), **options) as reader:
+        check(shapes_of(reader.metadata(folder / "state")))
+        state = reader.restore(folder / "state")
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler(**options), **options) as reader:
+        return state, dict(reader.restore(folder / "meta"))
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep Orbax from logging what is intended: charlm writes no metadata of Orbax's own, and checks its own sha256."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(max(before, logging.ERROR))
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def make_manager(root: Path, keep: "KeepLatestAndBest") -> Any:

@@ -193,7 +193,7 @@ class ByteProgress:
             self._bar = Progress(*columns, console=Console(stderr=True))
             self._task = self._bar.add_task(self._activity, total=self._total, completed=self._done)
             self._bar.start()
-        elif now - self._shown > _LINE_SECONDS:
+        elif now - self._shown > _LINE_SECONDS and done > self._first:
             self._shown = now
             rate = (self._done - self._first) / (now - self._started)
             of = f" of {_megabytes(self._total)}" if self._total else ""
