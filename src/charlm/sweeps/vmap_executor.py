@@ -58,8 +58,11 @@ class NamedRun(Protocol):
 
 
 def use_all_cores(cores: int) -> None:
-    """Make JAX treat each core of a CPU as a device. It works only before JAX looks for its devices."""
-    jax.config.update("jax_num_cpu_devices", cores)
+    """Make JAX treat each core of a CPU as a device, unless the process has used JAX already: then its devices are fixed."""
+    try:
+        jax.config.update("jax_num_cpu_devices", cores)
+    except RuntimeError:
+        say(f"JAX was used before in this process, so the runs share {jax.local_device_count()} of {cores} cores")
 
 
 def group_runs(runs: Sequence[NamedRun]) -> tuple[list[list[NamedRun]], list[tuple[NamedRun, str]]]:
