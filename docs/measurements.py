@@ -104,7 +104,10 @@ def headline() -> str:
         Row(["quickstart, train and sample commands", f"{small['charlm_seconds']:.0f} s", _against(small)], [small]),
         Row(["tiny Shakespeare, validation loss", f"{tiny['val_nats_per_char']:.3f} nats per character", ""], [tiny]),
         Row(["the same with dynamic evaluation", f"{tiny['dynamic_val_nats_per_char']:.3f} nats per character", ""], [tiny]),
-        *(Row([f"training steps, batch {batch}", *_range(steps, batch)], steps) for batch in (64, 256)),
+        *(
+            Row([f"training steps, batch {batch}", *_range(steps, batch)], [each for each in steps if each["batch"] == batch])
+            for batch in (64, 256)
+        ),
         Row(["sampling one text, LSTM 512", *_speed_of_sampling(one)], [one]),
         Row(["first step after the command, filled cache", f"{start['medians']['cached']:.1f} s", ""], [start]),
         Row(["two processes on two cores", f"{scaling[2]['speedup']:.2f} times one process", ""], [scaling[2]]),
