@@ -257,7 +257,7 @@ def make_prompt(config: ConfigDict, vocab: Vocab, train_ids: np.ndarray | None, 
         prompt = vocab.decode(ids)
     else:
         try:
-            ids = vocab.encode(prompt or ("\n" if "\n" in vocab.symbols else vocab.symbols[0]))
+            ids = vocab.encode(prompt or start_text(vocab))
         except CorpusError as error:
             raise ConfigError(f"sample.prompt: {error}") from None
     if len(ids) < config.sample.window:
@@ -266,6 +266,11 @@ def make_prompt(config: ConfigDict, vocab: Vocab, train_ids: np.ndarray | None, 
             "sample.random_prompt"
         )
     return prompt, ids
+
+
+def start_text(vocab: Vocab) -> str:
+    """Return the text after which a sample without a prompt starts."""
+    return "\n" if "\n" in vocab.symbols else vocab.symbols[0]
 
 
 def _random_prompt(train_ids: np.ndarray, vocab: Vocab, length: int, seed: int) -> np.ndarray:

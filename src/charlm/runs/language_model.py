@@ -143,14 +143,14 @@ class LanguageModel:
                 raise ConfigError(f"sampling has no argument {name!r}; it has {', '.join(config.sample)}, seed and stop")
             if value is not None:
                 try:
-                    config.sample[name] = value
+                    config.sample[name] = value.item() if isinstance(value, np.generic) else value
                 except (TypeError, ValueError):
                     raise ConfigError(f"{name} is {value!r}, a value of type {type(value).__name__}") from None
         check(config, "the arguments of the sample")
-        if not 0 <= seed <= LARGEST_SEED:
-            raise ConfigError(f"the seed is {seed}; it must lie between 0 and {LARGEST_SEED}")
-        if stop == "":
-            raise ConfigError("stop is empty; give at least one character")
+        if not isinstance(seed, int | np.integer) or not 0 <= seed <= LARGEST_SEED:
+            raise ConfigError(f"the seed is {seed!r}; it must be an integer between 0 and {LARGEST_SEED}")
+        if stop is not None and (not isinstance(stop, str) or not stop):
+            raise ConfigError(f"stop is {stop!r}; it must be a string of at least one character")
         check_memory(config, vocab.size, training=False)
         settings = config.sample
         train_ids = self.corpus().train if settings.random_prompt is not None and not settings.prompt else None
@@ -214,12 +214,13 @@ class LanguageModel:
             (symbol, probability): the symbol is a character, or one byte for the byte vocabulary.
 
         Raises:
-            ConfigError: the text has a symbol that is not in the vocabulary.
+            ConfigError: k is not above 0.
+            CorpusError: the text has a symbol that is not in the vocabulary.
         """
-        config = copy.deepcopy(self.config)
-        config.sample.prompt, config.sample.random_prompt = text, None
-        _, ids_N = sampler.make_prompt(config, self.vocab, None, seed=0)
-        ids_N = ids_N[-config.sample.window :] if config.sample.window else ids_N
+        if not isinstance(k, int | np.integer) or k < 1:
+            raise ConfigError(f"k is {k!r}; it must be an integer above 0")
+        ids_N = self._encode(text if text != "" else sampler.start_text(self.vocab))
+        ids_N = ids_N[-self.config.sample.window :]  # 0: all of them.
         logits_1V, _ = states.step_through(self._step, self.params, ids_N, self.initial_state())
         probs_V = np.asarray(jax.nn.softmax(logits_1V[0]), np.float64)
         order = np.argsort(-probs_V, kind="stable")[:k]
@@ -332,6 +333,9 @@ class LanguageModel:
 
     def _encode(self, text: str) -> np.ndarray:
         """Return the ids of a text, which is normalised like the corpus."""
+        if not isinstance(text, str):
+            raise CorpusError(f"the text is of type {type(text).__name__}; it must be a str")
+        text = text.removeprefix("\ufeff")  # A byte-order mark, as in a file.
         if any("\ud800" <= char <= "\udfff" for char in text):
             raise CorpusError("the text has half of a surrogate pair; it must be valid Unicode")
         return self.vocab.encode(normalise(text, self.config.data.lowercase))
