@@ -26,8 +26,17 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("format", None, ", ".join(FORMATS), flag_values=values)
     flags.DEFINE_string("output", None, "the new folder of safetensors, or the new file", flag_values=values)
     flags.DEFINE_string("checkpoint", "best", "best, latest or a step", flag_values=values)
-    flags.DEFINE_integer("batch", 1, "for stablehlo: the number of texts at a time", flag_values=values, lower_bound=1)
-    flags.DEFINE_integer("window", 64, "for stablehlo: the symbols of a call of the scorer", flag_values=values, lower_bound=1)
+    flags.DEFINE_integer(
+        "batch", 1, "for stablehlo: the number of texts at a time", flag_values=values, lower_bound=1, upper_bound=1 << 16
+    )
+    flags.DEFINE_integer(
+        "window",
+        64,
+        "for stablehlo: the symbols of a call of the scorer",
+        flag_values=values,
+        lower_bound=1,
+        upper_bound=1 << 16,
+    )
     cli.parse(values, argv, __doc__)
     format, output = cli.required(values, "format"), Path(cli.required(values, "output"))
     if format not in FORMATS:

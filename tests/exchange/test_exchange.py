@@ -16,12 +16,13 @@ from models import TEXT, small_model
 
 import charlm
 from charlm.config import default_config
-from charlm.exchange.files import read_safetensors, read_state_dict, read_vocab
+from charlm.data.vocab import Vocab
+from charlm.exchange.files import read_safetensors, read_state_dict, read_symbols
 from charlm.exchange.formats import FORMATS, export_model
 from charlm.exchange.import_torch import import_torch
 from charlm.exchange.torch_names import ImportFailed, from_torch, to_torch, torch_shapes
 from charlm.runs.flat_state import flatten_state, sha256
-from charlm.system.errors import ConfigError, WorkdirError
+from charlm.system.errors import ConfigError, UserError, WorkdirError
 
 pytest.importorskip("safetensors", reason="the extra `export` is not installed")
 needs_torch = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="the extra `parity` is not installed")
@@ -337,9 +338,10 @@ def test_vocabulary_files(content, found, tmp_path):
     (tmp_path / "vocab.json").write_text(content)
     if found is None:
         with pytest.raises(ImportFailed, match=r"vocab\.json"):
-            read_vocab(tmp_path / "vocab.json")
+            read_symbols(tmp_path / "vocab.json")
     else:
-        assert read_vocab(tmp_path / "vocab.json") == ("chars", found)
+        vocab, symbols = read_symbols(tmp_path / "vocab.json")
+        assert vocab.kind == "chars" and symbols == found and vocab.symbols == "".join(sorted(found))
 
 
 def save(path, **arrays):
@@ -390,6 +392,75 @@ def test_a_model_without_biases_and_with_ambiguous_shapes_is_imported_by_name(tm
     np.testing.assert_array_equal(model.params["head_W"].T, arrays["outside__weight"][[1, 2, 0]].astype(np.float32))
 
 
+@needs_torch
+@needs_onnx
+@pytest.mark.parametrize(
+    "format, name", [("safetensors", "f"), ("torch", "f.pt"), ("torch", "f.safetensors"), ("onnx", "f.onnx")]
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing(format, name, tmp_path):
+    import subprocess
+    import sys
+
+    small_model().save(tmp_path / "run")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / f"{name}.partial").write_text("precious")
+    flags = f"--workdir={tmp_path / 'run'} --format={format} --output={tmp_path / 'out' / name}"
+    command = f"ulimit -f 4; trap '' XFSZ; {sys.executable} -m charlm.export {flags}"
+    found = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert found.returncode == 1 and found.stderr.startswith("charlm: cannot write "), found.stderr
+    assert found.stderr.count("\n") == 1 and [each.name for each in (tmp_path / "out").iterdir()] == [f"{name}.partial"]
+
+
+def test_a_changed_folder_is_noticed(tmp_path):
+    model = small_model(**{"model.embedding_size": 12})
+    for name in ("bits", "vocab", "kind", "tied"):
+        export_model(model, "safetensors", tmp_path / name)
+    weights = tmp_path / "bits" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-9] ^= 1
+    weights.write_bytes(content)
+    vocab = json.loads((tmp_path / "vocab" / "vocab.json").read_text())
+    vocab["symbols"] = vocab["symbols"][:-1] + "{"
+    (tmp_path / "vocab" / "vocab.json").write_text(json.dumps(vocab))
+    for name, group, key, value in [("kind", "data", "vocab", "bytes"), ("tied", "model", "tie_weights", True)]:
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        config[group][key] = value
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    for name, message in [
+        ("bits", "sha256 does not match"),
+        ("vocab", "another vocabulary"),
+        ("kind", "another vocabulary"),
+        ("tied", "tie_weights"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            charlm.load(tmp_path / name)
+
+
+def test_the_unknown_symbol_and_overflowing_biases(tmp_path):
+    vocab = Vocab.from_chars("ab", unknown=True)
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab.to_json()))
+    arrays = {"r__weight_ih_l0": np.ones((2, 3)), "r__weight_hh_l0": np.ones((2, 2)), "head__weight": np.ones((3, 2))}
+    model = import_torch(save(tmp_path / "x.safetensors", **arrays), tmp_path / "vocab.json")
+    assert model.vocab == vocab and model.score("axb").total.count == 2
+    biases = {"r__bias_ih_l0": np.full(2, 3e38), "r__bias_hh_l0": np.full(2, 3e38)}
+    with pytest.raises(ImportFailed, match="not finite"):
+        import_torch(save(tmp_path / "y.safetensors", **arrays, **biases), tmp_path / "vocab.json")
+    for name, array, message in [("head__bias", np.ones(5), "head.bias has shape"), ("head__bias", np.ones(()), "vectors and")]:
+        with pytest.raises(ImportFailed, match=message):
+            import_torch(save(tmp_path / "z.safetensors", **arrays, **{name: array}), tmp_path / "vocab.json")
+
+
+@needs_torch
+def test_parameters_and_sparse_tensors_of_pytorch(tmp_path):
+    import torch
+
+    torch.save({"a": torch.nn.Parameter(torch.ones(2, 2))}, tmp_path / "a.pt")
+    assert read_state_dict(tmp_path / "a.pt")["a"].tolist() == [[1, 1], [1, 1]]
+    torch.save({"a": torch.eye(3).to_sparse()}, tmp_path / "b.pt")
+    with pytest.raises(ImportFailed, match="sparse"):
+        read_state_dict(tmp_path / "b.pt")
+
+
 def test_wrong_flags_of_an_export_are_refused(tmp_path, run):
     small_model().save(tmp_path / "run")
     workdir = f"--workdir={tmp_path / 'run'}"
@@ -415,4 +486,4 @@ def test_reading_refuses_other_arrays(tmp_path):
     with pytest.raises(ImportFailed, match="has suffix"):
         read_state_dict(tmp_path / "x.npz")
     with pytest.raises(WorkdirError):
-        read_vocab(tmp_path / "absent.json")
+        read_symbols(tmp_path / "absent.json")

@@ -22,6 +22,7 @@ from charlm.data.vocab import Vocab
 from charlm.inference.sampler import SampleDecoder
 from charlm.nn.model import CharLM
 from charlm.runs.flat_state import flatten_state, sha256
+from charlm.runs.reproduce import record_from_workdir, reproduce
 from charlm.system.errors import ConfigError, CorpusError, UserError, WorkdirError
 
 
@@ -176,6 +177,9 @@ def test_wrong_arguments_are_refused(model):
         (CorpusError, lambda: model.score("the \ud800")),
         (CorpusError, lambda: model.states("")),
         (CorpusError, lambda: model.step("")),
+        (CorpusError, lambda: model.step("the", model.initial_state(2))),
+        (CorpusError, lambda: model.step("the", 5)),
+        (ConfigError, lambda: model.evaluate("foo")),
         (CorpusError, lambda: model.step(np.array([0, 99]))),
         (CorpusError, lambda: model.step(np.array([0.5]))),
         (WorkdirError, lambda: model.metrics()),
@@ -191,7 +195,7 @@ def test_a_changed_vocabulary_is_noticed(small_config, tmp_path, run):
     vocab = json.loads((path / "vocab.json").read_text())
     vocab["symbols"] = vocab["symbols"][:-1] + "ж"
     (path / "vocab.json").write_text(json.dumps(vocab))
-    for command, flags in [("evaluate", ()), ("sample", ("--random_prompt=5",)), ("train", (f"--config={small_config}",))]:
+    for command, flags in [("evaluate", ()), ("sample", ()), ("train", (f"--config={small_config}",))]:
         flags = (*flags, "--config.train.steps=3", "--extend") if command == "train" else flags
         code, out, err = run(command, f"--workdir={path}", *flags)
         assert code == 2 and "another vocabulary" in err and not out
@@ -227,7 +231,7 @@ def test_fit_trains_on_a_string_and_returns_the_best_model(tmp_path, capfd):
     assert len(model.plot().axes) == 1 and not capfd.readouterr().err
     again = charlm.fit(fast_config(), tmp_path / "run", text, progress=False)
     assert sha256(flatten_state(again.params)) == sha256(flatten_state(model.params)) and len(again.metrics()) == len(lines)
-    with pytest.raises(WorkdirError, match="another text"):
+    with pytest.raises(WorkdirError, match="is another text than"):
         charlm.fit(fast_config(), tmp_path / "run", text + "!", progress=False)
 
 
@@ -263,6 +267,71 @@ def test_fit_refuses_and_leaves_nothing(tmp_path):
         with pytest.raises(UserError):
             charlm.fit(config, tmp_path / "run", text, progress=False)
         assert not (tmp_path / "run").exists()
+
+
+def test_fit_keeps_the_config_and_the_files_of_the_caller(tmp_path):
+    config, before = fast_config(), fast_config()
+    first = charlm.fit(config, tmp_path / "one", TEXT * 9, progress=False)
+    assert config == before and config.is_locked == before.is_locked
+    assert charlm.fit(config, tmp_path / "two", TEXT * 9, progress=False).num_steps == first.num_steps
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "text.txt").write_text("my only copy")
+    for text in ("my only copy", "another"):
+        with pytest.raises(UserError):
+            charlm.fit(config, tmp_path / "mine", text, progress=False)
+        assert [each.name for each in (tmp_path / "mine").iterdir()] == ["text.txt"]
+    with pytest.raises(ConfigError, match="callback"):
+        charlm.fit(config, tmp_path / "a" / "b", TEXT, callback=5)
+    assert not (tmp_path / "a").exists()
+    expected = first.evaluate()
+    (tmp_path / "one").rename(tmp_path / "moved")
+    moved = charlm.fit(config, tmp_path / "moved", TEXT * 9, progress=False)
+    assert moved.evaluate() == expected
+    assert reproduce(record_from_workdir(tmp_path / "moved"))["same"]
+    moved.save(tmp_path / "saved")
+    assert charlm.load(tmp_path / "saved").evaluate()["nats_per_char"] == expected["nats_per_char"]
+
+
+def test_threads_that_fit_in_one_folder_leave_one_whole_run(tmp_path):
+    errors = []
+
+    def work():
+        try:
+            charlm.fit(fast_config(), tmp_path / "run", TEXT * 9, progress=False)
+        except UserError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all("another process is training" in error for error in errors)
+    assert charlm.load(tmp_path / "run", "latest").num_steps == 30
+
+
+def test_parameters_that_cannot_be_read_again_are_not_saved(model, tmp_path):
+    double = dataclasses.replace(model, params=jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), model.params))
+    double.save(tmp_path / "double")
+    assert charlm.load(tmp_path / "double").score(TEXT).nats_per_char == model.score(TEXT).nats_per_char
+    nan = jax.tree.map(lambda leaf: leaf * np.nan, model.params)
+    wrong = jax.tree.map(lambda leaf: leaf[:1], model.params)
+    for params, message in [
+        (nan, "not finite"),
+        (wrong, "has shape"),
+        ({"a": np.ones(3)}, "other names"),
+        (None, "other names"),
+    ]:
+        with pytest.raises(WorkdirError, match=message) as caught:
+            dataclasses.replace(model, params=params).save(tmp_path / "run")
+        assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["chars", "bytes"])
+def test_a_byte_order_mark_counts_as_in_a_file(kind, tmp_path):
+    model = small_model(kind=kind)
+    (tmp_path / "text.txt").write_text("\ufeff" + TEXT, encoding="utf-8")
+    assert model.score("\ufeff" + TEXT).nats_per_char == model.evaluate(file=tmp_path / "text.txt")["nats_per_char"]
 
 
 def test_the_import_is_light():

@@ -156,7 +156,7 @@ def test_what_cannot_be_matched_is_refused_by_name(first, other_text, tmp_path, 
 
 
 def test_a_source_that_is_no_run_is_refused(other_text, tmp_path):
-    with pytest.raises(WorkdirError, match="nowhere"):
+    with pytest.raises(WorkdirError, match="train.init_from .*nowhere does not exist"):
         charlm.fit(config_for(other_text, **{"train.init_from": str(tmp_path / "nowhere")}), tmp_path / "run", progress=False)
 
 

@@ -246,6 +246,11 @@ def _check_data(values: _Values, refuse: _Refuse) -> None:
         refuse("data.separator", "it must be UTF-8")
     if values["data.vocab"] == "bytes" and (values["data.unknown"] or values["data.max_symbols"] is not None):
         refuse("data.vocab", "it contains all 256 bytes, so data.unknown and data.max_symbols must keep their defaults")
+    if values["data.vocab_from"] is not None and (values["data.unknown"] or values["data.max_symbols"] is not None):
+        refuse(
+            "data.vocab_from",
+            "it keeps a vocabulary as it is, so data.unknown and data.max_symbols must keep their defaults",
+        )
     split = values["data.split"]
     if split is not None:
         fractions = all(isinstance(part, (int, float)) and 0 <= part <= 1 for part in split)

@@ -2,6 +2,8 @@
 
 import codecs
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -128,6 +130,10 @@ class Vocab:
     def to_json(self) -> dict[str, Any]:
         """Return the vocabulary as a JSON object."""
         return {"kind": self.kind, "symbols": self.symbols if self.kind == "chars" else None, "unknown": self.unknown}
+
+    def sha256(self) -> str:
+        """Return the sha256 of the vocabulary in hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self.to_json()).encode()).hexdigest()
 
     @classmethod
     def from_json(cls, value: Any) -> "Vocab":

@@ -1,7 +1,10 @@
 """Read and write the files of a model: safetensors, PyTorch's state dicts and vocabularies. Nothing in a file is executed."""
 
+import contextlib
 import importlib
-from collections.abc import Mapping
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,7 +13,8 @@ import numpy as np
 
 from charlm.data.vocab import Vocab
 from charlm.exchange.torch_names import ImportFailed, StateDict
-from charlm.system.errors import ConfigError
+from charlm.runs.flat_state import sha256
+from charlm.system.errors import ConfigError, RunFailed, UserError, WorkdirError
 from charlm.system.files import flush_folder_to_disk, read_json
 
 # PyTorch's names of the dtypes that an import accepts, as safetensors writes them.
@@ -26,12 +30,36 @@ def require(package: str, extra: str) -> ModuleType:
         raise ConfigError(f"{name} is not installed: pip install 'charlm[{extra}]'") from None
 
 
-def write_safetensors(path: Path, arrays: StateDict, step: int) -> None:
-    """Write arrays into a safetensors file, atomically. Its metadata hold the number of training steps."""
-    partial = path.with_name(path.name + ".partial")
-    require("safetensors.numpy", "export").save_file(arrays, partial, metadata={"format": "pt", "step": str(step)})
-    partial.replace(path)
-    flush_folder_to_disk(path.parent)
+@contextlib.contextmanager
+def new_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside a new file or folder, which gets its name at the end. On an error nothing is left.
+
+    Raises:
+        WorkdirError: the path exists, or its folder does not.
+        RunFailed: something cannot be written.
+    """
+    path = Path(os.path.abspath(path))
+    if os.path.lexists(path):
+        raise WorkdirError(f"--output {path} exists already; name a new one")
+    if not path.parent.is_dir():
+        raise WorkdirError(f"--output {path}: the folder {path.parent} does not exist")
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:100]}.") as folder:
+            partial = Path(folder) / path.name
+            yield partial
+            partial.rename(path)
+        flush_folder_to_disk(path.parent)
+    except UserError:
+        raise
+    except Exception as error:  # PyTorch and safetensors raise types of their own if a disk is full.
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise RunFailed(f"cannot write {path}: {reason}") from None
+
+
+def write_safetensors(path: Path, arrays: StateDict, vocab: Vocab, step: int) -> None:
+    """Write arrays into a safetensors file. Its metadata hold the number of training steps, and hashes for `check_folder`."""
+    metadata = {"format": "pt", "step": str(step), "params_sha256": sha256(arrays), "vocab_sha256": vocab.sha256()}
+    require("safetensors.numpy", "export").save_file(arrays, path, metadata=metadata)
 
 
 def read_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> StateDict:
@@ -66,11 +94,10 @@ def read_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = 
         raise ImportFailed(f"{path} is no whole safetensors file: {' '.join(str(error).split())[:200]}") from None
 
 
-def read_step(path: Path) -> int:
-    """Return the number of training steps in the metadata of a whole safetensors file; 0 if there is none."""
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a whole safetensors file."""
     with require("safetensors", "export").safe_open(path, "np") as file:
-        step = (file.metadata() or {}).get("step", "")
-    return int(step) if step.isdecimal() and len(step) <= 10 else 0
+        return file.metadata() or {}
 
 
 def _from_safetensors(file: Any, name: str, dtype: str) -> np.ndarray:
@@ -101,22 +128,25 @@ def read_state_dict(path: Path) -> StateDict:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # PyTorch raises many types for damaged files and for pickles with code.
         reason = " ".join(str(error).split())
-        kind = "holds more than tensors, and is refused" if "weights_only" in reason.lower() else "cannot be read"
+        kind = "holds more than tensors and is refused" if "weights_only" in reason.lower() else "cannot be read"
         raise ImportFailed(f"{path} {kind} ({type(error).__name__}); save model.state_dict() again") from None
     if not isinstance(found, dict) or not all(isinstance(each, torch.Tensor) for each in found.values()):
         keys = ", ".join(map(str, list(found)[:5])) if isinstance(found, dict) else type(found).__name__
         raise ImportFailed(f"{path} is no state dict: it holds {keys}; save model.state_dict()")
-    if wrong := [name for name, each in found.items() if not each.dtype.is_floating_point or each.is_sparse]:
-        raise ImportFailed(f"{path}: {wrong[0]} has dtype {found[wrong[0]].dtype}; parameters are floating-point numbers")
+    for name, each in found.items():
+        if not each.dtype.is_floating_point:
+            raise ImportFailed(f"{path}: {name} has dtype {each.dtype}; parameters are floating-point numbers")
+        if each.layout != torch.strided or each.is_meta:
+            raise ImportFailed(f"{path}: {name} is a sparse tensor, or one without values; save dense tensors")
     return {str(name): _from_tensor(torch, each) for name, each in found.items()}
 
 
 def _from_tensor(torch: ModuleType, tensor: Any) -> np.ndarray:
-    return tensor.to(torch.float64 if tensor.dtype == torch.float64 else torch.float32).contiguous().numpy()
+    return tensor.detach().to(torch.float64 if tensor.dtype == torch.float64 else torch.float32).contiguous().numpy()
 
 
-def read_vocab(path: Path) -> tuple[str, str]:
-    """Return (kind, symbols in the order of their ids) of a vocabulary file.
+def read_symbols(path: Path) -> tuple[Vocab, str]:
+    """Return the vocabulary in a file, and its symbols in the order of the ids that the file gives them.
 
     The file is JSON: a charlm vocab.json, a list of characters in the order of their ids, or an object that maps characters to
     ids, or ids to characters.
@@ -131,7 +161,7 @@ def read_vocab(path: Path) -> tuple[str, str]:
             vocab = Vocab.from_json(value)
         except ValueError as error:
             raise ImportFailed(f"{path} is not a vocabulary: {error}") from None
-        return vocab.kind, vocab.symbols
+        return vocab, vocab.symbols
     if isinstance(value, dict):
         pairs = list(value.items())
         if all(isinstance(char, str) for _, char in pairs):  # JSON turns the ids, which are keys, into strings.
@@ -143,4 +173,6 @@ def read_vocab(path: Path) -> tuple[str, str]:
         raise ImportFailed(f"{path} must be a list of characters, an object of characters and ids, or a charlm vocab.json")
     if len(set(value)) != len(value):
         raise ImportFailed(f"{path} lists a character twice: {next(char for char in value if value.count(char) > 1)!r}")
-    return "chars", "".join(value)
+    if any("\ud800" <= symbol <= "\udfff" for symbol in value):
+        raise ImportFailed(f"{path} has a symbol that is half of a surrogate pair")
+    return Vocab.from_chars(value), "".join(value)

@@ -4,24 +4,23 @@ It holds model.safetensors, config.json, vocab.json and README.md, the model car
 """
 
 import json
-import shutil
 import textwrap
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from charlm.config import to_json
 from charlm.config.rules import from_json
-from charlm.data.vocab import Vocab
-from charlm.exchange.files import read_safetensors, read_step, write_safetensors
-from charlm.exchange.torch_names import TORCH_MODULES, from_torch, to_torch, torch_shapes
+from charlm.exchange.files import new_path, read_metadata, read_safetensors, write_safetensors
+from charlm.exchange.torch_names import TORCH_MODULES, ImportFailed, from_torch, to_torch, torch_shapes
 from charlm.nn.model import num_params
+from charlm.runs.flat_state import sha256
 from charlm.runs.language_model import LanguageModel
 from charlm.runs.load import load_model
 from charlm.runs.memory import check_memory
-from charlm.runs.workdir import read_result
-from charlm.system.errors import WorkdirError
-from charlm.system.files import read_json, read_text, write_text
+from charlm.runs.workdir import read_result, read_vocab
+from charlm.system.files import read_text, write_text
 
 WEIGHTS = "model.safetensors"
 
@@ -34,19 +33,13 @@ def write_folder(model: LanguageModel, path: Path) -> None:
         WorkdirError: the folder holds something.
     """
     arrays = to_torch(model.config.model, model.params)
-    partial = path.with_name(path.name + ".partial")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise WorkdirError(f"--output {path} exists already; name a new folder")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        write_safetensors(partial / WEIGHTS, arrays, model.num_steps)
+    card = model_card(model)
+    with new_path(path) as partial:
+        partial.mkdir()
+        write_safetensors(partial / WEIGHTS, arrays, model.vocab, model.num_steps)
         write_text(partial / "config.json", to_json(model.config))
         write_text(partial / "vocab.json", json.dumps(model.vocab.to_json()) + "\n")
-        write_text(partial / "README.md", model_card(model))
-        partial.replace(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        write_text(partial / "README.md", card)
 
 
 def load(path: str | Path, checkpoint: str | int = "best") -> LanguageModel:
@@ -74,14 +67,22 @@ def load(path: str | Path, checkpoint: str | int = "best") -> LanguageModel:
 def read_folder(path: Path) -> LanguageModel:
     """Return the model of a folder that `write_folder` wrote. Raises as `load` does."""
     config = from_json(read_text(path / "config.json"), str(path / "config.json")).lock()
-    try:
-        vocab = Vocab.from_json(read_json(path / "vocab.json"))
-    except ValueError as error:
-        raise WorkdirError(f"{path / 'vocab.json'} is not a vocabulary: {error}") from None
+    vocab = read_vocab(path / "vocab.json", config, None)
     check_memory(config, vocab.size, training=False)
     arrays = read_safetensors(path / WEIGHTS, torch_shapes(config.model, vocab.size))
-    params = jax.device_put(from_torch(config.model, arrays))
-    return LanguageModel(config, vocab, params, read_step(path / WEIGHTS))
+    metadata = read_metadata(path / WEIGHTS)
+    if metadata.get("params_sha256") not in (None, sha256(arrays)):
+        raise ImportFailed(f"{path / WEIGHTS} is damaged: its sha256 does not match")
+    if metadata.get("vocab_sha256") not in (None, vocab.sha256()):
+        raise ImportFailed(f"{path / 'vocab.json'} was changed: it is another vocabulary than the one of {WEIGHTS}")
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ImportFailed(f"{path / WEIGHTS}: {name} has values that are not finite")
+    if config.model.tie_weights and not np.array_equal(arrays["head.weight"], arrays["embedding.weight"]):
+        raise ImportFailed(f"{path}: model.tie_weights is True in config.json, but head.weight is not embedding.weight")
+    step = metadata.get("step", "")
+    num_steps = int(step) if step.isdecimal() and len(step) <= 10 else 0
+    return LanguageModel(config, vocab, jax.device_put(from_torch(config.model, arrays)), num_steps)
 
 
 def model_card(model: LanguageModel) -> str:

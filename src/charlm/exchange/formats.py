@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from charlm.exchange.files import require, write_safetensors
+from charlm.exchange.files import new_path, require, write_safetensors
 from charlm.exchange.folder import write_folder
 from charlm.exchange.onnx_model import write_onnx
 from charlm.exchange.stablehlo import write_stablehlo
 from charlm.exchange.torch_names import to_torch
 from charlm.runs.language_model import LanguageModel
-from charlm.system.errors import ConfigError, WorkdirError
+from charlm.system.errors import ConfigError
 
 
 class Options(NamedTuple):
@@ -24,15 +24,14 @@ def write_torch(model: LanguageModel, path: Path, options: Options) -> None:
     """Write the state dict of `torch_names.to_torch`: as safetensors if the suffix is .safetensors, else by torch.save."""
     del options
     arrays = to_torch(model.config.model, model.params)
-    if path.suffix == ".safetensors":
-        write_safetensors(path, arrays, model.num_steps)
-    elif path.suffix in (".pt", ".pth"):
-        torch = require("torch", "parity")
-        partial = path.with_name(path.name + ".partial")
-        torch.save({name: torch.tensor(array) for name, array in arrays.items()}, partial)
-        partial.replace(path)
-    else:
+    if path.suffix not in (".pt", ".pth", ".safetensors"):
         raise ConfigError(f"--output {path} must end in .pt, .pth or .safetensors")
+    torch = None if path.suffix == ".safetensors" else require("torch", "parity")
+    with new_path(path) as partial:
+        if torch is None:
+            write_safetensors(partial, arrays, model.vocab, model.num_steps)
+        else:
+            torch.save({name: torch.tensor(array) for name, array in arrays.items()}, partial)
 
 
 FORMATS: Mapping[str, Callable[[LanguageModel, Path, Options], None]] = {
@@ -56,10 +55,6 @@ def export_model(model: LanguageModel, format: str, path: str | Path, batch: int
     Raises:
         ConfigError: the model has a part that the format cannot hold, or a package is not installed.
         WorkdirError: the path exists, or its folder does not.
+        RunFailed: something cannot be written.
     """
-    path = Path(path)
-    if path.exists() and not (format == "safetensors" and path.is_dir()):
-        raise WorkdirError(f"--output {path} exists already; name a new one")
-    if not path.absolute().parent.is_dir() and format != "safetensors":
-        raise WorkdirError(f"--output {path}: the folder {path.parent} does not exist")
-    FORMATS[format](model, path, Options(batch, window))
+    FORMATS[format](model, Path(path), Options(batch, window))

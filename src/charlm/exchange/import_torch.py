@@ -7,8 +7,7 @@ import jax
 import numpy as np
 
 from charlm.config.rules import check
-from charlm.data.vocab import Vocab
-from charlm.exchange.files import read_state_dict, read_vocab
+from charlm.exchange.files import read_state_dict, read_symbols
 from charlm.exchange.torch_names import ImportFailed, StateDict, from_torch, recognise
 from charlm.runs.language_model import LanguageModel
 
@@ -26,7 +25,7 @@ def import_torch(
 
     Args:
         state_dict: a file that `files.read_state_dict` reads.
-        vocab: a file that `files.read_vocab` reads.
+        vocab: a file that `files.read_symbols` reads.
         embedding: the name of the embedding's module; None: recognised by its shape.
         head: the name of the head's module; None: recognised by its shape.
         say: called with a line for each change that was necessary.
@@ -35,22 +34,21 @@ def import_torch(
         ImportFailed: a file is damaged, or the model is none that charlm has.
         ConfigError: a package is not installed.
     """
-    kind, symbols = read_vocab(Path(vocab))
+    known, symbols = read_symbols(Path(vocab))
     found = recognise(read_state_dict(Path(state_dict)), embedding, head)
     if len(symbols) != found.vocab_size:
         raise ImportFailed(f"{vocab} has {len(symbols)} symbols, but the model has {found.vocab_size}")
-    if any("\ud800" <= symbol <= "\udfff" for symbol in symbols):
-        raise ImportFailed(f"{vocab} has a symbol that is half of a surrogate pair")
     for note in found.notes:
         say(f"charlm: {note}")
     config = found.config
-    config.data.vocab = kind
+    config.data.vocab, config.data.unknown = known.kind, known.unknown
     check(config, str(state_dict))
     order = np.argsort([ord(symbol) for symbol in symbols])
     arrays = _reorder_symbols(found.arrays, order, config.model.encoding)
-    params = jax.device_put(from_torch(config.model, arrays))
-    sorted_symbols = Vocab.all_bytes() if kind == "bytes" else Vocab.from_chars(symbols)
-    return LanguageModel(config.lock(), sorted_symbols, params)
+    params = from_torch(config.model, arrays)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+        raise ImportFailed(f"{state_dict}: the sum of two biases is not finite")
+    return LanguageModel(config.lock(), known, jax.device_put(params))
 
 
 def _reorder_symbols(arrays: StateDict, order: np.ndarray, encoding: str) -> StateDict:

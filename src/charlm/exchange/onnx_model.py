@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from charlm.exchange.files import require
+from charlm.exchange.files import new_path, require
 from charlm.exchange.torch_names import TORCH_MODULES, check_counterpart, to_torch
 from charlm.nn.cells import CELLS
 from charlm.runs.language_model import LanguageModel
@@ -37,9 +37,8 @@ def write_onnx(model: LanguageModel, path: Path) -> None:
     proto = _make_model(onnx, model)
     proto.metadata_props.add(key="vocab", value=json.dumps(model.vocab.to_json()))
     onnx.checker.check_model(proto, full_check=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(proto.SerializeToString())
-    partial.replace(path)
+    with new_path(path) as partial:
+        partial.write_bytes(proto.SerializeToString())
 
 
 def _make_model(onnx: Any, model: LanguageModel) -> Any:

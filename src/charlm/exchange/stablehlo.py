@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from charlm.exchange.files import require
+from charlm.exchange.files import new_path, require
 from charlm.nn.cells import CELLS
 from charlm.runs.flat_state import flatten_state
 from charlm.runs.language_model import LanguageModel
@@ -81,15 +81,13 @@ def write_stablehlo(model: LanguageModel, path: Path, batch: int = 1, window: in
         "vocab": model.vocab.to_json(),
         "jax": jax.__version__,
     }
-    partial = path.with_name(path.name + ".partial")
-    with zipfile.ZipFile(partial, "w") as archive:
+    with new_path(path) as partial, zipfile.ZipFile(partial, "w") as archive:
         for name, program in programs.items():
             archive.writestr(name, bytes(program.serialize()))
         buffer = io.BytesIO()
         np.savez(buffer, **{name: np.asarray(value) for name, value in flat.items()})
         archive.writestr("params.npz", buffer.getvalue())
         archive.writestr("about.json", json.dumps(about, indent=2) + "\n")
-    partial.replace(path)
 
 
 def _nested(flat: dict[str, jax.Array]) -> dict:

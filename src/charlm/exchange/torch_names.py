@@ -98,7 +98,8 @@ def from_torch(model: ConfigDict, arrays: Mapping[str, np.ndarray]) -> dict[str,
             shared = 2 * model.hidden_size
             layer["b_h"] = second[shared:]
         # A sum with 0 would change the bits of -0.
-        added = np.where(second[:shared] == 0, first[:shared], first[:shared] + second[:shared])
+        with np.errstate(over="ignore"):  # The caller checks that all is finite.
+            added = np.where(second[:shared] == 0, first[:shared], first[:shared] + second[:shared])
         params[f"layer_{k}"] = layer | {"b": np.concatenate([added, first[shared:]])}
     return params
 
@@ -131,6 +132,9 @@ def recognise(state: Mapping[str, np.ndarray], embedding: str | None = None, hea
         ImportFailed: there is no such model, or more than one. The message names what was found.
     """
     state, notes = dict(state), []
+    for name, array in state.items():
+        if array.ndim not in (1, 2):
+            raise ImportFailed(f"{name} has shape {array.shape}; the parameters of such a model are vectors and matrices")
     prefixes = sorted({match[1] for name in state if (match := re.fullmatch(r"(.*)weight_ih_l0", name))})
     if len(prefixes) != 1:
         found = f"{len(prefixes)} of them" if prefixes else f"only {_listed(state)}"
@@ -151,6 +155,8 @@ def recognise(state: Mapping[str, np.ndarray], embedding: str | None = None, hea
     if b_head is None:
         notes.append("the head has no bias, so it is 0")
         b_head = np.zeros(vocab_size, np.float32)
+    if b_head.shape != (vocab_size,):
+        raise ImportFailed(f"{head_name}.bias has shape {b_head.shape}; {head_name}.weight asks for {(vocab_size,)}")
     arrays |= {"head.weight": W_head, "head.bias": b_head}
     encoding = "embedding"
     if embedding is None and not any(array.shape == (vocab_size, inputs) for array in state.values()):

@@ -1,21 +1,16 @@
 """Train a model from Python: in a script, in a notebook or in a thread."""
 
-import contextlib
-import hashlib
-import shutil
-from collections.abc import Iterator
+import copy
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from charlm.data.text import file_sha256
 from charlm.runs.host import Callback
 from charlm.runs.language_model import LanguageModel
 from charlm.runs.load import load_model
 from charlm.runs.loop import train
-from charlm.runs.workdir import TEXT_FILE
-from charlm.system.errors import ConfigError, Exit, WorkdirError
-from charlm.system.files import write_text
+from charlm.runs.run_corpus import RUN_TEXT
+from charlm.system.errors import ConfigError, Exit
 
 
 def fit(
@@ -51,9 +46,12 @@ def fit(
         KeyboardInterrupt: the run was stopped; everything is saved.
     """
     path = Path(workdir)
+    if callback is not None and not callable(callback):
+        raise ConfigError(f"callback is {callback!r}; it must be a function of one line of metrics")
+    if text is not None:
+        config = _name_text(config, text)
     try:
-        with _kept_text(config, path, text) as config:
-            train(config, path, extend, silent=not progress, callback=callback)
+        train(config, path, extend, silent=not progress, callback=callback, text=text)
     except Exit as error:
         if error.code == 130:
             raise KeyboardInterrupt("the run was stopped; everything is saved, and the same call continues it") from None
@@ -61,12 +59,8 @@ def fit(
     return load_model(path)
 
 
-@contextlib.contextmanager
-def _kept_text(config: ConfigDict, path: Path, text: str | None) -> Iterator[ConfigDict]:
-    """Write the text into the run's folder, and yield the config that names it. Remove it if no run began."""
-    if text is None:
-        yield config
-        return
+def _name_text(config: ConfigDict, text: str) -> ConfigDict:
+    """Return a copy of the config that names the text in the run's folder."""
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"the config is of type {type(config).__name__}; it must come from charlm.default_config()")
     for key in ("path", "url"):
@@ -74,22 +68,7 @@ def _kept_text(config: ConfigDict, path: Path, text: str | None) -> Iterator[Con
             raise ConfigError(f"data.{key} is {config.data[key]!r}, and a text is given too; give one of them")
     if not isinstance(text, str) or any("\ud800" <= char <= "\udfff" for char in text):
         raise ConfigError("the text must be a str of valid Unicode")
-    file, is_new = path / TEXT_FILE, not path.exists()
-    if path.exists() and not path.is_dir():
-        raise WorkdirError(f"the workdir {path} is a file; name a folder")
-    if file.exists() and file_sha256(file) != hashlib.sha256(text.encode()).hexdigest():
-        raise WorkdirError(f"{file} holds another text than the one that is given; choose another folder")
-    if not file.exists() and any(path.glob("*")):
-        raise WorkdirError(f"{path} holds something already, but no {TEXT_FILE}; choose another folder")
-    config = ConfigDict(config)
-    config.data.path = str(file.absolute())
-    if not file.exists():
-        path.mkdir(parents=True, exist_ok=True)
-        write_text(file, text)
-    try:
-        yield config.lock()
-    finally:
-        if not (path / "config.json").exists():
-            file.unlink(missing_ok=True)
-            if is_new:
-                shutil.rmtree(path, ignore_errors=True)
+    config = copy.deepcopy(config)
+    with config.unlocked():
+        config.data.path = RUN_TEXT
+    return config

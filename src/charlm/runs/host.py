@@ -83,7 +83,7 @@ class Host:
         callback: Callback | None = None,
     ):
         self._start = time.monotonic()
-        self._path, (self._config, self._corpus, self._layout, self._num_steps, _) = path, prepared
+        self._path, (self._config, self._corpus, self._layout, self._num_steps, *_) = path, prepared
         self._end, self._signals, self._mesh, self._shardings = end, signals, mesh, shardings
         self._model, self._score, self._sampler = model, score, sampler
         self._silent = silent or not processes.is_primary()

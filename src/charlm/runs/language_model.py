@@ -23,9 +23,10 @@ from charlm.inference.text_score import TextScore, describe_score, losses_in_all
 from charlm.nn.model import CharLM
 from charlm.runs.curves import curves_figure
 from charlm.runs.memory import check_memory
+from charlm.runs.run_corpus import load_run_corpus
 from charlm.runs.saved_model import write_model
 from charlm.runs.tracking import read_metrics
-from charlm.runs.workdir import check_corpus, load_run_corpus
+from charlm.runs.workdir import check_corpus
 from charlm.system.errors import ConfigError, CorpusError, WorkdirError
 from charlm.system.progress import ByteProgress
 
@@ -191,6 +192,8 @@ class LanguageModel:
         if file is not None:
             name, ids = str(file), encode_file(Path(file), vocab, self.config.data.lowercase)
         else:
+            if split not in ("train", "val", "test"):
+                raise ConfigError(f"split is {split!r}; it must be train, val or test")
             corpus = self.corpus()
             name, ids = f"{corpus.name} {split}", corpus.split(split)
         train_ids = self.corpus().train if dynamic else None
@@ -277,7 +280,10 @@ class LanguageModel:
         if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0 or ids.max() >= self.vocab.size:
             raise CorpusError(f"ids must be integers from 0 to {self.vocab.size - 1}, the last symbol of the vocabulary")
         ids_TB = (ids[:, None] if ids.ndim == 1 else ids).astype(np.int32)
-        logits_TBV, state = self._step(self.params, ids_TB, self.initial_state(ids_TB.shape[1]) if state is None else state)
+        initial = self.initial_state(ids_TB.shape[1])
+        if state is not None and jax.tree.map(jax.numpy.shape, state) != jax.tree.map(jax.numpy.shape, initial):
+            raise CorpusError(f"the state does not belong to {ids_TB.shape[1]} text(s) of this model; see initial_state()")
+        logits_TBV, state = self._step(self.params, ids_TB, initial if state is None else state)
         return (logits_TBV[:, 0] if ids.ndim == 1 else logits_TBV), state
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -301,11 +307,11 @@ class LanguageModel:
             WorkdirError: the folder holds something.
         """
         origin = origin or {"from": None if self.path is None else str(self.path), "step": self.num_steps}
-        write_model(Path(path), self.config, self.vocab, self.params, self.manifest, origin)
+        write_model(Path(path), self.config, self.vocab, self.params, self.manifest, origin, self.path)
 
     def corpus(self) -> Corpus:
         """Return the corpus of the run. Raises WorkdirError if it is not the corpus that the run was trained on."""
-        corpus = load_run_corpus(self.config, self.manifest)
+        corpus = load_run_corpus(self.config, self.path, self.manifest)
         check_corpus(self.path or "this model", self.manifest, corpus, self.vocab)
         return corpus
 

@@ -11,18 +11,19 @@ from charlm.runs.workdir import load_run
 from charlm.system.progress import say
 
 
-def load_model(path: str | Path, checkpoint: str | int = "best") -> LanguageModel:
+def load_model(path: str | Path, checkpoint: str | int = "best", name: str = "--workdir") -> LanguageModel:
     """Load a trained model from a workdir. No code from the folder is executed.
 
     Args:
         path: the run's folder.
         checkpoint: `best`, `latest` or a step.
+        name: the flag or the key that names the folder, for messages.
 
     Raises:
         WorkdirError: the folder is not a run, there is no such checkpoint, or it is damaged.
         ConfigError: config.json breaks a rule, or the model does not fit into memory.
     """
-    run = load_run(path)
+    run = load_run(path, name)
     check_memory(run.config, run.vocab.size, training=False)
     checkpoints = Checkpoints(run.path, lambda: state_shapes(run.config, run.vocab.size))
     flat, meta = checkpoints.find(str(checkpoint), say)

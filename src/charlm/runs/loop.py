@@ -44,6 +44,7 @@ def train(
     until: int | None = None,
     silent: bool = False,
     callback: Callback | None = None,
+    text: str | None = None,
 ) -> None:
     """Start the run in the folder `path`, or continue it from its last checkpoint.
 
@@ -55,13 +56,14 @@ def train(
         silent: whether to show no progress.
         callback: called with each line of metrics.jsonl after it was written. What it raises ends the run, except
             KeyboardInterrupt, which stops the run as SIGINT does.
+        text: the text of a run that keeps it in its folder (`run_corpus.RUN_TEXT`); None: `config.data` names the text.
 
     Raises:
         UserError: config, corpus and workdir do not allow it. Nothing was written.
         RunFailed: a loss is not finite, or something cannot be written.
         Exit: a signal came; everything is saved.
     """
-    path, prepared = Path(path), prepare(config, Path(path))
+    path, prepared = Path(path), prepare(config, Path(path), text)
     check_memory(prepared.config, prepared.corpus.vocab.size, training=True)
     arguments = {"config": to_json(prepared.config), "--workdir": str(path), "--extend": str(extend)}
     processes.check_same({**arguments, "text": prepared.corpus.sha256})
@@ -163,7 +165,7 @@ def _train_one_run(
     path: Path, prepared: Prepared, mesh: Mesh | None, end: int, silent: bool, callback: Callback | None
 ) -> None:
     """Train one run to step `end`."""
-    config, corpus, layout, num_steps, _ = prepared
+    config, corpus, layout, num_steps, *_ = prepared
     program = Program(config, corpus.vocab.size, num_steps, layout.carries_state, mesh)
     hyperparameters = {"seed": np.uint32(config.seed)}
     shapes = functools.partial(jax.eval_shape, functools.partial(init_state, program), hyperparameters)

@@ -15,6 +15,7 @@ from charlm.runs import flat_state, warm_start, workdir
 from charlm.runs.checkpoint import Checkpoints
 from charlm.runs.flat_state import FlatState, state_shapes
 from charlm.runs.loop import train
+from charlm.runs.run_corpus import RUN_TEXT, load_run_corpus
 from charlm.runs.tracking import read_metrics
 from charlm.system.errors import RunFailed, WorkdirError
 from charlm.system.files import read_text
@@ -127,7 +128,8 @@ def train_again(record: Record, into: Path) -> Record:
     again = copy.deepcopy(record.config)
     again.train.seconds = None  # This limit depends on the machine. The record says where it ended the run.
     try:
-        train(again, into, until=record.steps)
+        text = read_text(Path(record.name) / workdir.TEXT_FILE) if again.data.path == RUN_TEXT else None
+        train(again, into, until=record.steps, text=text)
     except RunFailed:
         if record.result.get("status") != "diverged":
             raise
@@ -193,7 +195,7 @@ def reproduce(record: Record, into: Path | None = None) -> dict[str, Any]:
     """
     if record.config.train.deterministic:
         request_determinism()
-    corpus = workdir.load_run_corpus(record.config, record.manifest)
+    corpus = load_run_corpus(record.config, Path(record.name), record.manifest)
     warm_start.load_source(record.config, corpus.vocab, record.manifest.get("init_from"))  # It must not have changed.
     workdir.check_corpus(record.name, record.manifest, corpus)
     changed = workdir.manifest_differences(record.manifest, workdir.make_manifest(corpus))

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from charlm.config import to_json
 from charlm.data.vocab import Vocab
+from charlm.nn.model import CharLM
 from charlm.runs import workdir
 from charlm.runs.checkpoint import Checkpoints
 from charlm.runs.flat_state import flatten_state, sha256
@@ -24,7 +25,13 @@ from charlm.training.state import Program, compute_first_state, init_state
 
 
 def write_model(
-    path: Path, config: ConfigDict, vocab: Vocab, params: Any, manifest: Mapping[str, Any], origin: Mapping[str, Any]
+    path: Path,
+    config: ConfigDict,
+    vocab: Vocab,
+    params: Any,
+    manifest: Mapping[str, Any],
+    origin: Mapping[str, Any],
+    source: Path | None = None,
 ) -> None:
     """Write a model into a new workdir, as a run that has not taken a step. On an error, nothing is left behind.
 
@@ -32,13 +39,15 @@ def write_model(
         path: the folder; it must not exist, or be empty.
         config: its config.
         vocab: its vocabulary, of V symbols.
-        params: its parameters, whose shapes those of the config and V must be.
+        params: its parameters, of the shapes that the config and V ask for. They become float32.
         manifest: the manifest of the run that trained it; {} if none is known.
         origin: where the parameters come from. The manifest keeps it with the sha256 of the parameters.
+        source: the folder of the run that trained it, whose text.txt is copied if it has one.
 
     Raises:
-        WorkdirError: the folder holds something.
+        WorkdirError: the folder holds something, or the parameters do not fit the config or are not finite.
     """
+    params = _checked(config, vocab, params)
     is_new = not path.exists()
     with workdir.lock(path):
         if (path / "config.json").exists():
@@ -49,11 +58,29 @@ def write_model(
             if is_new:
                 undo.callback(_remove, path)
             _write_checkpoint(path, config, vocab, params)
+            if source is not None and (source / workdir.TEXT_FILE).is_file() and not (path / workdir.TEXT_FILE).exists():
+                shutil.copyfile(source / workdir.TEXT_FILE, path / workdir.TEXT_FILE)
             manifest = {**manifest, "origin": {**origin, "params_sha256": sha256(flatten_state(params))}}
+            manifest["vocab_sha256"] = vocab.sha256()
             write_text(path / "vocab.json", json.dumps(vocab.to_json()) + "\n")
             write_text(path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
             write_text(path / "config.json", to_json(config))
             undo.pop_all()
+
+
+def _checked(config: ConfigDict, vocab: Vocab, params: Any) -> Any:
+    """Return the parameters as float32 arrays. Raises WorkdirError if they do not fit the config or are not finite."""
+    like = jax.eval_shape(CharLM.from_config(config.model, vocab.size).initial_params, jax.random.key(0))
+    if jax.tree.structure(like) != jax.tree.structure(params):
+        raise WorkdirError("the parameters have other names than those of the config's model")
+    arrays = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
+    for (path, expected), found in zip(jax.tree_util.tree_leaves_with_path(like), jax.tree.leaves(arrays)):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if expected.shape != found.shape:
+            raise WorkdirError(f"the parameter {name} has shape {found.shape}; the config asks for {expected.shape}")
+        if not np.isfinite(found).all():
+            raise WorkdirError(f"the parameter {name} has values that are not finite")
+    return arrays
 
 
 def _write_checkpoint(path: Path, config: ConfigDict, vocab: Vocab, params: Any) -> None:
@@ -61,7 +88,6 @@ def _write_checkpoint(path: Path, config: ConfigDict, vocab: Vocab, params: Any)
     # The length of the run changes no shape of the state.
     program = Program(config, vocab.size, 1000, carries_state=config.batching.layout == "stream")
     state = compute_first_state(init_state, program, {"seed": np.uint32(config.seed)})
-    jax.tree.map(_check_shape, state.params, params)
     carry = program.bind({})[1].initial_carry(params, config.batching.batch_size) if program.carries_state else ()
     state = state.replace(params=params, ema=params if state.ema else (), carry=carry)
     checkpoints = Checkpoints(path)
@@ -70,11 +96,6 @@ def _write_checkpoint(path: Path, config: ConfigDict, vocab: Vocab, params: Any)
         checkpoints.wait()
     finally:
         checkpoints.close()
-
-
-def _check_shape(expected: jax.Array, found: jax.Array) -> None:
-    if expected.shape != found.shape:
-        raise WorkdirError(f"a parameter has shape {found.shape}, but the config asks for {expected.shape}")
 
 
 def _remove(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Start a run: check that its config can be trained on this machine, and that the folder is free or holds this run."""
 
 import contextlib
+import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from charlm.nn import cudnn
 from charlm.parallel import processes
 from charlm.runs import checkpoint, outcome, warm_start, workdir
 from charlm.runs.flat_state import state_shapes
+from charlm.runs.run_corpus import load_run_corpus
 from charlm.runs.tracking import check_trackers
 from charlm.system.errors import ConfigError, Exit, FolderLost, RunFailed, UserError, WorkdirError
 from charlm.system.files import write_text
@@ -34,6 +36,7 @@ class Prepared(NamedTuple):
 
     Attributes:
         source: what a new run starts from (`train.init_from`); None for a run that exists, and for random first parameters.
+        text: the text that a new run keeps in its folder; None if `config.data` names it.
     """
 
     config: ConfigDict
@@ -41,30 +44,33 @@ class Prepared(NamedTuple):
     layout: Layout
     num_steps: int
     source: warm_start.Source | None = None
+    text: str | None = None
 
 
-def prepare(config: ConfigDict, path: Path | None = None) -> Prepared:
+def prepare(config: ConfigDict, path: Path | None = None, text: str | None = None) -> Prepared:
     """Check a config, load its text and check that the config can be trained on it. Writes no workdir.
 
     Args:
         config: from `charlm.config.default_config()`.
         path: the folder of the run.
+        text: the text of a run that keeps it in its folder.
 
     Raises:
         UserError: the config or the text does not allow it.
     """
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"the config is of type {type(config).__name__}; it must come from charlm.config.default_config()")
-    config = ConfigDict(config)  # A copy: the caller may change its own later.
+    config = copy.deepcopy(config)  # The caller may change its own later.
     check_keys(config, "the config")
     check(config, "the config")
-    resolve(config)
+    with config.unlocked():
+        resolve(config)
     config.lock()
     if config.train.deterministic:
         request_determinism()
     exists = path is not None and (path / "config.json").exists()
     manifest = workdir.load_run(path).manifest if exists else None
-    corpus = workdir.load_run_corpus(config, manifest)
+    corpus = load_run_corpus(config, path, manifest, text)
     source = None if exists else warm_start.load_source(config, corpus.vocab)
     layout = make_layout(config.batching, config.seed, len(corpus.train))
     num_steps = _num_steps(config, layout)
@@ -76,7 +82,7 @@ def prepare(config: ConfigDict, path: Path | None = None) -> Prepared:
     if config.model.recurrence == "cudnn" and not cudnn.is_available():
         device = jax.devices()[0].device_kind
         raise ConfigError(f"model.recurrence is 'cudnn', which needs an NVIDIA GPU; found {device}; auto chooses what works")
-    return Prepared(config, corpus, layout, num_steps, source)
+    return Prepared(config, corpus, layout, num_steps, source, text)
 
 
 @contextlib.contextmanager
@@ -92,9 +98,9 @@ def open_run(path: Path, prepared: Prepared, extend: bool = False) -> Iterator[b
 
 
 def _create_or_check(path: Path, prepared: Prepared, extend: bool) -> bool:
-    config, corpus, layout, num_steps, source = prepared
+    config, corpus, layout, num_steps, source, text = prepared
     if not (path / "config.json").exists():
-        workdir.create_run(path, config, corpus, warm_start.start_record(config, source))
+        workdir.create_run(path, config, corpus, warm_start.start_record(config, source), text)
         return True
     run = workdir.load_run(path)
     workdir.check_same_run(run, config, corpus, extend)

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from charlm.data.vocab import Vocab, preview
 from charlm.runs.flat_state import FlatState, flatten_state, sha256
 from charlm.runs.load import load_model
-from charlm.runs.workdir import base_vocab_key, load_run
+from charlm.runs.run_corpus import base_vocab_key
+from charlm.runs.workdir import load_run
 from charlm.system.errors import ConfigError, WorkdirError
 
 # The keys of `config.model` that two runs must share. The others do not change the meaning of a parameter.
@@ -48,8 +49,8 @@ class Source(NamedTuple):
 def start_record(config: ConfigDict, source: Source | None) -> dict[str, Any]:
     """Return what the manifest keeps of the run that a new run starts from; {} if there is none."""
     found: dict[str, Any] = {} if source is None else {"init_from": source.record()}
-    _, path = base_vocab_key(config)
-    return found if path is None else found | {"base_vocab": load_run(path).vocab.to_json()}
+    key, path = base_vocab_key(config)
+    return found if path is None else found | {"base_vocab": load_run(path, key).vocab.to_json()}
 
 
 def load_source(config: ConfigDict, vocab: Vocab, record: Any = None) -> Source | None:
@@ -67,7 +68,7 @@ def load_source(config: ConfigDict, vocab: Vocab, record: Any = None) -> Source 
     path = config.train.init_from
     if path is None:
         return None
-    model = load_model(path)
+    model = load_model(path, name="train.init_from")
     for key in _SHARED_KEYS:
         if model.config.model[key] != config.model[key] and not (
             key == "embedding_size" and config.model.encoding != "embedding"

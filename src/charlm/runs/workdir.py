@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -16,10 +17,11 @@ from ml_collections import ConfigDict
 
 from charlm.config import LENGTH_KEYS, to_json
 from charlm.config.rules import check_extension, describe_differences, differing_keys, from_json
-from charlm.data.corpus import Corpus, load_corpus
+from charlm.data.corpus import Corpus
+from charlm.data.text import file_sha256
 from charlm.data.vocab import Vocab
 from charlm.parallel import processes
-from charlm.system.errors import ConfigError, CorpusError, FolderLost, MissingSymbol, WorkdirError, WorkdirInUse
+from charlm.system.errors import ConfigError, FolderLost, WorkdirError, WorkdirInUse
 from charlm.system.files import read_json, read_text, write_text
 from charlm.system.machine import cpu_model, git_commit, num_cores
 
@@ -47,8 +49,12 @@ class Run(NamedTuple):
     manifest: dict[str, Any]
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | Path, name: str = "--workdir") -> Run:
     """Read the config, the vocabulary and the manifest of a run. No code from the folder is executed.
+
+    Args:
+        path: the run's folder.
+        name: the flag or the key that names the folder, for messages.
 
     Raises:
         WorkdirError: the folder is not a run, or its files cannot be read.
@@ -58,16 +64,35 @@ def load_run(path: str | Path) -> Run:
     if not (path / "config.json").is_file():
         found = "is not a run: it has no config.json" if path.is_dir() else "does not exist"
         near = ", ".join(sorted(p.parent.as_posix() for p in Path("runs").glob("*/config.json")))
-        raise WorkdirError(f"--workdir {path} {found}; {'there are ' + near if near else 'train a run first'}")
+        raise WorkdirError(f"{name} {path} {found}; {'there are ' + near if near else 'train a run first'}")
     config = from_json(read_text(path / "config.json"), str(path / "config.json"))
-    try:
-        vocab = Vocab.from_json(read_json(path / "vocab.json"))
-    except ValueError as error:
-        raise WorkdirError(f"{path / 'vocab.json'} is not a vocabulary: {error}") from None
+    if not (path / "manifest.json").exists() and (path / "model.safetensors").exists():
+        raise WorkdirError(f"{name} {path} is an exported model, not a run; charlm.import_torch makes a run of it")
     manifest = read_json(path / "manifest.json")
     if not isinstance(manifest, dict):
         raise WorkdirError(f"{path / 'manifest.json'} holds no JSON object")
+    vocab = read_vocab(path / "vocab.json", config, manifest.get("vocab_sha256"))
     return Run(path, config.lock(), vocab, manifest)
+
+
+def read_vocab(file: Path, config: ConfigDict, sha256: str | None) -> Vocab:
+    """Return the vocabulary in a JSON file.
+
+    Args:
+        file: the file.
+        config: the config of the run.
+        sha256: the hash of the vocabulary that the parameters belong to (`Vocab.sha256`); None if it is not on record.
+
+    Raises:
+        WorkdirError: the file holds no vocabulary, or another one.
+    """
+    try:
+        vocab = Vocab.from_json(read_json(file))
+    except ValueError as error:
+        raise WorkdirError(f"{file} is not a vocabulary: {error}") from None
+    if vocab.kind != config.data.vocab or sha256 not in (None, vocab.sha256()):
+        raise WorkdirError(f"{file} was changed: it is another vocabulary than the one that the model was trained with")
+    return vocab
 
 
 def check_same_run(run: Run, config: ConfigDict, corpus: Corpus, extend: bool) -> None:
@@ -129,44 +154,13 @@ def check_corpus(name: str | Path, manifest: Mapping[str, Any], corpus: Corpus, 
         )
 
 
-def base_vocab_key(config: ConfigDict) -> tuple[str, str | None]:
-    """Return (key, folder) of the run whose vocabulary a run starts from; the folder is None if there is none."""
-    if config.data.vocab_from is not None:
-        return "data.vocab_from", config.data.vocab_from
-    return "train.init_from", config.train.init_from
-
-
-def load_run_corpus(config: ConfigDict, manifest: Mapping[str, Any] | None = None) -> Corpus:
-    """Return the corpus of a run, encoded with the vocabulary that it starts from.
-
-    Args:
-        config: the run's config.
-        manifest: of a run that exists: it holds the vocabulary that the run started from, so the other run may be gone.
-
-    Raises:
-        CorpusError: the text cannot be read, or `data.vocab_from` lacks a symbol.
-        WorkdirError: the other run cannot be read.
-        ConfigError: the other run has another kind of vocabulary.
-    """
-    key, path = base_vocab_key(config)
-    if path is None:
-        return load_corpus(config.data)
-    if manifest is not None and "base_vocab" in manifest:
-        try:
-            base = Vocab.from_json(manifest["base_vocab"])
-        except ValueError as error:
-            raise WorkdirError(f"the base_vocab of manifest.json is not a vocabulary: {error}") from None
-    else:
-        base = load_run(path).vocab
-    if base.kind != config.data.vocab:
-        raise ConfigError(f"data.vocab is {config.data.vocab!r}, but {key} {path} has a vocabulary of {base.kind}")
-    try:
-        return load_corpus(config.data, base)
-    except MissingSymbol as error:
-        raise CorpusError(f"{key} {path}: {error}; train.init_from alone adds the symbols of the text") from None
-
-
-def create_run(path: Path, config: ConfigDict, corpus: Corpus, start: Mapping[str, Any] = MappingProxyType({})) -> Run:
+def create_run(
+    path: Path,
+    config: ConfigDict,
+    corpus: Corpus,
+    start: Mapping[str, Any] = MappingProxyType({}),
+    text: str | None = None,
+) -> Run:
     """Turn a locked, empty folder into a run. config.json is written last and marks the folder as a run.
 
     Args:
@@ -174,7 +168,11 @@ def create_run(path: Path, config: ConfigDict, corpus: Corpus, start: Mapping[st
         config: the config of the run.
         corpus: its corpus.
         start: what the manifest keeps of the run that it starts from.
+        text: its text, if the folder is to hold it.
     """
+    if text is not None:
+        check_text(path, text)
+        write_text(path / TEXT_FILE, text)
     manifest = make_manifest(corpus) | start
     write_text(path / "vocab.json", json.dumps(corpus.vocab.to_json()) + "\n")
     write_text(path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
@@ -195,8 +193,16 @@ def make_manifest(corpus: Corpus) -> dict[str, Any]:
         "corpus": corpus.name,
         "corpus_sha256": corpus.sha256,
         "vocab_size": corpus.vocab.size,
+        "vocab_sha256": corpus.vocab.sha256(),
         "git_commit": git_commit(),
     }
+
+
+def check_text(path: Path, text: str) -> None:
+    """Raise WorkdirError if a run's folder holds another text."""
+    file = path / TEXT_FILE
+    if os.path.lexists(file) and file_sha256(file) != hashlib.sha256(text.encode()).hexdigest():
+        raise WorkdirError(f"{file} is another text than the one that is given; choose another folder")
 
 
 def _version(package: str) -> str | None:

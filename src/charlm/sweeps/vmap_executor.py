@@ -31,9 +31,9 @@ from charlm.runs.flat_state import unflatten_state
 from charlm.runs.host import Host
 from charlm.runs.loop import ChunkResult, training_loop
 from charlm.runs.memory import check_memory
+from charlm.runs.run_corpus import load_run_corpus
 from charlm.runs.signals import Signals
 from charlm.runs.start import Prepared, open_run, prepare, record_failure
-from charlm.runs.workdir import load_run_corpus
 from charlm.system.errors import Exit, RunFailed, UserError
 from charlm.system.progress import ProgressLine, say
 from charlm.training.chunk import MAX_STEPS_PER_DISPATCH, train_chunk_of_runs
@@ -212,7 +212,7 @@ class _SideBySide:
 def _train_side_by_side(started: Sequence[tuple[NamedRun, Prepared]], folder: Path) -> dict[str, str]:
     """Train runs side by side; return {name: reason} of the runs that failed."""
     names, prepared = [run.name for run, _ in started], [each for _, each in started]
-    config, corpus, layout, num_steps, _ = prepared[0]
+    config, corpus, layout, num_steps, *_ = prepared[0]
     assert all(each.num_steps == num_steps for each in prepared)
     devices = jax.local_devices()[: len(prepared)]
     # The same number of runs for each device: the last run is trained several times, and the copies are dropped.
