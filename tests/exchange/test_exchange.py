@@ -30,8 +30,10 @@ needs_onnx = pytest.mark.skipif(
     not (importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnx")),
     reason="the extras `parity` and `export` are not installed",
 )
-CASES = [("rnn", 1), ("lstm", 2), ("gru", 3)]
-ENCODINGS = ["embedding", "one_hot"]
+SLOW = pytest.mark.slow
+CASES = [(("rnn", 1), SLOW), (("lstm", 2), ()), (("gru", 3), SLOW)]
+CASES = [pytest.param(*case, marks=marks) for case, marks in CASES]
+ENCODINGS = ["embedding", pytest.param("one_hot", marks=SLOW)]
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -119,7 +121,7 @@ def test_onnxruntime_computes_the_same_logits(cell, layers, encoding, tmp_path):
         np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("cell, kind", [("lstm", "chars"), ("gru", "bytes")])
+@pytest.mark.parametrize("cell, kind", [("lstm", "chars"), pytest.param("gru", "bytes", marks=SLOW)])
 def test_the_safetensors_folder_is_loaded_and_samples_the_same_text(cell, kind, tmp_path, run):
     small_model(cell, 2, kind).save(tmp_path / "run")
     flags = f"--workdir={tmp_path / 'run'}", "--format=safetensors", f"--output={tmp_path / 'folder'}"
@@ -239,6 +241,7 @@ with torch.no_grad():
 """
 
 
+@SLOW
 @needs_torch
 def test_a_model_that_pytorch_trained_scores_the_same_and_is_trained_further(text_file, tmp_path, run):
     import subprocess
@@ -395,7 +398,11 @@ def test_a_model_without_biases_and_with_ambiguous_shapes_is_imported_by_name(tm
 @needs_torch
 @needs_onnx
 @pytest.mark.parametrize(
-    "format, name", [("safetensors", "f"), ("torch", "f.pt"), ("torch", "f.safetensors"), ("onnx", "f.onnx")]
+    "format, name",
+    [
+        ("safetensors", "f"),
+        *(pytest.param(*case, marks=SLOW) for case in [("torch", "f.pt"), ("torch", "f.safetensors"), ("onnx", "f.onnx")]),
+    ],
 )
 def test_a_full_disk_is_one_line_and_leaves_nothing(format, name, tmp_path):
     import subprocess

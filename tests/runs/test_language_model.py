@@ -34,7 +34,7 @@ def model():
 ALL = [
     (cell, layers, kind) for cell in ("rnn", "lstm", "gru", "ln_lstm") for layers in (1, 2, 3) for kind in ("chars", "bytes")
 ]
-FEW = [("lstm", 1, "chars"), ("gru", 2, "bytes")]
+FEW = [("lstm", 1, "chars")]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_many_to_one_model_scores_what_follows_a_window():
     score._repr_html_()
 
 
-@settings(max_examples=10)
+@settings(max_examples=3)
 @given(cut=st.integers(1, 39))
 def test_a_text_can_be_read_in_steps_of_any_length(model, cut):
     text = TEXT[:40]
@@ -269,6 +269,7 @@ def test_fit_refuses_and_leaves_nothing(tmp_path):
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_fit_keeps_the_config_and_the_files_of_the_caller(tmp_path):
     config, before = fast_config(), fast_config()
     first = charlm.fit(config, tmp_path / "one", TEXT * 9, progress=False)

@@ -41,11 +41,18 @@ def other_text(text_file, tmp_path_factory):
 @pytest.fixture(scope="module")
 def first(text_file, tmp_path_factory):
     path = tmp_path_factory.mktemp("first") / "first"
+    charlm.fit(config_for(text_file, 5), path, progress=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def learned(text_file, tmp_path_factory):
+    path = tmp_path_factory.mktemp("learned") / "learned"
     charlm.fit(config_for(text_file, 200, **{"optimizer.learning_rate": 0.01}), path, progress=False)
     return path
 
 
-@pytest.mark.parametrize("encoding", ["embedding", "one_hot"])
+@pytest.mark.parametrize("encoding", ["embedding", pytest.param("one_hot", marks=pytest.mark.slow)])
 def test_symbols_keep_their_rows_and_new_ones_get_fresh_rows(text_file, other_text, tmp_path, encoding, capfd):
     config = config_for(text_file, 3, **{"model.encoding": encoding})
     source = charlm.fit(config, tmp_path / "source", progress=False)
@@ -74,12 +81,13 @@ def test_symbols_keep_their_rows_and_new_ones_get_fresh_rows(text_file, other_te
     assert model.manifest["init_from"]["params_sha256"] == sha256(flatten_state(source.params))
 
 
-def test_a_warm_start_learns_faster_than_a_cold_one(first, other_text, tmp_path):
+@pytest.mark.slow
+def test_a_warm_start_learns_faster_than_a_cold_one(learned, other_text, tmp_path):
     def losses(name, steps, **changes):
         model = charlm.fit(config_for(other_text, steps, **changes), tmp_path / name, progress=False)
         return [line["nats_per_char"] for line in model.metrics() if line["split"] == "val"]
 
-    warm, cold = losses("warm", 30, **{"train.init_from": str(first)}), losses("cold", 60)
+    warm, cold = losses("warm", 30, **{"train.init_from": str(learned)}), losses("cold", 60)
     assert warm[-1] < cold[2] - 0.1 and warm[-1] < cold[-1]
 
 
@@ -109,6 +117,7 @@ def test_a_warm_start_that_is_killed_and_continued_has_the_same_bits(first, othe
     assert whole["params_sha256"] == parts["params_sha256"] and whole["val_nats_per_char"] == parts["val_nats_per_char"]
 
 
+@pytest.mark.slow
 def test_a_warm_start_is_reproduced_and_a_changed_source_is_refused(text_file, other_text, tmp_path):
     charlm.fit(config_for(text_file, 3), tmp_path / "source", progress=False)
     config = config_for(other_text, 10, **{"train.init_from": str(tmp_path / "source"), "train.ema_decay": 0.9})
@@ -123,6 +132,7 @@ def test_a_warm_start_is_reproduced_and_a_changed_source_is_refused(text_file, o
         reproduce(record)
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_before_its_first_checkpoint_starts_from_the_same_source(text_file, other_text, tmp_path):
     charlm.fit(config_for(text_file, 3), tmp_path / "source", progress=False)
     config = config_for(other_text, 10, **{"train.init_from": str(tmp_path / "source")})
