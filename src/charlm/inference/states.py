@@ -12,7 +12,7 @@ import numpy as np
 
 from charlm.nn.cells import CELLS, Carry
 from charlm.nn.model import CharLM
-from charlm.system.errors import ConfigError
+from charlm.system.errors import ConfigError, CorpusError
 
 # One carry for each layer.
 State = tuple[Carry, ...]
@@ -52,6 +52,14 @@ def step_through(step: Step, params: Any, ids_N: np.ndarray, state: State) -> tu
         if len(block):
             logits_TBV, state = step(params, block, state)
     return logits_TBV[-1], state
+
+
+def check_ids(ids: np.ndarray, vocab_size: int) -> None:
+    """Raise CorpusError if an array does not hold symbols of a vocabulary, of shape (T,) or (T, B)."""
+    if ids.ndim not in (1, 2) or not ids.size:
+        raise CorpusError(f"the symbols have shape {ids.shape}; they must have shape (T,) or (T, B), and not be empty")
+    if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0 or ids.max() >= vocab_size:
+        raise CorpusError(f"ids must be integers from 0 to {vocab_size - 1}, the last symbol of the vocabulary")
 
 
 def check_gates(model: CharLM) -> None:

@@ -275,10 +275,7 @@ class LanguageModel:
             CorpusError: a symbol is not in the vocabulary.
         """
         ids = self._encode(symbols) if isinstance(symbols, str) else np.asarray(symbols)
-        if ids.ndim not in (1, 2) or not ids.size:
-            raise CorpusError(f"the symbols have shape {ids.shape}; they must have shape (T,) or (T, B), and not be empty")
-        if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0 or ids.max() >= self.vocab.size:
-            raise CorpusError(f"ids must be integers from 0 to {self.vocab.size - 1}, the last symbol of the vocabulary")
+        states.check_ids(ids, self.vocab.size)
         ids_TB = (ids[:, None] if ids.ndim == 1 else ids).astype(np.int32)
         initial = self.initial_state(ids_TB.shape[1])
         if state is not None and jax.tree.map(jax.numpy.shape, state) != jax.tree.map(jax.numpy.shape, initial):
