@@ -42,8 +42,7 @@ class LanguageModel:
         print(model.sample("HAMLET:", length=300, temperature=0.8, seed=1))
         print(model.score("To be, or not to be").bits_per_char)
 
-    Programs are compiled when a method first needs them, and kept. `dataclasses.replace(model, params=...)` returns a model
-    with other parameters.
+    Programs are compiled when a method first needs them. `dataclasses.replace(model, params=...)` has other parameters.
 
     Attributes:
         config: the run's config, locked. It defines how texts are scored (`config.eval`) and sampled (`config.sample`).
@@ -344,9 +343,9 @@ class LanguageModel:
         return self.vocab.encode(normalise(text, self.config.data.lowercase))
 
     def _score_ids(self, name: str, ids: np.ndarray, per_symbol: bool = False) -> Score:
-        config = self.config
-        if len(ids) < (shortest := min_text_length(config.batching)):
+        if len(ids) < (shortest := min_text_length(self.config.batching)):
             raise CorpusError(f"{name} has {len(ids)} characters; a score needs at least {shortest}")
         with ByteProgress(f"scoring {name}", ids.nbytes) as progress:
-            watch = lambda done: progress.set_done(done * ids.nbytes)  # noqa: E731
-            return self._scorer(self.params, ids, config.eval, watch, per_symbol)
+            return self._scorer(
+                self.params, ids, self.config.eval, lambda done: progress.set_done(done * ids.nbytes), per_symbol
+            )
