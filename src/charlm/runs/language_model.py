@@ -187,9 +187,8 @@ class LanguageModel:
             CorpusError: the text cannot be read, is too short, or has a symbol that is not in the vocabulary.
             ConfigError: dynamic evaluation is not possible for this run.
         """
-        vocab = self.vocab
         if file is not None:
-            name, ids = str(file), encode_file(Path(file), vocab, self.config.data.lowercase)
+            name, ids = str(file), encode_file(Path(file), self.vocab, self.config.data.lowercase)
         else:
             if split not in ("train", "val", "test"):
                 raise ConfigError(f"split is {split!r}; it must be train, val or test")
@@ -199,10 +198,10 @@ class LanguageModel:
         if dynamic:
             check_dynamic(self.config, train_ids)
         score = self._score_ids(name, ids)
-        found = {"text": name, "checkpoint": self.num_steps, **describe_score(score, vocab, ids)}
+        found = {"text": name, "checkpoint": self.num_steps, **describe_score(score, self.vocab, ids)}
         if train_ids is not None:
             adapted = score._replace(nats=dynamic_cross_entropy(self.module, self.params, train_ids, ids, self.config.eval))
-            found |= {f"dynamic_{key}": value for key, value in losses_in_all_units(adapted, vocab).items()}
+            found |= {f"dynamic_{key}": value for key, value in losses_in_all_units(adapted, self.vocab).items()}
         return found
 
     def next(self, text: str = "", k: int = 10) -> list[tuple[str | bytes, float]]:
