@@ -31,8 +31,11 @@ def model():
     return small_model()
 
 
+# Every cell with both kinds of symbols, and every depth with both.
 ALL = [
-    (cell, layers, kind) for cell in ("rnn", "lstm", "gru", "ln_lstm") for layers in (1, 2, 3) for kind in ("chars", "bytes")
+    (cell, 1 + (i + j) % 3, kind)
+    for i, cell in enumerate(("lstm", "rnn", "gru", "ln_lstm"))
+    for j, kind in enumerate(("chars", "bytes"))
 ]
 FEW = [("lstm", 1, "chars")]
 

@@ -57,7 +57,7 @@ def new_path(path: Path) -> Iterator[Path]:
 
 
 def write_safetensors(path: Path, arrays: StateDict, vocab: Vocab, step: int) -> None:
-    """Write arrays into a safetensors file. Its metadata hold the number of training steps, and hashes for `check_folder`."""
+    """Write arrays into a safetensors file. Its metadata hold the number of steps, and hashes of arrays and vocabulary."""
     metadata = {"format": "pt", "step": str(step), "params_sha256": sha256(arrays), "vocab_sha256": vocab.sha256()}
     require("safetensors.numpy", "export").save_file(arrays, path, metadata=metadata)
 

@@ -20,10 +20,7 @@ from charlm.runs.workdir import load_run
 from charlm.system.errors import ConfigError, WorkdirError
 
 # The keys of `config.model` that two runs must share. The others do not change the meaning of a parameter.
-_SHARED_KEYS = (
-    *("cell", "hidden_size", "num_layers", "encoding", "embedding_size"),
-    *("residual", "tie_weights", "learn_initial_state"),
-)
+_SHARED_KEYS = ("cell", "hidden_size", "num_layers", "encoding", "residual", "tie_weights", "learn_initial_state")
 
 
 class Source(NamedTuple):
@@ -69,10 +66,8 @@ def load_source(config: ConfigDict, vocab: Vocab, record: Any = None) -> Source 
     if path is None:
         return None
     model = load_model(path, name="train.init_from")
-    for key in _SHARED_KEYS:
-        if model.config.model[key] != config.model[key] and not (
-            key == "embedding_size" and config.model.encoding != "embedding"
-        ):
+    for key in (*_SHARED_KEYS, *(["embedding_size"] if config.model.encoding == "embedding" else [])):
+        if model.config.model[key] != config.model[key]:
             raise ConfigError(
                 f"model.{key} is {config.model[key]!r}, but train.init_from {path} has {model.config.model[key]!r}; set it to "
                 "that"
