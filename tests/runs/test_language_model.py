@@ -144,6 +144,7 @@ def test_a_sample_ends_before_the_first_stop_string_however_it_is_cut(text, stop
     assert decoder.stopped == (stop in text)
 
 
+@pytest.mark.slow
 def test_a_saved_model_is_loaded_sampled_and_trained_further(model, text_file, tmp_path, run):
     config = default_config()
     config.data.path, config.model.hidden_size, config.train.steps, config.train.ema_decay = str(text_file), 8, 3, 0.5
