@@ -386,7 +386,7 @@ def test_a_model_without_biases_and_with_ambiguous_shapes_is_imported_by_name(tm
     arrays |= {"inside__weight": draw.normal(size=(3, 2)), "outside__weight": draw.normal(size=(3, 2))}
     file = save(tmp_path / "x.safetensors", **arrays)
     (tmp_path / "vocab.json").write_text('["c", "a", "b"]')
-    with pytest.raises(ImportFailed, match="several arrays could be it: inside, outside"):
+    with pytest.raises(ImportFailed, match="found several candidates: inside, outside"):
         import_torch(file, tmp_path / "vocab.json")
     said = []
     model = import_torch(file, tmp_path / "vocab.json", "inside", "outside", said.append)

@@ -222,8 +222,8 @@ def _module(state: Mapping[str, np.ndarray], given: str | None, what: str, fits:
         found = {named[0]: found[named[0]]}
     names = [name.removesuffix(".weight") for name, array in found.items() if fits(array.shape)]
     if len(names) != 1:
-        reason = f"several arrays could be it: {', '.join(names)}" if names else f"none of {_listed(state) or 'the rest'} fits"
-        raise ImportFailed(f"the {what} was not recognised: {reason}; name its module with --{what}")
+        found = f"found several candidates: {', '.join(names)}" if names else f"found only {_listed(state) or 'nothing'}"
+        raise ImportFailed(f"the {what} was not recognised: {found}; name its module with --{what}")
     return names[0]
 
 

@@ -83,6 +83,7 @@ def record_states(model: CharLM, gates: bool) -> Callable[[Any, np.ndarray], dic
     """
     cell = CELLS[model.cell]
     folded = model.folded(model.dtype)
+    fold = jax.jit(lambda params: model.fold_params(params, model.dtype))
 
     def name_arrays(state: State, sown: Mapping[str, Any]) -> dict[str, jax.Array]:
         named = {}
@@ -103,7 +104,7 @@ def record_states(model: CharLM, gates: bool) -> Callable[[Any, np.ndarray], dic
         return jax.lax.scan(record_symbol, state, ids_K)
 
     def record(params: Any, ids_N: np.ndarray) -> dict[str, np.ndarray]:
-        weights = jax.jit(lambda params: model.fold_params(params, model.dtype))(params)
+        weights = fold(params)
         state = folded.initial_carry(weights, 1)
         blocks = []
         for start in range(0, len(ids_N), _BLOCK):
