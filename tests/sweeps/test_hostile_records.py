@@ -78,7 +78,7 @@ def test_no_string_of_a_record_becomes_markup(tmp_path, run, small_config):
             assert driver.execute_script(deep + shown), "the attack is shown as text"
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc", "a/b", "", ".", "..", "a\0b"])
+@pytest.mark.parametrize("name", ["../secret", "/etc", "a/b", "", ".", "..", "a\0b", "a" * 256, "\ud800"])
 def test_a_run_outside_the_folder_of_the_sweep_is_refused(run, tmp_path, name):
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "samples.txt").write_text("=== step 1 ===\nsecret text\n")

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -121,6 +122,15 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def _is_file_name(name: str) -> bool:
+    """Return whether a file system can have a folder of this name: at most 255 bytes, without a separator and without NUL."""
+    try:
+        size = len(os.fsencode(name))
+    except UnicodeEncodeError:  # Half of a surrogate pair, which JSON can hold.
+        return False
+    return 0 < size <= 255 and name not in (".", "..") and "/" not in name and "\0" not in name
+
+
 def _check_record(record: Any, where: str, folder: Path) -> dict[str, Any]:
     """Return a line of results.jsonl, with None for the fields that it lacks. Raises WorkdirError if a field is wrong."""
     if not isinstance(record, dict):
@@ -131,7 +141,7 @@ def _check_record(record: Any, where: str, folder: Path) -> dict[str, Any]:
             names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
             raise WorkdirError(f"{where}: {key} is {json.dumps(record.get(key))[:100]}; it must be of type {names}")
     # A run's folder lies in the folder of the sweep. A name such as `../secret` would show the files of another folder.
-    if record["run"] in ("", ".", "..") or "/" in record["run"] or "\0" in record["run"]:
+    if not _is_file_name(record["run"]):
         raise WorkdirError(f"{where}: run is {record['run'][:100]!r}; it must be the name of a folder in {folder}")
     for key in record["result"] or {}:
         value = record["result"][key]
