@@ -42,12 +42,13 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_enum("split", "val", ["train", "val", "test"], "the part of the run's corpus to score", flag_values=values)
     flags.DEFINE_string("text", None, "a UTF-8 text file to score instead", flag_values=values)
     flags.DEFINE_string("checkpoint", "best", "best, latest or a step", flag_values=values)
+    cli.define_cell_module(values)
     flags.DEFINE_bool(
         "dynamic", False, "report a second score, by a model that learns from the text that it has scored", flag_values=values
     )
     flags.DEFINE_bool("json", False, "print one JSON object", flag_values=values)
     cli.parse(values, argv, __doc__)
-    model = load(cli.required(values, "workdir"), values.checkpoint)
+    model = load(cli.required(values, "workdir"), values.checkpoint, values.cell_module)
     if values.text is not None and values["split"].present:
         raise ConfigError("--split and --text exclude each other; give one of them")
     found = model.evaluate(values.split, values.text, values.dynamic)

@@ -26,6 +26,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("format", None, ", ".join(FORMATS), flag_values=values)
     flags.DEFINE_string("output", None, "the new folder of safetensors, or the new file", flag_values=values)
     flags.DEFINE_string("checkpoint", "best", "best, latest or a step", flag_values=values)
+    cli.define_cell_module(values)
     flags.DEFINE_integer(
         "batch", 1, "for stablehlo: the number of texts at a time", flag_values=values, lower_bound=1, upper_bound=1 << 16
     )
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     for name in ("batch", "window"):
         if values[name].present and format != "stablehlo":
             raise ConfigError(f"--{name} is for --format stablehlo; {format} takes any batch and length")
-    model = load(cli.required(values, "workdir"), values.checkpoint)
+    model = load(cli.required(values, "workdir"), values.checkpoint, values.cell_module)
     export_model(model, format, output, values.batch, values.window)
     say(f"charlm: {model!r} is in {output}")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from charlm.config import cli
+from charlm.nn.cells import import_cell_module
 from charlm.sweeps.page import write_page
 from charlm.system.progress import say
 
@@ -22,7 +23,9 @@ def main(argv: Sequence[str]) -> None:
     """Run the command."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "the folder of a run or of a sweep", flag_values=values)
+    cli.define_cell_module(values)
     cli.parse(values, argv, __doc__)
+    import_cell_module(values.cell_module)
     say(f"{write_page(Path(cli.required(values, 'workdir')))}")
 
 

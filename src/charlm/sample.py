@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the command."""
     values = _define_flags()
     cli.parse(values, argv, __doc__)
-    model = load(cli.required(values, "workdir"), values.checkpoint)
+    model = load(cli.required(values, "workdir"), values.checkpoint, values.cell_module)
     prompt, pieces = model.draw({name: getattr(values, name) for name in default_config().sample}, values.seed, values.stop)
     say(f"charlm: {model.path}, checkpoint of step {model.num_steps}, seed {values.seed}")
     sys.stdout.reconfigure(encoding="utf-8")
@@ -48,6 +48,7 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_string("dtype", None, "dtype of the weights: float32 or bfloat16", flag_values=values)
     flags.DEFINE_integer("seed", 0, "the seed; another seed draws another text", flag_values=values)
     flags.DEFINE_string("checkpoint", "best", "best, latest or a step", flag_values=values)
+    cli.define_cell_module(values)
     return values
 
 

@@ -21,6 +21,7 @@ from charlm.exchange.files import read_safetensors, read_state_dict, read_symbol
 from charlm.exchange.formats import FORMATS, export_model
 from charlm.exchange.import_torch import import_torch
 from charlm.exchange.torch_names import ImportFailed, from_torch, to_torch, torch_shapes
+from charlm.nn.cells import CELLS
 from charlm.runs.flat_state import flatten_state, sha256
 from charlm.system.errors import ConfigError, UserError, WorkdirError
 
@@ -176,10 +177,23 @@ def test_stablehlo_programs_step_and_score(window, tmp_path):
 )
 def test_what_has_no_counterpart_is_refused_by_name(change, key, tmp_path):
     model = small_model(layers=2, **change)
-    for format, suffix in {"safetensors": "", "torch": ".safetensors", "onnx": ".onnx"}.items():
+    for format, suffix in {"torch": ".safetensors", "onnx": ".onnx"}.items():
         with pytest.raises(ConfigError, match=key):
             export_model(model, format, tmp_path / f"out{suffix}")
     assert not list(tmp_path.iterdir())
+
+
+OF_CELLS = [pytest.param({"model.cell": cell}, marks=() if cell in ("mogrifier_lstm", "slstm") else SLOW) for cell in CELLS]
+
+
+@pytest.mark.parametrize("change", [*OF_CELLS, {"model.encoding": "scalar"}, {"model.residual": True}], ids=str)
+def test_a_folder_of_safetensors_holds_every_model(change, tmp_path):
+    model = small_model(layers=2, **change)
+    export_model(model, "safetensors", tmp_path / "out")
+    again = charlm.load(tmp_path / "out")
+    jax.tree.map(np.testing.assert_array_equal, model.params, again.params)
+    samples = [each.sample(length=20, seed=3, window=0, random_prompt=None) for each in (model, again)]
+    assert samples[0] == samples[1]
 
 
 def test_a_missing_package_is_one_line_that_names_the_extra(monkeypatch, tmp_path):

@@ -53,12 +53,12 @@ def test_logits_equal_the_equations_of_the_model(x64, cell, encoding):
     np.testing.assert_allclose(logits, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("cell", ["rnn", "ln_lstm"])
+@pytest.mark.parametrize("cell", ["rnn", "ln_lstm", "mogrifier_lstm"])
 @pytest.mark.parametrize("encoding, tied", [("embedding", False), ("embedding", True), ("one_hot", False), ("scalar", False)])
 def test_a_folded_model_computes_the_same_function(x64, cell, encoding, tied):
     model, params = build_with_random_params(cell=cell, encoding=encoding, tie_weights=tied, embedding_size=6)
     folded, weights = model.folded("float64"), model.fold_params(params, "float64")
-    assert "embedding" not in weights
+    assert ("embedding" in weights) == (cell == "mogrifier_lstm" and encoding == "embedding")
     for length, batch in ((1, 2), (9, 3)):  # Fewer ids than symbols, then more ids than symbols.
         ids_TB = ids(length, batch)
         outputs = [m.apply({"params": p}, ids_TB, m.initial_carry(p, batch)) for m, p in ((model, params), (folded, weights))]
@@ -67,10 +67,13 @@ def test_a_folded_model_computes_the_same_function(x64, cell, encoding, tied):
 
 def layer_of(cell, p, x, carry):
     """Return the outputs and the last carry of a layer, computed from its equations."""
+    matrices = {matrix.name: p[matrix.name] for matrix in CELLS[cell].matrices}
+    if CELLS[cell].reads_features:
+        return reference.unroll(reference.CELLS[cell], p, matrices | {"W_x": p["W_x"].T}, jnp.swapaxes(x, 1, 2), carry)
     x_proj = x @ p["W_x"]
     if cell in reference.NORMALISE_X:
         x_proj = p["scale_x"] * reference.NORMALISE_X[cell](x_proj)
-    return reference.unroll(reference.CELLS[cell], p, p["W_h"], jnp.swapaxes(x_proj + p["b"], 1, 2), carry)
+    return reference.unroll(reference.CELLS[cell], p, matrices, jnp.swapaxes(x_proj + p["b"], 1, 2), carry)
 
 
 def test_residual_connections_and_tied_weights_follow_their_equations(x64):
@@ -97,8 +100,8 @@ def test_the_initial_carry_is_zero_or_comes_from_the_parameters(cell):
         carry = model.initial_carry(params, 3)
         assert len(carry) == 2 and [len(layer) for layer in carry] == [len(CELLS[cell].carries)] * 2
         for layer in carry:
-            for state in layer:
-                assert state.tolist() == [list(range(6)) if learned else [0] * 6] * 3
+            for k, state in enumerate(layer):
+                assert state.tolist() == [list(range(6)) if learned else [CELLS[cell].initial_value(k)] * 6] * 3
 
 
 def test_a_learned_initial_carry_starts_at_zero():

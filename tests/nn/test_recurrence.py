@@ -10,8 +10,10 @@ import pytest
 import reference
 from jax.test_util import check_grads
 
-from charlm.nn import recurrence
-from charlm.nn.cells import CELLS, Cell, Vector, by_autodiff
+from charlm.nn import inputs as layer_inputs
+from charlm.nn import products, recurrence
+from charlm.nn.cell import Cell, Matrix, Vector, blocks
+from charlm.nn.cells import CELLS
 
 T, B, H, V, E = 7, 3, 5, 11, 4
 
@@ -20,19 +22,25 @@ def draw(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
 
-def inputs(name):
-    cell = CELLS[name]
-    gates = len(cell.gates) * H
+def inputs(cell):
+    """Return arguments of `unroll` for a cell, or for the name of a cell."""
+    cell = CELLS.get(cell, cell)
+    rows = len(cell.gates) * H
     params = {vector.name: draw(9 + i, vector.blocks * H) for i, vector in enumerate(cell.vectors)}
+    matrices = {matrix.name: draw(1 + 40 * i, *matrix.shape(H, E)) for i, matrix in enumerate(cell.matrices)}
     carry = tuple(draw(20 + i, B, H) for i in range(len(cell.carries)))
-    return params, draw(1, gates, H), draw(2, T, gates, B), carry
+    if "n" in cell.carries:  # The normaliser of the sLSTM is positive.
+        carry = tuple(jnp.abs(each) if name == "n" else each for name, each in zip(cell.carries, carry))
+    if cell.reads_features:
+        return params | {"b": draw(8, rows)}, matrices | {"W_x": draw(7, rows, E)}, draw(2, T, E, B), carry
+    return params, matrices, draw(2, T, rows, B), carry
 
 
 def objective(unroll):
     """Return a scalar function of `unroll` that depends on every output and on every element of the last carry."""
 
-    def loss(params, W_h, x_proj, carry):
-        h_TBH, last = unroll(params, W_h, x_proj, carry)
+    def loss(params, matrices, x_TKB, carry):
+        h_TBH, last = unroll(params, matrices, x_TKB, carry)
         return jnp.sum(jnp.sin(h_TBH) * draw(3, T, B, H)) + sum(jnp.sum(jnp.cos(c) * draw(4, B, H)) for c in last)
 
     return loss
@@ -42,45 +50,81 @@ def close(a, b, tolerance=1e-12):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_values_and_all_gradients_equal_plain_autodiff(x64, name):
-    args = inputs(name)
+def check_against(update, cell):
+    """Check values and all gradients of a cell against plain automatic differentiation of a scan."""
+    args = inputs(cell)
 
     def fast(*args):
-        return recurrence.unroll(CELLS[name], *args, dtype=jnp.float64)
+        return recurrence.unroll(cell, *args, dtype=jnp.float64)
 
     def plain(*args):
-        return reference.unroll(reference.CELLS[name], *args)
+        return reference.unroll(update, *args)
 
     close(fast(*args), plain(*args))
     every = (0, 1, 2, 3)
     close(jax.jit(jax.grad(objective(fast), every))(*args), jax.jit(jax.grad(objective(plain), every))(*args))
 
 
+@pytest.mark.parametrize("name", CELLS)
+def test_values_and_all_gradients_equal_plain_autodiff(x64, name):
+    check_against(reference.CELLS.get(name) or reference.of_update(CELLS[name]), CELLS[name])
+
+
+@pytest.mark.parametrize("name", [name for name, cell in CELLS.items() if cell.derivative])
+def test_a_hand_written_derivative_is_that_of_the_update(x64, name):
+    cell = CELLS[name]._replace(derivative=None)
+    check_against(reference.of_update(cell), cell)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "default"])
+@pytest.mark.parametrize("name", [name for name, cell in CELLS.items() if cell.coefficients])
+def test_the_parallel_form_of_a_linear_recurrence_equals_its_loop(x64, monkeypatch, name, platform):
+    """Both forms run on this machine. An accelerator runs the one that is called `default`."""
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, **forms: forms[platform](*args))
+    check_against(reference.CELLS[name], CELLS[name])
+    check_against(reference.CELLS[name], CELLS[name]._replace(coefficients=None))
+
+
 def test_a_custom_cell_inherits_the_gradient(x64):
-    """The cell is a minimal gated unit with a vector parameter."""
+    """The cell has two dependent products with one matrix, a product of a computed operand, and a vector parameter."""
 
-    def update(params, x_proj_GB, h_proj_GB, carry):
-        (h,) = carry
-        x_f, x_n = jnp.split(x_proj_GB, 2)
-        h_f, h_n = jnp.split(h_proj_GB, 2)
-        f = jax.nn.sigmoid(x_f + h_f + params["peephole"][:, None] * h)
-        return ((1 - f) * h + f * jnp.tanh(x_n + f * h_n),)
+    def update(params, x_proj_GB, carry, dot):
+        h, m = carry
+        x_f, x_n = blocks(x_proj_GB, 2)
+        f = jax.nn.sigmoid(x_f + dot("U", dot("U", h)) + params["peephole"][:, None] * m)
+        wide = dot("V", jnp.concatenate([f * h, m]))
+        return (1 - f) * h + f * jnp.tanh(x_n * wide), f * m + h
 
-    def batch_first(params, x_proj, h_proj, carry):
-        return (update(params, x_proj.T, h_proj.T, (carry[0].T,))[0].T,)
+    matrices = (Matrix("U"), Matrix("V", 1, 2))
+    cell = Cell(update, gates=("f", "n"), carries=("h", "m"), matrices=matrices, vectors=(Vector("peephole"),))
+    check_against(reference.of_update(cell), cell)
 
-    cell = Cell(*by_autodiff(update), gates=("f", "n"), carries=("h",), vectors=(Vector("peephole"),))
-    args = {"peephole": draw(9, H)}, draw(1, 2 * H, H), draw(2, T, 2 * H, B), (draw(20, B, H),)
+
+def test_the_noise_of_a_cell_has_no_gradient_and_reaches_every_step(x64):
+    def update(params, x_HB, carry, dot, noise_HB):
+        h_HB = jnp.tanh(x_HB + dot("W_h", carry[0]))
+        return (h_HB if noise_HB is None else jnp.where(noise_HB < 0.5, carry[0], h_HB),)
+
+    cell = Cell(update, gates=("h",), matrices=(Matrix("W_h"),), noise=1)
+    params, matrices, x_THB, carry = inputs(cell)
+    noise_THB = jnp.asarray(np.random.default_rng(0).uniform(size=(T, H, B)))
+
+    def plain(params, matrices, x_THB, carry):
+        def step(h_BH, inputs):
+            x_HB, noise_HB = inputs
+            new_BH = jnp.tanh(x_HB.T + h_BH @ matrices["W_h"].T)
+            h_BH = jnp.where(noise_HB.T < 0.5, h_BH, new_BH)
+            return h_BH, h_BH
+
+        last, h_TBH = jax.lax.scan(step, carry[0], (x_THB, noise_THB))
+        return h_TBH, (last,)
 
     def fast(*args):
-        return recurrence.unroll(cell, *args, dtype=jnp.float64)
+        return recurrence.unroll(cell, *args, dtype=jnp.float64, noise_TKB=noise_THB)
 
-    def plain(*args):
-        return reference.unroll(batch_first, *args)
-
-    every = (0, 1, 2, 3)
-    close(jax.jit(jax.grad(objective(fast), every))(*args), jax.jit(jax.grad(objective(plain), every))(*args))
+    args = params, matrices, x_THB, carry
+    gradients = [jax.jit(jax.value_and_grad(objective(each), (1, 2, 3)))(*args) for each in (fast, plain)]
+    close(*gradients)
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -94,10 +138,10 @@ def test_gradients_equal_finite_differences(x64, name):
 
 @pytest.mark.parametrize("name", CELLS)
 def test_a_sequence_in_two_parts_gives_the_same_outputs_and_carry(x64, name):
-    params, W_h, x_proj, carry = inputs(name)
+    params, matrices, x_proj, carry = inputs(name)
 
     def run(x, c):
-        return recurrence.unroll(CELLS[name], params, W_h, x, c, jnp.float64)
+        return recurrence.unroll(CELLS[name], params, matrices, x, c, jnp.float64)
 
     whole, last = run(x_proj, carry)
     first, middle = run(x_proj[:3], carry)
@@ -124,12 +168,13 @@ def flax_weights(name, params, W_x, W_h, b):
 
 @pytest.mark.parametrize("name, flax_cell", [("lstm", nn.LSTMCell), ("lstm", nn.OptimizedLSTMCell), ("gru", nn.GRUCell)])
 def test_outputs_and_gradients_equal_those_of_flax(x64, name, flax_cell):
-    params, W_h, _, carry = inputs(name)
+    params, matrices, _, carry = inputs(name)
+    W_h = matrices["W_h"]
     x_TBE, W_x, b = draw(5, T, B, E), draw(6, E, len(W_h)), draw(7, len(W_h))
 
     def ours(params, W_x, W_h, b, x):
-        x_proj = recurrence.from_layer(jnp.swapaxes(x, 1, 2)).project(W_x, lambda product: product + b[:, None], jnp.float64)
-        return recurrence.unroll(CELLS[name], params, W_h, x_proj, carry, jnp.float64)[0]
+        x_proj = layer_inputs.from_layer(jnp.swapaxes(x, 1, 2)).project(W_x, lambda product: product + b[:, None], jnp.float64)
+        return recurrence.unroll(CELLS[name], params, {"W_h": W_h}, x_proj, carry, jnp.float64)[0]
 
     def theirs(params, W_x, W_h, b, x):
         cell = flax_cell(H, dtype=jnp.float64, param_dtype=jnp.float64)
@@ -164,7 +209,7 @@ def test_projected_ids_equal_the_projection_of_their_embeddings(x64, vocab, embe
         def finish_columns(product):
             return jnp.swapaxes(finish(jnp.swapaxes(product, -1, -2), b), -1, -2)
 
-        x = recurrence.from_ids(ids_TB, table if embedded else None, vocab).project(W_x, finish_columns, jnp.float64)
+        x = layer_inputs.from_ids(ids_TB, table if embedded else None, vocab).project(W_x, finish_columns, jnp.float64)
         return jnp.sum(jnp.sin(jnp.swapaxes(x, 1, 2)) * draw(4, T, B, 4 * H))
 
     def plain(table, W_x, b):
@@ -179,28 +224,33 @@ def test_projected_ids_equal_the_projection_of_their_embeddings(x64, vocab, embe
 def test_a_large_kernel_gradient_is_summed_over_all_steps(x64, steps):
     """On a CPU the sum consists of products of 16 steps each, and a shorter first one."""
     batch, rows = 64, 5000
-    assert steps * rows * batch > recurrence._MAX_ELEMENTS_IN_ONE_PRODUCT
+    assert steps * rows * batch > products._MAX_ELEMENTS_IN_ONE_PRODUCT
     grad, x = draw(1, steps, rows, batch), draw(2, steps, H, batch)
-    summed = jax.jit(recurrence._kernel_gradient, static_argnums=2)(grad, x, jnp.float64)
+    summed = jax.jit(products.kernel_gradient, static_argnums=2)(grad, x, jnp.float64)
     np.testing.assert_allclose(summed, np.einsum("tgb,tib->gi", grad, x), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", [name for name, cell in CELLS.items() if not cell.coefficients])
 def test_no_step_copies_a_buffer_of_all_steps(name):
     """The loop writes its buffers in place. A copy in every step would make the time quadratic in T."""
-    cell, steps, hidden, batch = CELLS[name], 37, 32, 16
+    cell, steps, hidden, batch, features = CELLS[name], 37, 32, 16, 48
     rows = len(cell.gates) * hidden
+    width = features if cell.reads_features else rows
 
-    def loss(params, W_h, x_proj):
+    def loss(params, matrices, x_TKB):
         carry = (jnp.ones((batch, hidden)),) * len(cell.carries)
-        return jnp.sum(jnp.sin(recurrence.unroll(cell, params, W_h, 2 * x_proj, carry)[0]))
+        return jnp.sum(jnp.sin(recurrence.unroll(cell, params, matrices, 2 * x_TKB, carry)[0]))
 
-    params = {vector.name: jnp.ones(vector.blocks * hidden) for vector in cell.vectors}
-    args = params, jnp.ones((rows, hidden)), jnp.ones((steps, rows, batch))
+    shapes = cell.shapes(hidden, features)
+    params = {vector.name: jnp.ones(shapes[vector.name]) for vector in cell.vectors}
+    matrices = {matrix.name: jnp.ones(shapes[matrix.name]) for matrix in cell.matrices}
+    if cell.reads_features:
+        params, matrices = params | {"b": jnp.ones(rows)}, matrices | {"W_x": jnp.ones((rows, features))}
+    args = params, matrices, jnp.ones((steps, width, batch))
     compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*args).compile().as_text()
     # The entry computation is the last one. The computations before it are its loops and their fusions.
     loops, entry = compiled.split("\nENTRY ")
-    assert f"f32[{steps},{rows},{batch}]" in loops and " while(" in entry
+    assert f"f32[{steps},{width},{batch}]" in loops and " while(" in entry
     assert not re.findall(rf"= f32\[(?:{steps}|{steps + 1}),\d+,\d+\]\S* copy\(.*", loops)
 
 
@@ -210,22 +260,22 @@ def test_segment_sum_adds_the_rows_of_each_segment(x64, segments, rows):
     values = draw(1, rows, 3)
     expected = np.zeros((segments, 3))
     np.add.at(expected, ids, np.asarray(values))
-    sums = jax.jit(recurrence.segment_sum, static_argnums=2)(values, jnp.asarray(ids), segments)
+    sums = jax.jit(layer_inputs.segment_sum, static_argnums=2)(values, jnp.asarray(ids), segments)
     close(sums, expected)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", [name for name, cell in CELLS.items() if cell.matrices])
 def test_bfloat16_applies_only_to_the_operands_of_products(name):
-    params, W_h, x_proj, carry = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32) * 0.3, inputs(name))
+    params, matrices, x_proj, carry = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32) * 0.3, inputs(name))
 
-    def run(dtype):
-        return recurrence.unroll(CELLS[name], params, W_h, x_proj, carry, dtype)
+    def run(dtype, matrices=matrices):
+        return recurrence.unroll(CELLS[name], params, matrices, x_proj, carry, dtype)
 
     low, high = run(jnp.bfloat16), run(jnp.float32)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(low))
     difference = np.abs(np.asarray(low[0]) - np.asarray(high[0])).max()
     assert 0 < difference < 0.02
-    grads = jax.grad(lambda W: jnp.sum(recurrence.unroll(CELLS[name], params, W, x_proj, carry, jnp.bfloat16)[0]))(W_h)
-    exact = jax.grad(lambda W: jnp.sum(recurrence.unroll(CELLS[name], params, W, x_proj, carry)[0]))(W_h)
-    assert grads.dtype == jnp.float32
-    np.testing.assert_allclose(grads, exact, rtol=0.05, atol=0.05)
+    gradient = jax.grad(lambda matrices, dtype: jnp.sum(run(dtype, matrices)[0]))
+    grads, exact = gradient(matrices, jnp.bfloat16), gradient(matrices, jnp.float32)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(grads))
+    close(grads, exact, 0.05)

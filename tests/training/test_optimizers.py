@@ -1,5 +1,7 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,7 +49,7 @@ def update(optimizer, grad, params=None, steps=1):
     state = chain.init(params)
     for _ in range(steps):
         step, state = chain.update(grad, state, params)
-    return np.asarray(step)
+    return jax.tree.map(np.asarray, step)
 
 
 GRAD = jnp.array([3.0, -4.0, 0.5])
@@ -86,3 +88,33 @@ def test_weight_decay_is_decoupled():
     without = update(options(name="adamw", learning_rate=0.01), GRAD, params)
     decayed = update(options(name="adamw", learning_rate=0.01, weight_decay=0.1), GRAD, params)
     np.testing.assert_allclose(decayed - without, -0.01 * 0.1 * params, rtol=1e-3)
+
+
+def test_lion_moves_every_parameter_by_the_learning_rate():
+    np.testing.assert_allclose(update(options(name="lion", learning_rate=0.01), GRAD), -0.01 * np.sign(GRAD), rtol=1e-5)
+
+
+def test_muon_orthogonalises_the_block_of_each_gate():
+    """Every block of the update is close to a scaled orthogonal matrix. Adam updates what belongs to symbols."""
+    draw, hidden = np.random.default_rng(0), 8
+    shapes = {"layer_0": {"W_x": (5, 32), "W_h": (32, 8), "b": (32,)}, "layer_1": {"W_x": (8, 32), "W_h": (32, 8), "b": (32,)}}
+    shapes |= {"head_W": (8, 5), "embedding": (5, 5)}
+    is_shape = {"is_leaf": lambda each: isinstance(each, tuple)}
+    grads = jax.tree.map(lambda shape: jnp.asarray(draw.normal(size=shape), jnp.float32), shapes, **is_shape)
+    updates = update(options(name="muon", learning_rate=0.01, newton_schulz_steps=10), grads, grads)
+    assert jax.tree.map(jnp.shape, updates) == shapes
+    blocks = np.split(updates["layer_0"]["W_h"], 4) + np.split(updates["layer_1"]["W_x"], 4, axis=1)
+    sources = np.split(grads["layer_0"]["W_h"], 4) + np.split(grads["layer_1"]["W_x"], 4, axis=1)
+    for block, grad in zip(blocks, sources):
+        singular = np.linalg.svd(block, compute_uv=False) / (0.01 * 0.2 * np.sqrt(hidden))
+        assert 0.6 < singular.min() and singular.max() < 1.3, singular
+        assert np.sum(block * grad) < 0
+    symbols = {"W_x": grads["layer_0"]["W_x"], "head_W": grads["head_W"], "embedding": grads["embedding"]}
+    nadam = optax.nadamw(0.01, eps=options().eps, weight_decay=0.0)
+    expected, _ = nadam.update(symbols, nadam.init(symbols), symbols)
+    for name, found in {
+        "W_x": updates["layer_0"]["W_x"],
+        "head_W": updates["head_W"],
+        "embedding": updates["embedding"],
+    }.items():
+        np.testing.assert_allclose(found, expected[name], rtol=1e-4)

@@ -78,7 +78,9 @@ def default_config() -> ConfigDict:
 
     config.model = model = config_dict.ConfigDict()
     # The effects on the loss were measured in experiments/ablation, where one key at a time was changed on tiny Shakespeare.
-    model.cell = "lstm"  # rnn, lstm, gru, ln_lstm or ln_gru. Layer normalisation (ln) lowers the loss and halves the speed.
+    # The cell: rnn, lstm, gru, ln_lstm, ln_gru, mlstm, mogrifier_lstm, slstm, cifg_lstm, mgu, indrnn, min_gru or min_lstm; or
+    # module:name, a cell of your own. Layer normalisation (ln) lowers the loss and halves the speed.
+    model.cell = "lstm"
     model.hidden_size = 256  # The number of units in a layer.
     model.num_layers = 1  # The number of recurrent layers.
     model.encoding = "embedding"  # The input for a symbol: embedding, one_hot, or scalar (its id / the number of symbols).
@@ -97,7 +99,8 @@ def default_config() -> ConfigDict:
     # The initial recurrent kernel of each gate: orthogonal (Saxe et al. 2014) or lecun_normal. It made no difference.
     model.recurrent_init = "orthogonal"
     model.init_std = unset(float)  # The standard deviation of all initial kernels and embeddings. Unset: each has its own.
-    # The initial bias of the LSTM's forget gate. 1 opens the gate (Jozefowicz et al. 2015). In short runs 0 was better.
+    # The initial bias of the gates that a cell wants open, such as the forget gate of the LSTM. 1 opens the gate (Jozefowicz et
+    # al. 2015). In short runs 0 was better.
     model.forget_bias = 1.0
     # The implementation of the loop over time: scan, cudnn (NVIDIA's LSTM in float32), or auto (cudnn where it is available).
     # The results are equal up to rounding.
@@ -105,7 +108,7 @@ def default_config() -> ConfigDict:
     model.dtype = "float32"  # The dtype of the operands of products: float32, or bfloat16 for GPU and TPU.
 
     config.optimizer = optimizer = config_dict.ConfigDict()
-    optimizer.name = "adam"  # sgd, rmsprop, adam or adamw.
+    optimizer.name = "adam"  # sgd, rmsprop, adam, adamw, lion or muon.
     optimizer.learning_rate = 2e-3  # The highest learning rate of the schedule.
     optimizer.schedule = "constant"  # constant, warmup_cosine or step_decay.
     optimizer.warmup_steps = 0  # For warmup_cosine: the number of steps of the linear rise.
@@ -115,10 +118,12 @@ def default_config() -> ConfigDict:
     optimizer.final_learning_rate = 0.0  # For warmup_cosine: the rate at the end. For step_decay: the lowest rate.
     optimizer.momentum = 0.0  # For sgd and rmsprop: the momentum.
     optimizer.mean_square_decay = 0.9  # For rmsprop: the decay of the mean square of the gradient.
-    optimizer.b1 = 0.9  # For adam and adamw: the decay of the mean of the gradient.
-    optimizer.b2 = 0.999  # For adam and adamw: the decay of the mean square of the gradient.
-    optimizer.eps = 1e-8  # For adam, adamw and rmsprop: the constant in the denominator.
-    optimizer.weight_decay = 0.0  # For adamw: the weight decay.
+    optimizer.b1 = 0.9  # For adam, adamw, lion and muon: the decay of the mean of the gradient.
+    optimizer.b2 = 0.999  # For adam, adamw and muon: the decay of the mean square of the gradient; for lion: see optax.
+    optimizer.eps = 1e-8  # For adam, adamw, rmsprop and muon: the constant in the denominator.
+    optimizer.weight_decay = 0.0  # For adamw, lion and muon: the weight decay.
+    optimizer.muon_momentum = 0.95  # For muon: the decay of the mean of the gradient of a kernel.
+    optimizer.newton_schulz_steps = 5  # For muon: the number of iterations that orthogonalise the update of a kernel.
     optimizer.clip_value = unset(float)  # Clip each element of the gradient to [-x, x].
     optimizer.clip_norm = unset(float)  # Scale the gradient down if its global norm exceeds x.
     # Skip updates whose gradient is not finite, up to this many in a row. 0: such a gradient ends the run.

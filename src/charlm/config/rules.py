@@ -12,7 +12,7 @@ from charlm.config import LENGTH_KEYS, RESUMABLE_KEYS, default_config, flatten
 from charlm.data.batching import LAYOUTS, LOSSES_ON
 from charlm.data.vocab import KINDS
 from charlm.nn import cudnn
-from charlm.nn.cells import CELLS
+from charlm.nn.cells import find_cell
 from charlm.nn.model import DTYPES, ENCODINGS, RECURRENCES, RECURRENT_INITS
 from charlm.system.errors import ConfigError
 from charlm.system.progress import say
@@ -155,6 +155,7 @@ def check(config: ConfigDict, where: str) -> None:
         if isinstance(values[key], float) and values[key] and not _SMALLEST_FLOAT <= abs(values[key]) <= _LARGEST_FLOAT:
             refuse(key, f"it must be 0, or between {_SMALLEST_FLOAT} and {_LARGEST_FLOAT}, the range of float32")
     _check_choices(values, refuse)
+    _check_cell(values, where, refuse)
     _check_ranges(values, refuse)
     _check_data(values, refuse)
     _check_combinations(values, refuse)
@@ -166,7 +167,6 @@ def _check_choices(values: _Values, refuse: _Refuse) -> None:
         "data.vocab": KINDS,
         "batching.layout": LAYOUTS,
         "batching.loss_on": LOSSES_ON,
-        "model.cell": tuple(CELLS),
         "model.encoding": ENCODINGS,
         "model.recurrent_init": RECURRENT_INITS,
         "model.recurrence": RECURRENCES,
@@ -187,14 +187,29 @@ def _check_choices(values: _Values, refuse: _Refuse) -> None:
             refuse(key, f"it must be a tuple of different names from {', '.join(names)}, such as ({names[0]!r},)")
 
 
+def _check_cell(values: _Values, where: str, refuse: _Refuse) -> None:
+    """Check the cell, and that the keys that belong to some cells have a meaning for it."""
+    name = values["model.cell"]
+    try:
+        cell = find_cell(name)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: model.cell is {short(repr(name))}; {error}") from None
+    for key, gives_meaning, allowed in (
+        ("recurrent_dropout", cell.matrices, (0,)),
+        ("recurrent_init", cell.matrices, (RECURRENT_INITS[0],)),
+        ("forget_bias", cell.open_gates, (0, 1)),
+    ):
+        if not gives_meaning and values[f"model.{key}"] not in allowed:
+            refuse(f"model.{key}", f"it has no meaning for the cell {name}, so it must be {' or '.join(map(str, allowed))}")
+
+
 def _check_ranges(values: _Values, refuse: _Refuse) -> None:
     """Check the ranges of numbers."""
     for key in (
         "batching.batch_size batching.seq_len model.hidden_size model.num_layers model.embedding_size "
         "train.steps train.steps_per_dispatch train.patience eval.num_streams eval.batch_size eval.max_chars "
         "eval.dynamic_segment optimizer.schedule_steps optimizer.decay_every optimizer.accumulation_steps "
-        "sample.length sample.num_samples sample.top_k sample.random_prompt "
-        "data.max_symbols"
+        "optimizer.newton_schulz_steps sample.length sample.num_samples sample.top_k sample.random_prompt data.max_symbols"
     ).split():
         if values[key] is not None and not 1 <= values[key] <= _LARGEST:
             refuse(key, f"it must be at least 1 and at most {_LARGEST}")
@@ -212,8 +227,8 @@ def _check_ranges(values: _Values, refuse: _Refuse) -> None:
         if values[key] is not None and not 0 <= values[key] <= _LARGEST:
             refuse(key, f"it must not be negative, and at most {_LARGEST}")
     for key in (
-        "model.dropout model.recurrent_dropout optimizer.momentum optimizer.mean_square_decay optimizer.b1 optimizer.b2 "
-        "train.ema_decay"
+        "model.dropout model.recurrent_dropout optimizer.momentum optimizer.muon_momentum optimizer.mean_square_decay "
+        "optimizer.b1 optimizer.b2 train.ema_decay"
     ).split():
         if not 0 <= values[key] <= _LARGEST_FRACTION:
             refuse(key, f"it must be at least 0 and below 1: at most {_LARGEST_FRACTION}")
@@ -247,10 +262,7 @@ def _check_data(values: _Values, refuse: _Refuse) -> None:
     if values["data.vocab"] == "bytes" and (values["data.unknown"] or values["data.max_symbols"] is not None):
         refuse("data.vocab", "it contains all 256 bytes, so data.unknown and data.max_symbols must keep their defaults")
     if values["data.vocab_from"] is not None and (values["data.unknown"] or values["data.max_symbols"] is not None):
-        refuse(
-            "data.vocab_from",
-            "it keeps a vocabulary as it is, so data.unknown and data.max_symbols must keep their defaults",
-        )
+        refuse("data.vocab_from", "it keeps a vocabulary as it is, so data.unknown and data.max_symbols must not be set")
     split = values["data.split"]
     if split is not None:
         fractions = all(isinstance(part, (int, float)) and 0 <= part <= 1 for part in split)

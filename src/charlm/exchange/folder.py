@@ -6,20 +6,33 @@ It holds model.safetensors, config.json, vocab.json and README.md, the model car
 import json
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
 
 from charlm.config import to_json
 from charlm.config.rules import from_json
 from charlm.exchange.files import new_path, read_metadata, read_safetensors, write_safetensors
-from charlm.exchange.torch_names import TORCH_MODULES, ImportFailed, from_torch, to_torch, torch_shapes
-from charlm.nn.model import num_params
+from charlm.exchange.torch_names import (
+    TORCH_MODULES,
+    ImportFailed,
+    StateDict,
+    check_counterpart,
+    from_torch,
+    to_torch,
+    torch_shapes,
+)
+from charlm.nn.cells import import_cell_module
+from charlm.nn.model import CharLM, num_params
 from charlm.runs.flat_state import sha256
 from charlm.runs.language_model import LanguageModel
 from charlm.runs.load import load_model
 from charlm.runs.memory import check_memory
 from charlm.runs.workdir import read_result, read_vocab
+from charlm.system.errors import ConfigError
 from charlm.system.files import read_text, write_text
 
 WEIGHTS = "model.safetensors"
@@ -29,10 +42,10 @@ def write_folder(model: LanguageModel, path: Path) -> None:
     """Write a model into a new folder. On an error, nothing is left behind.
 
     Raises:
-        ConfigError: a part of the model has no counterpart in PyTorch, or safetensors is not installed.
+        ConfigError: safetensors is not installed.
         WorkdirError: the folder holds something.
     """
-    arrays = to_torch(model.config.model, model.params)
+    arrays = _to_arrays(model.config.model, model.params)
     card = model_card(model)
     with new_path(path) as partial:
         partial.mkdir()
@@ -42,22 +55,24 @@ def write_folder(model: LanguageModel, path: Path) -> None:
         write_text(partial / "README.md", card)
 
 
-def load(path: str | Path, checkpoint: str | int = "best") -> LanguageModel:
+def load(path: str | Path, checkpoint: str | int = "best", cell_module: str | None = None) -> LanguageModel:
     """Load a trained model from a workdir, or from a folder that `charlm.export --format safetensors` wrote.
 
         model = charlm.load("runs/quickstart")
 
-    No code from the folder is executed.
+    No code from the folder is executed, and no module that only the folder names is imported.
 
     Args:
         path: the folder.
         checkpoint: `best`, `latest` or a step. An exported folder has one set of parameters, so it ignores this.
+        cell_module: the module to import for a cell from outside the package (`model.cell` is `module:name`).
 
     Raises:
         WorkdirError: the folder is not a run, there is no such checkpoint, or it is damaged.
         ConfigError: config.json breaks a rule, or the model does not fit into memory.
         ImportFailed: model.safetensors is damaged, or does not fit config.json.
     """
+    import_cell_module(cell_module)
     path = Path(path)
     if (path / WEIGHTS).exists() and not (path / "checkpoints").exists():
         return read_folder(path)
@@ -69,7 +84,7 @@ def read_folder(path: Path) -> LanguageModel:
     config = from_json(read_text(path / "config.json"), str(path / "config.json")).lock()
     vocab = read_vocab(path / "vocab.json", config, None)
     check_memory(config, vocab.size, training=False)
-    arrays = read_safetensors(path / WEIGHTS, torch_shapes(config.model, vocab.size))
+    arrays = read_safetensors(path / WEIGHTS, _shapes(config.model, vocab.size))
     metadata = read_metadata(path / WEIGHTS)
     if metadata.get("params_sha256") not in (None, sha256(arrays)):
         raise ImportFailed(f"{path / WEIGHTS} is damaged: its sha256 does not match")
@@ -78,11 +93,41 @@ def read_folder(path: Path) -> LanguageModel:
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise ImportFailed(f"{path / WEIGHTS}: {name} has values that are not finite")
-    if config.model.tie_weights and not np.array_equal(arrays["head.weight"], arrays["embedding.weight"]):
+    tied = config.model.tie_weights and has_torch_names(config.model)
+    if tied and not np.array_equal(arrays["head.weight"], arrays["embedding.weight"]):
         raise ImportFailed(f"{path}: model.tie_weights is True in config.json, but head.weight is not embedding.weight")
     step = metadata.get("step", "")
     num_steps = int(step) if step.isdecimal() and len(step) <= 10 else 0
-    return LanguageModel(config, vocab, jax.device_put(from_torch(config.model, arrays)), num_steps)
+    return LanguageModel(config, vocab, jax.device_put(_from_arrays(config.model, arrays)), num_steps)
+
+
+def has_torch_names(model: ConfigDict) -> bool:
+    """Return whether the arrays have PyTorch's names; otherwise they have charlm's, such as `layer_0.W_x`."""
+    try:
+        check_counterpart(model, "PyTorch")
+    except ConfigError:
+        return False
+    return True
+
+
+def _to_arrays(model: ConfigDict, params: Any) -> StateDict:
+    """Return the parameters of a model under the names of the file."""
+    if has_torch_names(model):
+        return to_torch(model, params)
+    return {name: np.ascontiguousarray(array) for name, array in flatten_dict(params, sep=".").items()}
+
+
+def _shapes(model: ConfigDict, vocab_size: int) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of `_to_arrays` for a model over V symbols."""
+    if has_torch_names(model):
+        return torch_shapes(model, vocab_size)
+    params = jax.eval_shape(CharLM.from_config(model, vocab_size).initial_params, jax.random.key(0))
+    return {name: leaf.shape for name, leaf in flatten_dict(params, sep=".").items()}
+
+
+def _from_arrays(model: ConfigDict, arrays: StateDict) -> Any:
+    """Return the parameters of a model from the arrays of the file."""
+    return from_torch(model, arrays) if has_torch_names(model) else unflatten_dict(arrays, sep=".")
 
 
 def model_card(model: LanguageModel) -> str:
@@ -90,6 +135,9 @@ def model_card(model: LanguageModel) -> str:
     config, result = model.config.model, (read_result(model.path) if model.path else None) or {}
     layers = "layer" if config.num_layers == 1 else "layers"
     text = model.manifest.get("corpus", "unknown")
+    names = "charlm"
+    if has_torch_names(config):
+        names = f"PyTorch's `nn.Embedding`, `nn.{TORCH_MODULES[config.cell][0]}` and `nn.Linear`"
     rows = [
         ("model", f"{config.num_layers} {config.cell.upper()} {layers} of {config.hidden_size} units"),
         ("parameters", f"{num_params(model.params):,}"),
@@ -114,8 +162,8 @@ tags: [charlm, character-level, {config.cell}]
 | --- | --- |
 {table}
 
-`model.safetensors` has the parameters under the names of PyTorch's `nn.Embedding`, `nn.{TORCH_MODULES[config.cell][0]}` and
-`nn.Linear`. `config.json` has every key of the run, and `vocab.json` the symbols in the order of their ids.
+`model.safetensors` has the parameters under the names of {names}.
+`config.json` has every key of the run, and `vocab.json` the symbols in the order of their ids.
 
 ```python
 import charlm

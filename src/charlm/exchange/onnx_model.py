@@ -14,7 +14,7 @@ import numpy as np
 
 from charlm.exchange.files import new_path, require
 from charlm.exchange.torch_names import TORCH_MODULES, check_counterpart, to_torch
-from charlm.nn.cells import CELLS
+from charlm.nn.cells import find_cell
 from charlm.runs.language_model import LanguageModel
 
 # ONNX's order of the gates, in terms of PyTorch's.
@@ -44,7 +44,7 @@ def write_onnx(model: LanguageModel, path: Path) -> None:
 def _make_model(onnx: Any, model: LanguageModel) -> Any:
     config, arrays = model.config.model, to_torch(model.config.model, model.params)
     make, kind = onnx.helper, onnx.TensorProto
-    hidden, vocab_size, carries = config.hidden_size, model.vocab.size, CELLS[config.cell].carries
+    hidden, vocab_size, carries = config.hidden_size, model.vocab.size, find_cell(config.cell).carries
     table_VE = arrays.get("embedding.weight", np.eye(vocab_size, dtype=np.float32))  # One-hot vectors are a table too.
     weights = {"table": table_VE, "head_W": np.ascontiguousarray(arrays["head.weight"].T), "head_b": arrays["head.bias"]}
     weights["direction"] = np.array([1], np.int64)

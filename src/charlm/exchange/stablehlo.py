@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from charlm.exchange.files import new_path, require
-from charlm.nn.cells import CELLS
+from charlm.nn.cells import find_cell
 from charlm.runs.flat_state import flatten_state
 from charlm.runs.language_model import LanguageModel
 from charlm.training.loss import cross_entropy
@@ -47,7 +47,7 @@ def write_stablehlo(model: LanguageModel, path: Path, batch: int = 1, window: in
     module = model.module.clone(recurrence="scan")
     flat = {name: jnp.asarray(value) for name, value in flatten_state(model.params).items()}
     treedef = jax.tree.structure(module.initial_carry(model.params, batch))
-    num_arrays = model.config.model.num_layers * len(CELLS[model.config.model.cell].carries)
+    num_arrays = model.config.model.num_layers * len(find_cell(model.config.model.cell).carries)
 
     def unroll(params, ids_TB, state):
         logits_TBV, state = module.apply({"params": _nested(params)}, ids_TB, jax.tree.unflatten(treedef, state))

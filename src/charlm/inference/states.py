@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from charlm.nn.cells import CELLS, Carry
+from charlm.nn.cell import Carry
+from charlm.nn.cells import CELLS, find_cell
 from charlm.nn.model import CharLM
 from charlm.system.errors import ConfigError, CorpusError
 
@@ -64,7 +65,7 @@ def check_ids(ids: np.ndarray, vocab_size: int) -> None:
 
 def check_gates(model: CharLM) -> None:
     """Raise ConfigError if the model's cell does not show its gates."""
-    if CELLS[model.cell].gate_values is None:
+    if find_cell(model.cell).gate_values is None:
         shown = ", ".join(name for name, cell in CELLS.items() if cell.gate_values is not None)
         raise ConfigError(f"the cell {model.cell!r} has no gate_values, so its gates cannot be shown; those of {shown} can")
 
@@ -81,7 +82,7 @@ def record_states(model: CharLM, gates: bool) -> Callable[[Any, np.ndarray], dic
         and so on for the carry of each layer (`Cell.carries`), and `layer_0.gate_i` and so on for its gates (`Cell.gates`). The
         text starts from the initial state.
     """
-    cell = CELLS[model.cell]
+    cell = find_cell(model.cell)
     folded = model.folded(model.dtype)
     fold = jax.jit(lambda params: model.fold_params(params, model.dtype))
 

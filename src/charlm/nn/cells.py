@@ -1,249 +1,157 @@
-"""Recurrent cells: pure functions of one time step, and their registry.
+"""The registry of recurrent cells, and the cells whose derivative JAX computes.
 
-One step of a recurrent layer computes
+A new cell is a function of one time step (`charlm.nn.cell`) and one entry of `CELLS`. A cell outside of the package has a name
+of the form `module:name` (`find_cell`).
 
-    x_proj = x @ W_x + b        for all time steps at once, before the loop
-    h_proj = W_h h              the only matrix product inside the loop
-    carry  = update(params, x_proj, h_proj, carry)
+Each function below returns (carry, values of the gates).
 
-Cells differ only in `update`; the module `recurrence` does the rest. A new cell is an update function and one entry of `CELLS`
-that is built with `by_autodiff(update)`. The cells `rnn`, `lstm` and `gru` have hand-written derivatives, which save less for
-the backward pass.
-
-Arrays inside a cell are feature-major, with the batch last; `recurrence` explains why. The rows of one gate are contiguous: a
-block of H rows.
-
-Letters: B batch, H hidden, G gates times hidden. Every carry is a tuple of arrays. Its first element is the output h_HB.
+Letters: B batch, H hidden, I input features, G gates times hidden. a is the preactivation of a gate.
 """
 
+import difflib
+import importlib
 import itertools
+import sys
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-Params = Mapping[str, jax.Array]
-Carry = tuple[jax.Array, ...]
-# One array, as consecutive blocks of its rows.
-Blocks = tuple[jax.Array, ...]
-# What the forward pass saves of a step (`Cell.forward`).
-Saved = tuple[Blocks | None, ...]
-Update = Callable[[Params, jax.Array, jax.Array, Carry], Carry]
-GateValues = Callable[[Params, jax.Array, jax.Array, Carry], Blocks]
-Forward = Callable[[Params, jax.Array, jax.Array, Carry], tuple[Carry, Saved]]
-Backward = Callable[[Params, tuple[jax.Array, ...], Carry, Carry, Carry], tuple[Params, Blocks, Blocks, Carry]]
+from charlm.nn import core_cells
+from charlm.nn.cell import INPUTS, Blocks, Carry, Cell, Dot, Matrix, Params, Vector, blocks, linear, sigmoid
+from charlm.nn.core_cells import gru_gates, gru_step, lstm_gates, lstm_tanh
+from charlm.system.errors import ConfigError
 
 _LN_LSTM_GROUPS = (4,)
 _LN_GRU_GROUPS = (2, 1)
+# The number of times that the Mogrifier gates its input or its state (Melis et al. 2020 use 5 or 6).
+_ROUNDS = 5
+# The initial stabiliser of the sLSTM, so low that the first input gate is exp(0).
+_LOWEST = -1e4
 
 
-class Vector(NamedTuple):
-    """A vector parameter of a cell, in addition to the bias b.
+def mlstm(params: Params, x_proj_GB: jax.Array, carry: Carry, dot: Dot) -> tuple[Carry, Blocks]:
+    """Compute the multiplicative LSTM (Krause et al. 2016, equations 11 to 15).
 
-    Attributes:
-        name: its key in `params`.
-        blocks: its length, as a multiple of H.
-        init: the initial value of all its elements.
+    m = x_m * (W_hm h). The gates of the LSTM then read x_proj + W_h m.
     """
+    h_HB, c_HB = carry
+    hidden = len(h_HB)
+    m_HB = x_proj_GB[:hidden] * dot("W_hm", h_HB)
+    i, f, g, o = lstm_gates(lstm_tanh(x_proj_GB[hidden:] + dot("W_h", m_HB)))
+    c_HB = f * c_HB + i * g
+    return (o * jnp.tanh(c_HB), c_HB), (m_HB, i, f, g, o)
 
-    name: str
-    blocks: int = 1
-    init: float = 0.0
 
+def mogrifier_lstm(params: Params, x_IB: jax.Array, carry: Carry, dot: Dot) -> tuple[Carry, Blocks]:
+    """Compute the Mogrifier LSTM (Melis et al. 2020, equations 1 and 2).
 
-class Cell(NamedTuple):
-    """Everything that `recurrence` and `model` need to know about a cell.
-
-    Attributes:
-        forward: (params, x_proj_GB, h_proj_GB, carry) -> (carry, saved). `saved` holds what `backward` needs besides the
-            carries, as one or two arrays, each given as blocks. The first array overwrites x_proj_GB in its buffer; None leaves
-            x_proj_GB there. The second array has as many rows as the dh of `backward`.
-        backward: (params, saved, carry before, carry after, dcarry) -> (dparams, dx, dh, dcarry), the gradients of one step.
-            `saved` arrives as one or two arrays, their blocks concatenated. dx is the gradient with respect to x_proj_GB, and
-            dh the gradient with respect to the last rows of h_proj_GB, both as blocks. dh covers only the rows where it differs
-            from dx, so it is empty for a cell that reads only the sum x_proj + h_proj.
-        gates: the names of the gates, in the order of their blocks of H rows. The order is that of cuDNN and PyTorch.
-        carries: the names of the arrays in the carry, each of shape (H, B).
-        vectors: the parameters besides W_x, W_h and b. Their names are the keys of `params`.
-        norm_groups: for a cell that normalises x_proj and h_proj separately before it adds them: the numbers of consecutive
-            gates that are normalised together. `forward` normalises h_proj. The model normalises x_proj and then adds b.
-        gate_values: (params, x_proj_GB, h_proj_GB, carry) -> the values of the gates in one step, in the order of `gates`, each
-            of shape (H, B). Only `inference.states` uses it. None: the cell does not show its gates.
+    Input and state gate each other in turn, x = 2 sigmoid(Q h) * x and h = 2 sigmoid(R x) * h. An LSTM step follows.
     """
+    h_HB, c_HB = carry
+    for k in range(1, _ROUNDS + 1):
+        if k % 2:
+            x_IB = 2 * sigmoid(dot(f"Q_{k}", h_HB)) * x_IB
+        else:
+            h_HB = 2 * sigmoid(dot(f"R_{k}", x_IB)) * h_HB
+    i, f, g, o = lstm_gates(lstm_tanh(dot("W_x", x_IB) + dot("W_h", h_HB) + params["b"][:, None]))
+    c_HB = f * c_HB + i * g
+    return (o * jnp.tanh(c_HB), c_HB), (i, f, g, o)
 
-    forward: Forward
-    backward: Backward
-    gates: tuple[str, ...]
-    carries: tuple[str, ...]
-    vectors: tuple[Vector, ...] = ()
-    norm_groups: tuple[int, ...] = ()
-    gate_values: GateValues | None = None
 
+def slstm(params: Params, x_proj_GB: jax.Array, carry: Carry, dot: Dot) -> tuple[Carry, Blocks]:
+    """Compute the sLSTM with one head (Beck et al. 2024, equations 8 to 17).
 
-def by_autodiff(update: Update) -> tuple[Forward, Backward]:
-    """Return the `forward` and `backward` of a cell, with a derivative computed by JAX.
-
-    Args:
-        update: (params, x_proj_GB, h_proj_GB, carry) -> carry.
+    The input gate is exponential: i = exp(a_i), f = sigmoid(a_f), c' = f c + i z, n' = f n + i, h' = o c' / n'. The stabiliser
+    m' = max(log f + m, a_i) scales c and n by exp(-m), which cancels in h.
     """
-
-    def forward(params, x_proj_GB, h_proj_GB, carry):
-        return update(params, x_proj_GB, h_proj_GB, carry), (None, (h_proj_GB,))
-
-    def backward(params, saved, before, after, dcarry):
-        del after
-        _, pullback = jax.vjp(update, params, *saved, before)
-        dparams, dx_GB, dh_GB, dcarry = pullback(dcarry)
-        return dparams, (dx_GB,), (dh_GB,), dcarry
-
-    return forward, backward
+    h_HB, c_HB, n_HB, m_HB = carry
+    a_i, a_f, a_z, a_o = blocks(x_proj_GB + dot("W_h", h_HB), 4)
+    log_f = jax.nn.log_sigmoid(a_f)
+    m_new_HB = jnp.maximum(log_f + m_HB, a_i)
+    i, f = jnp.exp(a_i - m_new_HB), jnp.exp(log_f + m_HB - m_new_HB)
+    z, o = jnp.tanh(a_z), sigmoid(a_o)
+    c_HB, n_HB = f * c_HB + i * z, f * n_HB + i
+    return (o * c_HB / n_HB, c_HB, n_HB, m_new_HB), (i, f, z, o)
 
 
-def _sigmoid(a: jax.Array) -> jax.Array:
-    """Return the logistic function of a, computed with tanh, so all gates need only one transcendental function."""
-    return 0.5 * jnp.tanh(0.5 * a) + 0.5
+def cifg_lstm(params: Params, x_proj_GB: jax.Array, carry: Carry, dot: Dot) -> tuple[Carry, Blocks]:
+    """Compute the LSTM with coupled input and forget gates, i = 1 - f (Greff et al. 2017, variant CIFG)."""
+    h_HB, c_HB = carry
+    a_f, a_g, a_o = blocks(x_proj_GB + dot("W_h", h_HB), 3)
+    f, g, o = sigmoid(a_f), jnp.tanh(a_g), sigmoid(a_o)
+    c_HB = g + f * (c_HB - g)
+    return (o * jnp.tanh(c_HB), c_HB), (f, g, o)
 
 
-def rnn_gate_values(params: Params, x_proj_HB: jax.Array, h_proj_HB: jax.Array, carry: Carry) -> Blocks:
-    """Return the only block of the simple recurrent network, which is its new state."""
-    del params, carry
-    return (jnp.tanh(x_proj_HB + h_proj_HB),)
+def mgu(params: Params, x_proj_GB: jax.Array, carry: Carry, dot: Dot) -> tuple[Carry, Blocks]:
+    """Compute the minimal gated unit (Zhou et al. 2016, equations 8a to 8c).
 
-
-def rnn_forward(params: Params, x_proj_HB: jax.Array, h_proj_HB: jax.Array, carry: Carry) -> tuple[Carry, Saved]:
-    """Compute h' = tanh(x_proj + h_proj) (Elman 1990)."""
-    (h_HB,) = rnn_gate_values(params, x_proj_HB, h_proj_HB, carry)
-    return (h_HB,), ((h_HB,),)
-
-
-def rnn_backward(
-    params: Params, saved: tuple[jax.Array, ...], before: Carry, after: Carry, dcarry: Carry
-) -> tuple[Params, Blocks, Blocks, Carry]:
-    """Compute the gradients of `rnn_forward`."""
-    del params, before, after
-    (h_HB,), (dh_HB,) = saved, dcarry
-    return {}, (dh_HB * (1 - h_HB * h_HB),), (), (jnp.zeros_like(dh_HB),)
-
-
-def lstm_forward(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, carry: Carry) -> tuple[Carry, Saved]:
-    """Compute the LSTM with a forget gate and without peepholes (Hochreiter and Schmidhuber 1997; Gers et al. 2000).
-
-    The four blocks of x_proj + h_proj give the gates: i, f, o = sigmoid and g = tanh of their blocks. Then c' = f c + i g and
-    h' = o tanh(c').
-    """
-    del params
-    tanh_GB = _lstm_tanh(x_proj_GB + h_proj_GB)
-    i, f, g, o = _lstm_gates(tanh_GB)
-    c_HB = f * carry[1] + i * g
-    return (o * jnp.tanh(c_HB), c_HB), ((tanh_GB,),)
-
-
-def lstm_backward(
-    params: Params, saved: tuple[jax.Array, ...], before: Carry, after: Carry, dcarry: Carry
-) -> tuple[Params, Blocks, Blocks, Carry]:
-    """Compute the gradients of `lstm_forward`."""
-    del params
-    (tanh_GB,) = saved
-    i, f, g, o = _lstm_gates(tanh_GB)
-    tanh_c_HB = jnp.tanh(after[1])
-    dh_HB, dc_HB = dcarry
-    dc_HB += dh_HB * o * (1 - tanh_c_HB * tanh_c_HB)
-    dx = (
-        dc_HB * g * (i - i * i),
-        dc_HB * before[1] * (f - f * f),
-        dc_HB * i * (1 - g * g),
-        dh_HB * tanh_c_HB * (o - o * o),
-    )
-    return {}, dx, (), (jnp.zeros_like(dh_HB), dc_HB * f)
-
-
-def _lstm_tanh(a_GB: jax.Array) -> jax.Array:
-    """Return tanh(a) in the rows of g and tanh(a / 2) in the other rows, which gives sigmoid(a) = tanh(a / 2) / 2 + 1 / 2."""
-    scale_G = jnp.repeat(jnp.array([0.5, 0.5, 1.0, 0.5], a_GB.dtype), a_GB.shape[0] // 4)
-    return jnp.tanh(a_GB * scale_G[:, None])
-
-
-def _lstm_gates(tanh_GB: jax.Array) -> Blocks:
-    """Return the gates i, f, g, o from the result of `_lstm_tanh`."""
-    i, f, g, o = jnp.split(tanh_GB, 4)
-    return 0.5 * i + 0.5, 0.5 * f + 0.5, g, 0.5 * o + 0.5
-
-
-def lstm_gate_values(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, carry: Carry) -> Blocks:
-    """Return the gates i, f, g, o of `lstm_forward`."""
-    del params, carry
-    return _lstm_gates(_lstm_tanh(x_proj_GB + h_proj_GB))
-
-
-def ln_lstm_gate_values(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, carry: Carry) -> Blocks:
-    """Return the gates i, f, g, o of `ln_lstm_update`."""
-    h_proj_GB = params["scale_h"][:, None] * layer_norm(h_proj_GB, _LN_LSTM_GROUPS, axis=0)
-    return lstm_gate_values(params, x_proj_GB, h_proj_GB, carry)
-
-
-def ln_lstm_update(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, carry: Carry) -> Carry:
-    """Compute the layer-normalised LSTM (Ba et al. 2016, equations 20 to 22).
-
-    The gates read x_proj + scale_h LN(h_proj), where x_proj = scale_x LN(x @ W_x) + b. The carry c' is that of the LSTM, and
-    h' = o tanh(scale_c LN(c') + shift_c).
-    """
-    i, f, g, o = ln_lstm_gate_values(params, x_proj_GB, h_proj_GB, carry)
-    c_HB = f * carry[1] + i * g
-    read_HB = params["scale_c"][:, None] * layer_norm(c_HB, (1,), axis=0) + params["shift_c"][:, None]
-    return o * jnp.tanh(read_HB), c_HB
-
-
-def gru_forward(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, carry: Carry) -> tuple[Carry, Saved]:
-    """Compute the GRU (Cho et al. 2014) in the form of cuDNN, PyTorch and Flax, which applies r after the product with W_h.
-
-    With the blocks r, z, n of x_proj and h_proj: r, z = sigmoid(x_proj + h_proj); n = tanh(x_n + r (h_n + b_h));
-    h' = (1 - z) n + z h.
+    f = sigmoid(x_f + W_f h); n = tanh(x_n + W_n (f * h)); h' = (1 - f) h + f n.
     """
     (h_HB,) = carry
-    hidden = h_HB.shape[0]
-    rz = _sigmoid(x_proj_GB[: 2 * hidden] + h_proj_GB[: 2 * hidden])
-    r, z = jnp.split(rz, 2)
-    h_n = h_proj_GB[2 * hidden :] + params["b_h"][:, None]
-    n = jnp.tanh(x_proj_GB[2 * hidden :] + r * h_n)
-    return (n + z * (h_HB - n),), ((rz, n), (h_n,))
+    x_f, x_n = blocks(x_proj_GB, 2)
+    f = sigmoid(x_f + dot("W_f", h_HB))
+    n = jnp.tanh(x_n + dot("W_n", f * h_HB))
+    return (h_HB + f * (n - h_HB),), (f, n)
 
 
-def gru_gate_values(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, carry: Carry) -> Blocks:
-    """Return the gates r, z, n of `gru_forward`."""
-    _, ((rz, n), _) = gru_forward(params, x_proj_GB, h_proj_GB, carry)
-    return (*jnp.split(rz, 2), n)
+def indrnn(params: Params, x_proj_HB: jax.Array, carry: Carry, dot: Dot) -> tuple[Carry, Blocks]:
+    """Compute the independently recurrent network, h' = relu(x_proj + u * h) (Li et al. 2018, equation 2)."""
+    h_HB = jax.nn.relu(x_proj_HB + params["u"][:, None] * carry[0])
+    return (h_HB,), (h_HB,)
 
 
-def gru_backward(
-    params: Params, saved: tuple[jax.Array, ...], before: Carry, after: Carry, dcarry: Carry
-) -> tuple[Params, Blocks, Blocks, Carry]:
-    """Compute the gradients of `gru_forward`."""
-    del params, after
-    rzn_GB, h_n = saved
-    r, z, n = jnp.split(rzn_GB, 3)
-    (h_HB,), (dh_HB,) = before, dcarry
-    dn = dh_HB * (1 - z) * (1 - n * n)
-    dx = (dn * h_n * (r - r * r), dh_HB * (h_HB - n) * (z - z * z), dn)
-    return {"b_h": (dn * r).sum(axis=1)}, dx, (dn * r,), (dh_HB * z,)
+def min_gru_gates(x_proj_GB: jax.Array) -> Blocks:
+    """Return the gates z, n of the minGRU (Feng et al. 2024, section 3.1), which read only the input."""
+    z, n = blocks(x_proj_GB, 2)
+    return sigmoid(z), n
 
 
-def ln_gru_update(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, carry: Carry) -> Carry:
+def min_gru(params: Params, x_proj_GB: jax.Array) -> Blocks:
+    """Return the coefficients of the minGRU, h' = (1 - z) h + z n."""
+    z, n = min_gru_gates(x_proj_GB)
+    return 1 - z, z * n
+
+
+def min_lstm_gates(x_proj_GB: jax.Array) -> Blocks:
+    """Return the gates f, i, n of the minLSTM (Feng et al. 2024, section 3.2), normalised so that f + i = 1.
+
+    f / (f + i) = sigmoid(log f - log i) does not divide by a sum that may underflow.
+    """
+    a_f, a_i, n = blocks(x_proj_GB, 3)
+    difference = jax.nn.log_sigmoid(a_f) - jax.nn.log_sigmoid(a_i)
+    return sigmoid(difference), sigmoid(-difference), n
+
+
+def min_lstm(params: Params, x_proj_GB: jax.Array) -> Blocks:
+    """Return the coefficients of the minLSTM, h' = f h + i n."""
+    f, i, n = min_lstm_gates(x_proj_GB)
+    return f, i * n
+
+
+def ln_lstm(params: Params, x_proj_GB: jax.Array, carry: Carry, dot: Dot) -> tuple[Carry, Blocks]:
+    """Compute the layer-normalised LSTM (Ba et al. 2016, equations 20 to 22).
+
+    The gates read x_proj + scale_h LN(W_h h), where x_proj = scale_x LN(x @ W_x) + b. The carry c' is that of the LSTM, and
+    h' = o tanh(scale_c LN(c') + shift_c).
+    """
+    h_proj_GB = params["scale_h"][:, None] * layer_norm(dot("W_h", carry[0]), _LN_LSTM_GROUPS, axis=0)
+    i, f, g, o = lstm_gates(lstm_tanh(x_proj_GB + h_proj_GB))
+    c_HB = f * carry[1] + i * g
+    read_HB = params["scale_c"][:, None] * layer_norm(c_HB, (1,), axis=0) + params["shift_c"][:, None]
+    return (o * jnp.tanh(read_HB), c_HB), (i, f, g, o)
+
+
+def ln_gru(params: Params, x_proj_GB: jax.Array, carry: Carry, dot: Dot) -> tuple[Carry, Blocks]:
     """Compute the layer-normalised GRU (Ba et al. 2016, appendix).
 
-    This is the GRU of x_proj and scale_h LN(h_proj), where x_proj = scale_x LN(x @ W_x) + b. LN normalises r and z together,
+    This is the GRU of x_proj and scale_h LN(W_h h), where x_proj = scale_x LN(x @ W_x) + b. LN normalises r and z together,
     and n separately.
     """
-    return gru_forward(params, x_proj_GB, _ln_gru_h_proj(params, h_proj_GB), carry)[0]
-
-
-def ln_gru_gate_values(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, carry: Carry) -> Blocks:
-    """Return the gates r, z, n of `ln_gru_update`."""
-    return gru_gate_values(params, x_proj_GB, _ln_gru_h_proj(params, h_proj_GB), carry)
-
-
-def _ln_gru_h_proj(params: Params, h_proj_GB: jax.Array) -> jax.Array:
-    return params["scale_h"][:, None] * layer_norm(h_proj_GB, _LN_GRU_GROUPS, axis=0)
+    h_proj_GB = params["scale_h"][:, None] * layer_norm(dot("W_h", carry[0]), _LN_GRU_GROUPS, axis=0)
+    return gru_step(params, x_proj_GB, h_proj_GB, carry), gru_gates(params, x_proj_GB, h_proj_GB, carry)
 
 
 def layer_norm(x: jax.Array, groups: tuple[int, ...], axis: int) -> jax.Array:
@@ -263,31 +171,103 @@ def layer_norm(x: jax.Array, groups: tuple[int, ...], axis: int) -> jax.Array:
     return jnp.concatenate([standardise(part) for part in parts], axis)
 
 
+def showing_gates(step: Callable[..., tuple[Carry, Blocks]], **fields: Any) -> Cell:
+    """Return a cell from a function (params, x_proj_GB, carry, dot) -> (carry, values of the gates).
+
+    Args:
+        step: one time step.
+        fields: the other fields of `Cell`.
+    """
+    return Cell(lambda *args: step(*args)[0], gate_values=lambda *args: step(*args)[1], **fields)
+
+
+def _uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    return jax.random.uniform(key, shape, dtype)
+
+
+_LSTM = {"gates": ("i", "f", "g", "o"), "carries": ("h", "c"), "open_gates": ("f",)}
+_QS = tuple(Matrix(f"Q_{k}", INPUTS, 1) for k in range(1, _ROUNDS + 1, 2))
+_RS = tuple(Matrix(f"R_{k}", 1, INPUTS) for k in range(2, _ROUNDS + 1, 2))
+
 CELLS: Mapping[str, Cell] = {
-    "rnn": Cell(rnn_forward, rnn_backward, gates=("h",), carries=("h",), gate_values=rnn_gate_values),
-    "lstm": Cell(lstm_forward, lstm_backward, gates=("i", "f", "g", "o"), carries=("h", "c"), gate_values=lstm_gate_values),
-    "gru": Cell(
-        gru_forward,
-        gru_backward,
-        gates=("r", "z", "n"),
-        carries=("h",),
-        gate_values=gru_gate_values,
-        vectors=(Vector("b_h"),),
-    ),
-    "ln_lstm": Cell(
-        *by_autodiff(ln_lstm_update),
-        gates=("i", "f", "g", "o"),
-        carries=("h", "c"),
-        gate_values=ln_lstm_gate_values,
+    "rnn": core_cells.RNN,
+    "lstm": core_cells.LSTM,
+    "gru": core_cells.GRU,
+    "ln_lstm": showing_gates(
+        ln_lstm,
+        **_LSTM,
+        matrices=(Matrix("W_h", 4),),
         vectors=(Vector("scale_h", 4, 1.0), Vector("scale_c", 1, 1.0), Vector("shift_c")),
         norm_groups=_LN_LSTM_GROUPS,
     ),
-    "ln_gru": Cell(
-        *by_autodiff(ln_gru_update),
+    "ln_gru": showing_gates(
+        ln_gru,
         gates=("r", "z", "n"),
-        carries=("h",),
-        gate_values=ln_gru_gate_values,
+        matrices=(Matrix("W_h", 3),),
         vectors=(Vector("b_h"), Vector("scale_h", 3, 1.0)),
         norm_groups=_LN_GRU_GROUPS,
     ),
+    "mlstm": showing_gates(mlstm, **_LSTM | {"gates": ("m", "i", "f", "g", "o")}, matrices=(Matrix("W_hm"), Matrix("W_h", 4))),
+    "mogrifier_lstm": showing_gates(mogrifier_lstm, **_LSTM, matrices=(*_QS, *_RS, Matrix("W_h", 4)), reads_features=True),
+    "slstm": showing_gates(
+        slstm,
+        gates=("i", "f", "z", "o"),
+        carries=("h", "c", "n", "m"),
+        open_gates=("f",),
+        initial=(0.0, 0.0, 0.0, _LOWEST),
+        matrices=(Matrix("W_h", 4),),
+    ),
+    "cifg_lstm": showing_gates(
+        cifg_lstm, gates=("f", "g", "o"), carries=("h", "c"), open_gates=("f",), matrices=(Matrix("W_h", 3),)
+    ),
+    "mgu": showing_gates(mgu, gates=("f", "n"), matrices=(Matrix("W_f"), Matrix("W_n"))),
+    "indrnn": showing_gates(indrnn, gates=("h",), vectors=(Vector("u", 1, _uniform),)),
+    "min_gru": linear(min_gru, gates=("z", "n"), gate_values=lambda params, x, carry, dot: min_gru_gates(x)),
+    "min_lstm": linear(
+        min_lstm, gates=("f", "i", "n"), open_gates=("f",), gate_values=lambda params, x, carry, dot: min_lstm_gates(x)
+    ),
 }
+
+
+def find_cell(name: str) -> Cell:
+    """Return a cell of `CELLS`, or the cell `module:name` of a module that is imported already.
+
+    A config may come from somebody else, so this function imports nothing (`import_cell_module`).
+
+    Raises:
+        ConfigError: there is no such cell. The message says what would work.
+    """
+    if name in CELLS:
+        return CELLS[name]
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        near = difflib.get_close_matches(name, CELLS, 1, 0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"{hint}it must be one of {', '.join(CELLS)}, or module:name for a cell of your own")
+    if module not in sys.modules:
+        raise ConfigError(f"its module is not imported; name {module[:100]} with --cell_module or cell_module")
+    cell = getattr(sys.modules[module], attribute, None)
+    if not isinstance(cell, Cell):
+        raise ConfigError(f"it is no charlm.nn.cell.Cell; found {type(cell).__name__}")
+    return cell
+
+
+def import_cell(name: Any) -> None:
+    """Import the module of a cell `module:name` in a config that the user wrote. Raises as `import_cell_module` does."""
+    if isinstance(name, str) and ":" in name:
+        import_cell_module(name.partition(":")[0])
+
+
+def import_cell_module(module: str | None) -> None:
+    """Import the module of a cell from outside the package, if one is given. A name in a workdir is no reason to call this.
+
+    Raises:
+        ConfigError: the module cannot be imported.
+    """
+    if module is None:
+        return
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        found = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ConfigError(f"the module {module[:100]!r} of a cell cannot be imported: {found}") from None

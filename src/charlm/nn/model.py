@@ -6,7 +6,7 @@ Letters: B batch, T time, H hidden, V vocabulary, E embedding, I input features,
 Sequences are time-major, because the loop over time reads one step after another.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +16,10 @@ from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from charlm.nn import cudnn, recurrence
-from charlm.nn.cells import CELLS, Carry, layer_norm
+from charlm.nn.cell import Carry, Cell, Initializer, Matrix
+from charlm.nn.cells import find_cell, layer_norm
+from charlm.nn.inputs import Inputs, from_ids, from_layer
+from charlm.nn.products import matmul
 
 ENCODINGS = ("embedding", "one_hot", "scalar")
 DTYPES = ("float32", "bfloat16")
@@ -24,13 +27,12 @@ RECURRENCES = ("auto", "scan", "cudnn")
 RECURRENT_INITS = ("orthogonal", "lecun_normal")
 
 Params = Mapping[str, Any]
-Initializer = Callable[..., jax.Array]
 
 
 class RecurrentLayer(nn.Module):
     """A layer that unrolls one cell over time.
 
-    Parameters: W_x (I, G), b (G,), W_h (G, H), and the vectors of the cell (`Cell.vectors`). The blocks of the gates are in the
+    Parameters: W_x (I, G), b (G,), and the matrices and vectors of the cell (`Cell.shapes`). The blocks of the gates are in the
     order of `Cell.gates`. A cell that normalises its projections adds scale_x (G,). `learn_initial_state` adds first_0,
     first_1, ... (H,), the carry at the start of a text.
     """
@@ -46,20 +48,20 @@ class RecurrentLayer(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, inputs: recurrence.Inputs, carry: Carry, train: bool) -> tuple[jax.Array, Carry]:
+    def __call__(self, inputs: Inputs, carry: Carry, train: bool) -> tuple[jax.Array, Carry]:
         """Return the outputs h_TBH and the carry after the last step."""
-        cell = CELLS[self.cell]
-        hidden, gates = self.hidden_size, len(cell.gates)
+        cell, hidden = find_cell(self.cell), self.hidden_size
+        shapes = cell.shapes(hidden, inputs.size)
         init_x = _weight_init(self.init_std, nn.initializers.lecun_normal())
-        init_h = _weight_init(self.init_std, _per_gate(_RECURRENT_INITS[self.recurrent_init], gates))
-        W_x = self.param("W_x", init_x, (inputs.size, gates * hidden), jnp.float32)
-        W_h = self.param("W_h", init_h, (gates * hidden, hidden), jnp.float32)
-        b = self.param("b", _bias_init(cell.gates, hidden, self.forget_bias), (gates * hidden,), jnp.float32)
+        W_x = self.param("W_x", init_x, shapes["W_x"], jnp.float32)
+        inits = {each.name: _weight_init(self.init_std, _matrix_init(each, self.recurrent_init)) for each in cell.matrices}
+        matrices = {name: self.param(name, init, shapes[name], jnp.float32) for name, init in inits.items()}
+        b = self.param("b", _bias_init(cell, hidden, self.forget_bias), shapes["b"], jnp.float32)
         vectors = {each.name: self._vector(*each) for each in cell.vectors}
-        scale_x = self._vector("scale_x", gates, 1.0) if cell.norm_groups else None
+        scale_x = self._vector("scale_x", len(cell.gates), 1.0) if cell.norm_groups else None
         if self.learn_initial_state:
             for k in range(len(cell.carries)):
-                self._vector(f"first_{k}", 1, 0.0)  # `CharLM.initial_carry` reads these parameters.
+                self._vector(f"first_{k}", 1, cell.initial_value(k))  # `CharLM.initial_carry` reads these parameters.
 
         def finish(product: jax.Array) -> jax.Array:  # (..., G, columns)
             product = product.astype(b.dtype)
@@ -67,18 +69,27 @@ class RecurrentLayer(nn.Module):
                 product = scale_x[:, None] * layer_norm(product, cell.norm_groups, axis=-2)
             return product + b[:, None]
 
-        if self.is_mutable_collection("gates") and not self.is_initializing():
-            x_proj_TGB = inputs.project(W_x, finish, self.dtype)
-            self.sow("gates", "values", recurrence.first_gate_values(cell, vectors, W_h, x_proj_TGB, carry, self.dtype))
         # DropConnect (Wan et al. 2013; Merity et al. 2018): the dropped recurrent weights are 0 in all steps of a window.
-        W_h = _dropout(self, W_h, self.recurrent_dropout, W_h.shape, train)
+        matrices = {name: _dropout(self, W, self.recurrent_dropout, W.shape, train) for name, W in matrices.items()}
         if self.recurrence == "cudnn":
-            return cudnn.unroll(W_x, W_h, b, inputs.features(), carry)
-        return recurrence.unroll(cell, vectors, W_h, inputs.project(W_x, finish, self.dtype), carry, self.dtype)
+            return cudnn.unroll(W_x, matrices["W_h"], b, inputs.features(), carry)
+        if cell.reads_features:
+            x_TKB, vectors, matrices = inputs.features().astype(b.dtype), vectors | {"b": b}, matrices | {"W_x": W_x.T}
+        else:
+            x_TKB = inputs.project(W_x, finish, self.dtype)
+        if self.is_mutable_collection("gates") and not self.is_initializing():
+            values = recurrence.first_gate_values(cell, vectors, matrices, x_TKB, carry, self.dtype)
+            self.sow("gates", "values", values)
+        noise_TKB = None
+        if train and cell.noise:
+            shape = (len(x_TKB), cell.noise * hidden, x_TKB.shape[2])
+            noise_TKB = jax.random.uniform(self.make_rng("dropout"), shape, b.dtype)
+        return recurrence.unroll(cell, vectors, matrices, x_TKB, carry, self.dtype, noise_TKB)
 
-    def _vector(self, name: str, blocks: int, init: float) -> jax.Array:
-        """Return a vector parameter of `blocks` times H elements, all of which start at `init`."""
-        return self.param(name, nn.initializers.constant(init), (blocks * self.hidden_size,), jnp.float32)
+    def _vector(self, name: str, blocks: int, init: float | Initializer) -> jax.Array:
+        """Return a vector parameter of `blocks` times H elements, all of which start at `init`, or which `init` draws."""
+        init = init if callable(init) else nn.initializers.constant(init)
+        return self.param(name, init, (blocks * self.hidden_size,), jnp.float32)
 
 
 def is_static_zero(number: Any) -> bool:
@@ -120,15 +131,25 @@ def _per_gate(init: Initializer, gates: int) -> Initializer:
     return initialise
 
 
-def _bias_init(gates: tuple[str, ...], hidden: int, forget_bias: float | jax.Array) -> Initializer:
-    """Return an initialiser with `forget_bias` for the forget gate f and 0 for the other gates.
+def _matrix_init(matrix: Matrix, recurrent_init: str) -> Initializer:
+    """Return the initialiser of a matrix of a cell, without `init_std`."""
+    if matrix.init is not None:
+        return matrix.init
+    if isinstance(matrix.rows, int) and matrix.columns == 1:
+        return _per_gate(_RECURRENT_INITS[recurrent_init], matrix.rows)
+    return nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
+
+
+def _bias_init(cell: Cell, hidden: int, forget_bias: float | jax.Array) -> Initializer:
+    """Return an initialiser with `forget_bias` for the open gates of a cell and 0 for the other gates.
 
     A positive forget bias opens the forget gate at the start of training (Gers et al. 2000; Jozefowicz et al. 2015).
     """
 
     def initialise(key, shape, dtype=jnp.float32):
         del key, shape
-        return jnp.concatenate([jnp.full(hidden, forget_bias if gate == "f" else 0.0, dtype) for gate in gates])
+        values = (forget_bias if gate in cell.open_gates else 0.0 for gate in cell.gates)
+        return jnp.concatenate([jnp.full(hidden, value, dtype) for value in values])
 
     return initialise
 
@@ -188,7 +209,7 @@ class CharLM(nn.Module):
             init = _weight_init(self.init_std, nn.initializers.normal(self.hidden_size**-0.5 if self.tie_weights else 1.0))
             learned_VE = self.param("embedding", init, (self.vocab_size, self.embedding_size), jnp.float32)
         embedding_VE = self._embedding(learned_VE, carry[0][0].dtype)
-        inputs = recurrence.from_ids(ids_TB, embedding_VE, self.vocab_size)
+        inputs = from_ids(ids_TB, embedding_VE, self.vocab_size)
         h_TBH, last = None, []
         for layer in range(self.num_layers):
             output_TBH, layer_carry = RecurrentLayer(
@@ -211,7 +232,7 @@ class CharLM(nn.Module):
             # The residual connection bypasses a layer and its dropout (Prakash et al. 2016). The first layer has none, because
             # the size of its input is not H.
             h_TBH = h_TBH[steps] + dropped_TBH if self.residual and layer else dropped_TBH
-            inputs = recurrence.from_layer(jnp.swapaxes(h_TBH, 1, 2))
+            inputs = from_layer(jnp.swapaxes(h_TBH, 1, 2))
         self.sow("activations", "output", output_TBH)
         self.sow("activations", "dropped", dropped_TBH)
         if self.tie_weights:  # Press and Wolf 2017; Inan et al. 2017
@@ -220,26 +241,29 @@ class CharLM(nn.Module):
             init = _weight_init(self.init_std, nn.initializers.lecun_normal())
             W_HV = self.param("head_W", init, (self.hidden_size, self.vocab_size), jnp.float32)
         b_V = self.param("head_b", nn.initializers.zeros, (self.vocab_size,), jnp.float32)
-        return recurrence.matmul(h_TBH, W_HV, self.dtype) + b_V, tuple(last)
+        return matmul(h_TBH, W_HV, self.dtype) + b_V, tuple(last)
 
     def initial_carry(self, params: Params, batch_size: int) -> tuple[Carry, ...]:
         """Return the carry of every layer at the start of `batch_size` texts, arrays of shape (batch_size, H).
 
-        The carry is zero, or with `learn_initial_state` it comes from the parameters.
+        The carry is that of the cell (`Cell.initial`), or with `learn_initial_state` it comes from the parameters.
         """
-        carries, dtype = range(len(CELLS[self.cell].carries)), params["head_b"].dtype
+        cell, dtype = find_cell(self.cell), params["head_b"].dtype
 
         def initial(layer: int, k: int) -> jax.Array:
             if self.learn_initial_state:
                 return jnp.broadcast_to(params[f"layer_{layer}"][f"first_{k}"], (batch_size, self.hidden_size))
-            return jnp.zeros((batch_size, self.hidden_size), dtype)
+            return jnp.full((batch_size, self.hidden_size), cell.initial_value(k), dtype)
 
         # A separate array for each, because a donated state must not hold the same buffer twice.
-        return tuple(tuple(initial(layer, k) for k in carries) for layer in range(self.num_layers))
+        return tuple(tuple(initial(layer, k) for k in range(len(cell.carries))) for layer in range(self.num_layers))
 
     def folded(self, dtype: str) -> "CharLM":
         """Return the model that computes the same function from the parameters of `fold_params(params, dtype)`."""
-        return self.clone(encoding="one_hot", tie_weights=False, recurrence="scan", dtype=dtype)
+        folded = self.clone(recurrence="scan", dtype=dtype)
+        if find_cell(self.cell).reads_features:  # Its first layer has no projection that a table could replace.
+            return folded
+        return folded.clone(encoding="one_hot", tie_weights=False)
 
     def fold_params(self, params: Params, dtype: str) -> Params:
         """Return the parameters for repeated use without gradients, with all constant work done once.
@@ -248,14 +272,18 @@ class CharLM(nn.Module):
         and the other vectors keep their dtype.
         """
         params = dict(params)
-        layer = dict(params["layer_0"])
-        embedding_VE = self._embedding(params.pop("embedding", None), layer["W_x"].dtype)
-        if self.tie_weights:
-            params["head_W"] = embedding_VE.T
-        if embedding_VE is not None:
-            layer["W_x"] = recurrence.matmul(embedding_VE, layer["W_x"], self.dtype)
-        params["layer_0"] = layer
-        return jax.tree.map(lambda p: p.astype(dtype) if p.ndim == 2 else p, params)
+        kept = {}
+        if find_cell(self.cell).reads_features:
+            kept = {"embedding": params["embedding"]} if "embedding" in params else {}
+        else:
+            layer = dict(params["layer_0"])
+            embedding_VE = self._embedding(params.pop("embedding", None), layer["W_x"].dtype)
+            if self.tie_weights:
+                params["head_W"] = embedding_VE.T
+            if embedding_VE is not None:
+                layer["W_x"] = matmul(embedding_VE, layer["W_x"], self.dtype)
+            params["layer_0"] = layer
+        return jax.tree.map(lambda p: p.astype(dtype) if p.ndim == 2 else p, params) | kept
 
     def _embedding(self, learned_VE: jax.Array | None, dtype: DTypeLike) -> jax.Array | None:
         """Return the features of each symbol, shape (V, E); None for one-hot vectors."""
@@ -266,7 +294,7 @@ class CharLM(nn.Module):
 
     def initial_params(self, key: jax.Array) -> Params:
         """Return parameters drawn with a PRNG key, float32."""
-        carry = ((jnp.zeros((1, self.hidden_size), jnp.float32),) * len(CELLS[self.cell].carries),) * self.num_layers
+        carry = ((jnp.zeros((1, self.hidden_size), jnp.float32),) * len(find_cell(self.cell).carries),) * self.num_layers
         return self.clone(recurrence="scan").init(key, jnp.zeros((1, 1), jnp.int32), carry)["params"]
 
 

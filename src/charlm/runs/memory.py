@@ -6,6 +6,7 @@ Letters: B batch, T time, H hidden, V vocabulary, E embedding, G gates times hid
 """
 
 import contextlib
+import math
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from charlm.nn.cells import CELLS
+from charlm.nn.cells import find_cell
 from charlm.system.errors import ConfigError
 
 _FLOAT_BYTES = 4
@@ -58,9 +59,11 @@ def check_memory(config: ConfigDict, vocab_size: int, training: bool) -> None:
 def estimate_memory(config: ConfigDict, vocab_size: int, training: bool) -> list[Need]:
     """Return lower bounds of the largest parts of the memory that a config needs."""
     model, batching, sample = config.model, config.batching, config.sample
-    hidden, layers, gates = model.hidden_size, model.num_layers, len(CELLS[model.cell].gates)
+    hidden, layers, cell = model.hidden_size, model.num_layers, find_cell(model.cell)
     inputs = {"embedding": model.embedding_size, "one_hot": vocab_size, "scalar": 1}[model.encoding]
-    weights = gates * hidden * (inputs + hidden) + (layers - 1) * gates * hidden * 2 * hidden
+    of_layers = [cell.shapes(hidden, inputs if layer == 0 else hidden) for layer in range(min(layers, 2))]
+    sizes_of_layers = [sum(math.prod(shape) for shape in shapes.values()) for shapes in of_layers]
+    weights = sizes_of_layers[0] + (layers - 1) * sizes_of_layers[-1]
     weights += vocab_size * model.embedding_size if model.encoding == "embedding" else 0
     weights += 0 if model.tie_weights else vocab_size * hidden
     copies = 2 if training else 1  # Training also holds the gradient.
@@ -72,7 +75,7 @@ def estimate_memory(config: ConfigDict, vocab_size: int, training: bool) -> list
     ]
     if training:
         rows = batching.batch_size // config.optimizer.accumulation_steps
-        activations = rows * batching.seq_len * layers * gates * hidden
+        activations = rows * batching.seq_len * layers * len(cell.gates) * hidden
         activations += rows * vocab_size * (1 if batching.loss_on == "last" else batching.seq_len)
         keys = "batching.batch_size, batching.seq_len or model.hidden_size, or raise optimizer.accumulation_steps"
         needs.append(Need("the activations of a batch", activations * _FLOAT_BYTES, keys))

@@ -69,7 +69,12 @@ class Trial(tune.Trainable):
             stderr=log,
             text=True,
         )
-        request = {"config": to_json(run.config), "workdir": str(self._path), "cores": sorted(cores)}
+        request = {
+            "config": to_json(run.config),
+            "cell": run.config.model.cell,
+            "workdir": str(self._path),
+            "cores": sorted(cores),
+        }
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import optax
 from ml_collections import ConfigDict
 
+from charlm.training.muon import muon
+
 LOSS_REDUCTIONS = ("mean", "sum_over_time")
 # (config.optimizer, schedule) -> the transformation after clipping.
 MakeOptimizer = Callable[[ConfigDict, optax.Schedule], optax.GradientTransformation]
@@ -88,7 +90,19 @@ def adamw(optimizer: ConfigDict, schedule: optax.Schedule) -> optax.GradientTran
     return optax.adamw(schedule, b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps, weight_decay=optimizer.weight_decay)
 
 
-OPTIMIZERS: Mapping[str, MakeOptimizer] = {"sgd": sgd, "rmsprop": rmsprop, "adam": adam, "adamw": adamw}
+def lion(optimizer: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Lion, which moves every parameter by the same amount (Chen et al. 2023)."""
+    return optax.lion(schedule, b1=optimizer.b1, b2=optimizer.b2, weight_decay=optimizer.weight_decay)
+
+
+OPTIMIZERS: Mapping[str, MakeOptimizer] = {
+    "sgd": sgd,
+    "rmsprop": rmsprop,
+    "adam": adam,
+    "adamw": adamw,
+    "lion": lion,
+    "muon": muon,
+}
 
 
 def make_schedule(optimizer: ConfigDict, num_steps: int) -> optax.Schedule:

@@ -1,0 +1,45 @@
+"""Every cell can be trained, resumed, swept, scored and sampled."""
+
+import json
+
+import pytest
+
+from charlm.nn.cells import CELLS
+
+# The others share all of their code with the LSTM, the GRU or one of these.
+QUICK = ("mogrifier_lstm", "min_gru")
+NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CELLS]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_in_two_parts_has_the_bits_of_a_whole_one(run, small_config, tmp_path, name):
+    flags = f"--config.model.cell={name}", "--config.model.num_layers=2", "--config.model.learn_initial_state"
+    flags += "--config.train.sample_every=0", "--config.optimizer.schedule=constant"
+    results = []
+    for workdir, lengths in (("whole", (30,)), ("parts", (10, 30))):
+        for steps in lengths:
+            argv = f"--config={small_config}", f"--workdir={tmp_path / workdir}", f"--config.train.steps={steps}", "--extend"
+            assert run("train", *argv, *flags)[0] == 0
+        results.append(json.loads((tmp_path / workdir / "result.json").read_text()))
+    assert results[0]["params_sha256"] == results[1]["params_sha256"]
+    assert results[0]["val_nats_per_char"] == results[1]["val_nats_per_char"]
+    code, out, _ = run("sample", f"--workdir={tmp_path / 'parts'}", "--length=20")
+    assert code == 0 and len(out) == 21
+
+
+@pytest.mark.slow
+def test_cells_are_swept_side_by_side(run, small_config, tmp_path):
+    """Runs that differ only in traced hyperparameters train in one program. Their losses equal those of runs alone."""
+    path = tmp_path / "sweep.py"
+    cells = [name for name in CELLS if name not in ("rnn", "lstm", "gru", "ln_gru")]
+    body = (
+        "[{'model.cell': cell, 'optimizer.learning_rate': rate, 'train.steps': 20} for cell in CELLS for rate in (0.001, 0.01)]"
+    )
+    path.write_text(f"CELLS = {cells}\n\ndef get_sweep():\n    return {str(small_config)!r}, {body}\n")
+    losses = []
+    for executor in ("vmap", "sequential"):
+        folder = tmp_path / executor
+        assert run("sweep", f"--sweep={path}", f"--workdir={folder}", f"--executor={executor}")[0] == 0
+        records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+        losses.append([record["result"]["val_nats_per_char"] for record in records])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
