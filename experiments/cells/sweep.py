@@ -1,0 +1,53 @@
+"""Every cell of the box with about as many parameters as an LSTM of 128 units, at several learning rates."""
+
+import jax
+
+from charlm.config import default_config
+from charlm.nn.cells import CELLS
+from charlm.nn.model import CharLM, num_params
+from charlm.sweep import chain, product
+
+RATES = [2e-3, 5e-3, 1e-2]
+# The number of symbols of the built-in corpus.
+_VOCAB_SIZE = 84
+
+
+def base():
+    """Return the config that all runs share."""
+    config = default_config()
+    config.batching.batch_size = 32
+    config.batching.seq_len = 64
+    config.model.hidden_size = 128
+    config.model.embedding_size = 32
+    config.optimizer.schedule = "warmup_cosine"
+    config.optimizer.warmup_steps = 50
+    config.optimizer.clip_norm = 1.0
+    config.train.steps = 500
+    config.train.log_every = 50
+    config.train.eval_every = 100
+    config.train.checkpoint_every = 500
+    config.train.sample_every = 0
+    return config
+
+
+def parameters(cell: str, width: int) -> int:
+    """Return the number of parameters of a model with this cell and this width."""
+    model = base().model
+    model.cell, model.hidden_size = cell, width
+    return num_params(jax.eval_shape(CharLM.from_config(model, _VOCAB_SIZE).initial_params, jax.random.key(0)))
+
+
+def width(cell: str) -> int:
+    """Return the width with which a cell has about as many parameters as the LSTM."""
+    goal = parameters("lstm", base().model.hidden_size)
+    low, high = 1, 4096
+    while low < high:  # The smallest width that reaches the goal.
+        middle = (low + high) // 2
+        low, high = (low, middle) if parameters(cell, middle) >= goal else (middle + 1, high)
+    return min((low - 1, low), key=lambda each: abs(parameters(cell, each) - goal))
+
+
+def get_sweep():
+    """Return the runs of the rates, one seed each."""
+    rates = {"optimizer.learning_rate": RATES}
+    return base(), chain(*(product({"model.cell": [c], "model.hidden_size": [width(c)], **rates}) for c in CELLS))
