@@ -323,7 +323,9 @@ def test_the_lowest_temperature_draws_the_most_probable_symbols(trained, run):
 
 
 def shell(command):
-    return subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    """Run a command line. Its streams are buffered, as they are in a user's shell."""
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=env)
 
 
 @pytest.mark.slow
