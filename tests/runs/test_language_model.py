@@ -218,6 +218,30 @@ def test_a_score_is_drawn_as_text_and_runs_no_script(model):
     assert len(re.findall("rgba", drawn)) == len(text) - 1
 
 
+def test_two_models_are_compared_character_by_character_whatever_their_symbols(model):
+    text = "the red café"
+    chars = small_model(text=text + "o")
+    one, two = chars.score(text), small_model(kind="bytes").score(text)
+    found = one.compare(two)
+    expected = np.array([a - b for (_, a), (_, b) in zip(one.chars(), two.chars())])
+    np.testing.assert_array_equal(found.nats, expected)
+    assert found.text == text and found.count == len(text) - 1
+    assert found.mean == pytest.approx((one.total.nats - two.total.nats) / found.count, rel=1e-5)
+    assert found.standard_error == pytest.approx(expected[1:].std(ddof=1) / math.sqrt(found.count))
+    np.testing.assert_array_equal(two.compare(one).nats, -expected)
+    assert one.compare(one).mean == one.compare(one).standard_error == 0
+    drawn = found._repr_html_()
+    assert drawn.count("rgba(30,") == (expected < 0).sum() and drawn.count("rgba(220,") == (expected >= 0).sum()
+    for first, second, message in [
+        (one, chars.score(text[:-1]), "12 and 11 characters"),
+        (one, chars.score("the rod café"), "differ at character 5"),
+        (one, 5, "found int"),
+    ]:
+        with pytest.raises(CorpusError, match=message) as caught:
+            first.compare(second)
+        assert "\n" not in str(caught.value)
+
+
 def fast_config(text_file=None):
     config = default_config()
     config.data.path = text_file and str(text_file)
