@@ -62,7 +62,7 @@ def discard_output() -> None:
 
 
 def _end_messages() -> None:
-    """Discard the messages that a full stderr did not take. Without this, Python ends with 120 whatever the command returned."""
+    """Discard the messages that a full stderr did not take. Without this, Python would end with 120."""
     try:
         sys.stderr.flush()
     except (OSError, ValueError):
