@@ -91,7 +91,9 @@ def test_a_text_can_be_read_in_steps_of_any_length(model, cut):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state, last)
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru", "ln_lstm", "ln_gru"])
+@pytest.mark.parametrize(
+    "cell", ["rnn", "lstm", "ln_gru", *(pytest.param(cell, marks=pytest.mark.slow) for cell in ("gru", "ln_lstm"))]
+)
 def test_states_and_gates_obey_the_equations_of_the_cell(cell):
     model = small_model(cell, layers=2)
     text = TEXT[:100]
