@@ -70,26 +70,22 @@ def sequential(small_config, tmp_path_factory):
 
 @pytest.mark.slow
 def test_two_nodes_equal_the_sequential_executor_although_processes_are_lost_and_stopped(address, sequential, tmp_path):
-    """The process of a run is killed, then the sweep. The second sweep gets SIGTERM; the third one ends."""
+    """The sweep is killed, gets SIGTERM when it is started again, and then loses the process of a run."""
     path, expected = sequential
     flags = f"--ray_address={address}", ALL_CORES
 
-    def with_checkpoint():
-        saved = {each.parent.parent.name for each in (tmp_path / "w").glob("*/checkpoints/[0-9]*")}
-        return {name: pid for name, pid in workers(tmp_path / "w").items() if name in saved}
+    def saved():
+        return {each.parent.parent.name for each in (tmp_path / "w").glob("*/checkpoints/[0-9]*")}
 
-    process = sweep_on_ray(path, tmp_path / "w", *flags)
-    lost, pid = next(iter(wait_for(with_checkpoint, process).items()))
-    os.kill(pid, signal.SIGKILL)
-    wait_for((tmp_path / "w" / lost / "result.json").exists, process)
-    for number in (signal.SIGKILL, signal.SIGTERM):
-        if number == signal.SIGTERM:
-            process = sweep_on_ray(path, tmp_path / "w", *flags)
-            wait_for(with_checkpoint, process)
+    for at_least, number in ((1, signal.SIGKILL), (3, signal.SIGTERM)):
+        process = sweep_on_ray(path, tmp_path / "w", *flags)
+        wait_for(lambda least=at_least: len(saved()) >= least, process)
         process.send_signal(number)
         _, err = process.communicate()
         assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), err
     process = sweep_on_ray(path, tmp_path / "w", *flags)
+    lost = wait_for(lambda: [pid for name, pid in workers(tmp_path / "w").items() if name in saved()], process)
+    os.kill(lost[0], signal.SIGKILL)
     _, err = process.communicate()
     assert process.returncode == 0, err
     assert without_times(rows_of(tmp_path / "w")) == without_times(rows_of(expected))
