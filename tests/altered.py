@@ -3,7 +3,11 @@
 import copy
 import json
 
+from hypothesis import settings
 from hypothesis import strategies as st
+
+# The number of examples of a property whose example takes long: a fifth, but all in the profile `thorough`.
+FEW = settings.default.max_examples // (5 if settings.default.max_examples < 10_000 else 1)
 
 SCALARS = (
     st.none()

@@ -13,9 +13,9 @@ TEXT = "the cat sat on the mat; the dog ate the rat.\nthat was that, said the ca
 
 
 def small_model(
-    cell: str = "lstm", layers: int = 1, kind: str = "chars", scale: float = 1.5, **changes: Any
+    cell: str = "lstm", layers: int = 1, kind: str = "chars", scale: float = 1.5, text: str = TEXT, **changes: Any
 ) -> charlm.LanguageModel:
-    """Return an untrained model whose parameters are far from zero.
+    """Return an untrained model of the characters of `text`, whose parameters are far from zero.
 
     With a scale above 1 the state can be chaotic, so that rounding errors grow from symbol to symbol.
     """
@@ -32,7 +32,7 @@ def small_model(
             **changes,
         }
     )
-    vocab = Vocab.all_bytes() if kind == "bytes" else Vocab.from_chars(TEXT)
+    vocab = Vocab.all_bytes() if kind == "bytes" else Vocab.from_chars(text)
     module = CharLM.from_config(config.model, vocab.size)
     params = jax.tree.map(lambda leaf: scale * leaf + 0.01, module.initial_params(jax.random.key(1)))
     return charlm.LanguageModel(config.lock(), vocab, params)

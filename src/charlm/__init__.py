@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from charlm.config import default_config
     from charlm.exchange.folder import load
-    from charlm.inference.text_score import TextScore
+    from charlm.inference.text_score import ScoreDifference, TextScore
     from charlm.runs.fit import fit
     from charlm.runs.language_model import LanguageModel
 
-__all__ = ["LanguageModel", "TextScore", "default_config", "fit", "load"]
+__all__ = ["LanguageModel", "ScoreDifference", "TextScore", "default_config", "fit", "load"]
 
 # Name -> the module that defines it.
 _MODULES = {
     "LanguageModel": "charlm.runs.language_model",
+    "ScoreDifference": "charlm.inference.text_score",
     "TextScore": "charlm.inference.text_score",
     "default_config": "charlm.config",
     "fit": "charlm.runs.fit",

@@ -46,6 +46,7 @@ def test_stream_reads_each_character_of_each_stream_once_an_epoch_and_in_order(n
 
 
 @pytest.mark.parametrize("name", ["windows", "sliding"])
+@settings(max_examples=50)
 @given(LENGTHS, SIZES, SIZES, st.booleans(), st.integers(0, 3))
 def test_every_epoch_contains_every_window_once_for_every_batch_size(name, num_chars, batch_size, seq_len, shuffle, seed):
     assume(num_chars > (batch_size * seq_len if name == "windows" else seq_len))
@@ -62,6 +63,7 @@ def test_every_epoch_contains_every_window_once_for_every_batch_size(name, num_c
     assert starts.max() + seq_len + 1 <= num_chars
 
 
+@settings(max_examples=50)
 @given(LENGTHS, SIZES, SIZES, st.integers(0, 3))
 def test_random_windows_cover_exactly_the_text(num_chars, batch_size, seq_len, seed):
     assume(num_chars > seq_len)
@@ -74,6 +76,7 @@ def test_random_windows_cover_exactly_the_text(num_chars, batch_size, seq_len, s
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
+@settings(max_examples=50)
 @given(LENGTHS, SIZES, SIZES, st.integers(0, 3), st.lists(st.integers(0, 300), min_size=1, max_size=6))
 def test_a_batch_depends_only_on_seed_and_step(name, num_chars, batch_size, seq_len, seed, steps):
     assume(num_chars > batch_size * seq_len)

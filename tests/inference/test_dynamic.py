@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,7 +67,9 @@ def test_the_updates_follow_the_equation(scoring):
     model, params, rms, score = scoring
     rate, decay = 0.002, 0.3
 
-    def loss(params, ids, carry):
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def gradient(params, ids, carry):
         logits, last = model.apply({"params": params}, jnp.asarray(ids[:-1, None], jnp.int32), carry)
         return cross_entropy(logits, jnp.asarray(ids[1:, None], jnp.int32)).sum(), last
 
@@ -73,7 +77,7 @@ def test_the_updates_follow_the_equation(scoring):
     moved, carry, expected = params, model.initial_carry(params, 1), []
     for at in range(0, 4 * T, T):
         ids = TEXT[at : at + T + 1]
-        (total, last), grads = jax.value_and_grad(loss, has_aux=True)(moved, ids, carry)
+        (total, last), grads = gradient(moved, ids, carry)
         moved = jax.tree.map(
             lambda p, g, r, first: p - rate * g / (r + 0.1 * mean) + np.minimum(decay * r / mean, 1) * (first - p),
             moved,
@@ -89,16 +93,19 @@ def test_the_updates_follow_the_equation(scoring):
 def test_gradient_rms_is_the_root_mean_square_of_the_gradients(scoring):
     model, params, _, _ = scoring
     short = TRAIN[: 2 * T + 3]  # A segment and its predecessor fit at three positions.
+
+    @jax.jit
+    @jax.grad
+    def gradient(params, ids, carry):
+        logits, _ = model.apply({"params": params}, jnp.asarray(ids[:-1, None], jnp.int32), carry)
+        return cross_entropy(logits, jnp.asarray(ids[1:, None], jnp.int32)).sum()
+
     squares = []
     for start in range(3):
         before, ids = short[start : start + T], short[start + T : start + 2 * T + 1]
         _, carry = model.apply({"params": params}, jnp.asarray(before[:, None], jnp.int32), model.initial_carry(params, 1))
 
-        def loss(params, ids=ids, carry=carry):
-            logits, _ = model.apply({"params": params}, jnp.asarray(ids[:-1, None], jnp.int32), carry)
-            return cross_entropy(logits, jnp.asarray(ids[1:, None], jnp.int32)).sum()
-
-        squares.append(jax.tree.map(jnp.square, jax.grad(loss)(params)))
+        squares.append(jax.tree.map(jnp.square, gradient(params, ids, carry)))
     expected = jax.tree.map(lambda *s: jnp.sqrt(sum(s) / 3), *squares)
     found = gradient_rms(model, params, short, T, 50)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), found, expected)

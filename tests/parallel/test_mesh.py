@@ -14,8 +14,10 @@ import time
 import jax
 import numpy as np
 import pytest
+from conftest import COMMANDS
 from jax.sharding import PartitionSpec as P
 
+from charlm.config import cli
 from charlm.parallel import mesh as meshes
 from charlm.runs.checkpoint import Checkpoints
 from charlm.runs.flat_state import sha256
@@ -49,8 +51,12 @@ def wait_for(started, seconds=120):
 
 
 def train(path, small_config, num_processes, devices, *flags):
-    """Train in a folder; return (result, metrics)."""
-    return outcome(path, start_job(num_processes, devices, f"--config={small_config}", f"--workdir={path}", *flags))
+    """Train in a folder; return (result, metrics). A single process with one device is this one."""
+    flags = f"--config={small_config}", f"--workdir={path}", *flags
+    if (num_processes, devices) == (1, 1):
+        assert jax.device_count() == 1 and cli.run(COMMANDS["train"], flags) == 0
+        return outcome(path, [])
+    return outcome(path, start_job(num_processes, devices, *flags))
 
 
 def outcome(path, job):
@@ -81,10 +87,9 @@ def alone(small_config, tmp_path_factory):
     "num_processes, devices, flags",
     [
         (1, 4, ["--config.mesh.data=2", "--config.mesh.shard_params"]),
-        pytest.param(2, 2, [HOST_PATH], marks=pytest.mark.slow),
-        pytest.param(4, 1, ["--config.mesh.shard_params", HOST_PATH], marks=pytest.mark.slow),
+        pytest.param(2, 2, ["--config.mesh.shard_params", HOST_PATH], marks=pytest.mark.slow),
     ],
-    ids=["2 of 4 devices, sharded", "2 x 2, host path", "4 processes, sharded, host path"],
+    ids=["2 of 4 devices, sharded", "2 x 2, sharded, host path"],
 )
 def test_devices_share_a_batch_without_changing_the_training(small_config, alone, tmp_path, num_processes, devices, flags):
     check_close(train(tmp_path / "run", small_config, num_processes, devices, *flags), alone)

@@ -323,7 +323,9 @@ def test_the_lowest_temperature_draws_the_most_probable_symbols(trained, run):
 
 
 def shell(command):
-    return subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    """Run a command line. Its streams are buffered, as they are in a user's shell."""
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=env)
 
 
 @pytest.mark.slow
@@ -331,7 +333,6 @@ def test_closed_and_full_streams(trained, small_config, tmp_path):
     python, expected = sys.executable, json.loads((trained / "result.json").read_text())["params_sha256"]
     flags = f"--config={small_config} --config.train.eval_every=10 --config.optimizer.learning_rate=0.01"
     for name, streams in {
-        "no stderr": "2>&-",
         "neither": ">&- 2>&-",
         "full": ">/dev/full 2>/dev/full",
         "gone": "2>&1 | true",
@@ -341,12 +342,11 @@ def test_closed_and_full_streams(trained, small_config, tmp_path):
         assert found.returncode == 0, (name, found)
         assert json.loads((path / "result.json").read_text())["params_sha256"] == expected
         assert not any(b"LSTM 16" in file.read_bytes() for file in path.glob("*.json*")), "a message went into a file"
-    for command in (f"{python} -m charlm.sample --workdir={trained}", f"{python} -m charlm.evaluate --workdir={trained}"):
-        for stream in (">&-", ">/dev/full"):
-            found = shell(f"{command} {stream}")
-            assert found.returncode == 1 and "Traceback" not in found.stderr, (command, stream, found)
-            assert found.stderr.splitlines()[-1].startswith("charlm: the output cannot be written to stdout: ")
-        assert shell(f"set -o pipefail; {command} 2>/dev/full >/dev/null").returncode == 0
+    for name, stream in (("sample", ">&-"), ("sample", ">/dev/full"), ("evaluate", ">/dev/full")):
+        found = shell(f"{python} -m charlm.{name} --workdir={trained} {stream}")
+        assert found.returncode == 1 and "Traceback" not in found.stderr, (name, stream, found)
+        assert found.stderr.splitlines()[-1].startswith("charlm: the output cannot be written to stdout: ")
+    assert shell(f"{python} -m charlm.sample --workdir={trained} 2>/dev/full >/dev/null").returncode == 0
 
 
 @pytest.mark.slow

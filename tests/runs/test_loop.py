@@ -107,10 +107,8 @@ def test_an_extended_run_equals_a_longer_one(whole, run, small_config, tmp_path)
 
 
 CADENCES = (
-    ("--config.train.log_every=7",),
-    ("--config.train.eval_every=9", "--config.train.checkpoint_every=0"),
-    ("--config.train.checkpoint_every=3", "--config.train.sample_every=0"),
-    ("--config.train.steps_per_dispatch=1",),
+    ("--config.train.log_every=7", "--config.train.eval_every=9", "--config.train.checkpoint_every=3"),
+    ("--config.train.steps_per_dispatch=1", "--config.train.checkpoint_every=0", "--config.train.sample_every=0"),
     ("--config.train.steps_per_dispatch=64", "--config.train.log_every=0", "--config.train.eval_every=0"),
 )
 
@@ -136,33 +134,29 @@ def until(process, condition):
 
 @pytest.mark.slow  # test_faults.py stops and resumes a run within one process.
 @pytest.mark.parametrize(
-    "kind, number",
-    [
-        (STREAM, signal.SIGTERM),
-        (STREAM, signal.SIGKILL),
-        (STREAM, signal.SIGINT),
-        (WINDOWS, signal.SIGKILL),
-    ],
-    ids=["stream, SIGTERM", "stream, SIGKILL", "stream, SIGINT", "windows, SIGKILL"],
+    "kind, signals",
+    [(STREAM, [signal.SIGTERM, signal.SIGINT]), (WINDOWS, [signal.SIGKILL])],
+    ids=["stream, SIGTERM and SIGINT", "windows, SIGKILL"],
 )
-def test_a_run_that_is_stopped_and_resumed_equals_the_uninterrupted_run(whole, small_config, tmp_path, kind, number):
-    """The run is long enough for the signal to arrive before its end. The second start also changes the cadences."""
+def test_a_run_that_is_stopped_and_resumed_equals_the_uninterrupted_run(whole, small_config, tmp_path, kind, signals):
+    """The run is long enough for the signals to arrive before its end. The last start also changes the size of a dispatch."""
     steps = "--config.train.steps=1500"
     flags = "--config", str(small_config), "--workdir", str(tmp_path / "run"), *kind, steps, "--config.train.sample_every=0"
     slow = "--config.train.eval_every=0", "--config.train.checkpoint_every=130", "--config.train.log_every=100"
     uninterrupted = whole(*kind, steps, "--config.train.sample_every=0", *slow)
     path = tmp_path / "run"
-    process = start("train", *flags, *slow, "--config.train.steps_per_dispatch=5")
-    until(process, lambda: (path / "checkpoints" / "260").exists())
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[number], err
-    assert not (path / "result.json").exists()
-    if number != signal.SIGKILL:
-        assert f"stopped by {number.name} at step " in err
-    second = start("train", *flags, *slow, "--config.train.steps_per_dispatch=50")
-    _, err = second.communicate(timeout=120)
-    assert second.returncode == 0 and "; from step " in err, err
+    for number, step in zip(signals, ("260", "650")):
+        process = start("train", *flags, *slow, "--config.train.steps_per_dispatch=5")
+        until(process, (path / "checkpoints" / step).exists)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[number], err
+        assert not (path / "result.json").exists()
+        if number != signal.SIGKILL:
+            assert f"stopped by {number.name} at step " in err
+    last = start("train", *flags, *slow, "--config.train.steps_per_dispatch=50")
+    _, err = last.communicate(timeout=120)
+    assert last.returncode == 0 and "; from step " in err, err
     assert result(path)["params_sha256"] == result(uninterrupted)["params_sha256"]
     assert lines(path, "train") == lines(uninterrupted, "train") and lines(path, "val") == lines(uninterrupted, "val")
 

@@ -2,10 +2,13 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
-from conftest import COMMANDS, start
+from conftest import COMMANDS
 from matplotlib.image import imread
 
 from charlm.config import cli
@@ -37,10 +40,11 @@ def trained(small_config, tmp_path_factory):
 def test_selected_metrics_change_no_bit(small_config, tmp_path):
     """This holds for programs that XLA optimizes as usual. The tests' flags of XLA fuse other operations."""
     more = {"plain": [()], "selected": [METRICS], "later": [("--config.train.steps=20",), (*METRICS, "--extend")]}
-    for name, starts in more.items():
-        for flags in starts:
-            process = start("train", f"--config={small_config}", f"--workdir={tmp_path / name}", *flags, XLA_FLAGS="")
-            assert process.communicate() and process.returncode == 0
+    runs = [
+        [f"--config={small_config}", f"--workdir={tmp_path / name}", *flags] for name, each in more.items() for flags in each
+    ]
+    code = f"from charlm import train; from charlm.config import cli; assert not any(cli.run(train.main, r) for r in {runs!r})"
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"XLA_FLAGS": ""}, check=True)
     assert params_sha256(tmp_path / "plain") == params_sha256(tmp_path / "selected") == params_sha256(tmp_path / "later")
     for split in ("train", "val"):
         losses = [[line["nats_per_char"] for line in lines(tmp_path / name, split)] for name in more]

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from altered import altered, altered_bytes, altered_values
+from altered import FEW, altered, altered_bytes, altered_values
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -38,9 +38,6 @@ def workdir(trained, tmp_path_factory):
 CONFIG = default_config().to_dict()
 VOCAB = Vocab.from_chars("abc\n").to_json()
 SHARED = settings(suppress_health_check=list(HealthCheck))
-# For properties whose examples take long: fewer of them in the fast tests, and as many as the others in the profiles `more` and
-# `thorough`.
-FEW = settings(SHARED, max_examples=10 if settings.default.max_examples == 100 else settings.default.max_examples)
 
 
 def loads_or_refuses(load):
@@ -74,7 +71,7 @@ def test_an_altered_vocabulary_is_read_or_refused(trained, workdir, content):
 
 
 @pytest.mark.fuzz
-@settings(FEW)
+@settings(SHARED, max_examples=FEW)
 @given(content=altered({"packages": {"jax": "0"}, "device_kind": "cpu", "corpus_sha256": "0"}))
 def test_an_altered_manifest_or_result_is_read_or_refused(trained, workdir, content):
     for name in ("config.json", "vocab.json"):
@@ -95,7 +92,7 @@ def metadata(trained):
 
 # An example takes a tenth of a second.
 @pytest.mark.fuzz
-@settings(FEW)
+@settings(SHARED, max_examples=FEW)
 @given(data=st.data())
 def test_altered_metadata_of_a_checkpoint_restores_the_saved_state_or_is_refused(workdir, metadata, data):
     """The sha256 ensures that a state which is restored is the state that was saved."""

@@ -102,7 +102,7 @@ def test_a_warm_start_that_is_killed_and_continued_has_the_same_bits(first, othe
         "def get_config():\n    config = default_config()\n"
         f"    config.update({source!r})\n    return config\n"
     )
-    for _ in range(4):
+    for _ in range(2):
         process = start("train", f"--config={file}", f"--workdir={tmp_path / 'parts'}")
         checkpoints = tmp_path / "parts" / "checkpoints"
         before = max((int(each.name) for each in checkpoints.glob("[0-9]*") if each.name.isdecimal()), default=-1)

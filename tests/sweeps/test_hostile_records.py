@@ -5,7 +5,7 @@ import json
 import shutil
 
 import pytest
-from altered import altered
+from altered import FEW, altered
 from hypothesis import HealthCheck, given, settings
 from test_page import record
 
@@ -135,7 +135,7 @@ METRICS = [{"step": 10, "split": "val", "chars": 320, "nats_per_char": 2.5, "sec
 
 
 @pytest.mark.fuzz
-@SHARED
+@settings(SHARED, max_examples=FEW)
 @given(content=altered(record("seed=1", {"seed": 1, "model.cell": "gru"}, 1.5)))
 def test_an_altered_record_is_read_or_refused(tmp_path, content):
     (tmp_path / "results.jsonl").write_bytes(content)

@@ -69,23 +69,8 @@ def sequential(small_config, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_nodes_equal_the_sequential_executor_although_a_process_is_lost(address, sequential, tmp_path):
-    path, expected = sequential
-    process = sweep_on_ray(path, tmp_path / "w", f"--ray_address={address}", ALL_CORES)
-
-    def pids_with_checkpoint():
-        saved = {each.parent.parent.name for each in (tmp_path / "w").glob("*/checkpoints/[0-9]*")}
-        return [pid for name, pid in workers(tmp_path / "w").items() if name in saved]
-
-    os.kill(wait_for(pids_with_checkpoint, process)[0], signal.SIGKILL)
-    _, err = process.communicate()
-    assert process.returncode == 0, err
-    assert without_times(rows_of(tmp_path / "w")) == without_times(rows_of(expected))
-    assert len(list((tmp_path / "w" / "logs").iterdir())) == 4 and not (tmp_path / "w" / ".tune").exists()
-
-
-@pytest.mark.slow
-def test_a_sweep_that_is_killed_and_stopped_continues(address, sequential, tmp_path):
+def test_two_nodes_equal_the_sequential_executor_although_processes_are_lost_and_stopped(address, sequential, tmp_path):
+    """The sweep is killed, gets SIGTERM when it is started again, and then loses the process of a run."""
     path, expected = sequential
     flags = f"--ray_address={address}", ALL_CORES
 
@@ -99,9 +84,12 @@ def test_a_sweep_that_is_killed_and_stopped_continues(address, sequential, tmp_p
         _, err = process.communicate()
         assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), err
     process = sweep_on_ray(path, tmp_path / "w", *flags)
+    lost = wait_for(lambda: [pid for name, pid in workers(tmp_path / "w").items() if name in saved()], process)
+    os.kill(lost[0], signal.SIGKILL)
     _, err = process.communicate()
     assert process.returncode == 0, err
     assert without_times(rows_of(tmp_path / "w")) == without_times(rows_of(expected))
+    assert len(list((tmp_path / "w" / "logs").iterdir())) == 4 and not (tmp_path / "w" / ".tune").exists()
 
 
 @pytest.mark.slow

@@ -47,15 +47,15 @@ def test_runs_reuse_compiled_programs_and_have_the_same_bits_even_if_the_cache_i
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
     entries, shas = [], []
-    for name in ("first", "second", "third"):
+    for name in ("first", "second"):
         process = start("train", "--config", str(small_config), "--workdir", str(tmp_path / name))
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         entries.append(sorted((tmp_path / "cache" / "compiled").rglob("*-cache")))
         shas.append(json.loads((tmp_path / name / "result.json").read_text())["params_sha256"])
-        if name == "second":
-            for k, path in enumerate(entries[-1]):
+        if name == "first":  # Damage two entries of three: one is cut, one has a wrong bit.
+            for k, path in enumerate(entries[0]):
                 data = bytearray(path.read_bytes())
-                data[len(data) // 2] ^= 1
-                path.write_bytes(data if k % 2 else data[: len(data) // 2])
-    assert entries[0] and entries[0] == entries[1] == entries[2] and shas[0] == shas[1] == shas[2]
+                data[len(data) // 2] ^= k % 3 == 1
+                path.write_bytes(data if k % 3 else data[: len(data) // 2])
+    assert entries[0] and entries[0] == entries[1] and shas[0] == shas[1]

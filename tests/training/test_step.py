@@ -240,9 +240,14 @@ GROUPS = {
 }
 
 
-@pytest.mark.parametrize("vectorised", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.parametrize(
-    "name", ["stream", pytest.param("regularised", marks=pytest.mark.slow), pytest.param("windows", marks=pytest.mark.slow)]
+    "name, vectorised",
+    [
+        ("stream", False),
+        pytest.param("regularised", True, marks=pytest.mark.slow),
+        pytest.param("windows", True, marks=pytest.mark.slow),
+        pytest.param("windows", False, marks=pytest.mark.slow),
+    ],
 )
 def test_runs_side_by_side_equal_separate_runs(name, vectorised):
     """The runs differ in seed and hyperparameters. In a separate run the hyperparameters are constants of the program.
@@ -280,9 +285,13 @@ def test_every_traced_hyperparameter_is_a_key_of_the_config():
 
 
 @pytest.mark.parametrize(
-    "cell", [pytest.param("rnn", marks=pytest.mark.slow), "lstm", pytest.param("gru", marks=pytest.mark.slow)]
+    "cell, embedding_size, layers",
+    [
+        ("lstm", 256, 1),
+        pytest.param("rnn", 256, 1, marks=pytest.mark.slow),
+        pytest.param("gru", 64, 2, marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("embedding_size, layers", [(256, 1), pytest.param(64, 2, marks=pytest.mark.slow)])
 def test_a_step_in_bfloat16_differs_from_one_in_float32_only_by_rounding(cell, embedding_size, layers):
     """The products are larger than in the other tests, so XLA uses other kernels for them on a CPU."""
     found, state = [], None

@@ -10,11 +10,15 @@ import numpy as np
 
 from charlm.data.vocab import UNKNOWN, Vocab
 from charlm.inference.scorer import Score
+from charlm.system.errors import CorpusError
 
 # A notebook draws at most this many characters.
 _MAX_DRAWN = 20_000
 # The surprise that gets the full colour, in bits. A uniform choice among 256 symbols has 8 bits.
 _FULL_BITS = 8.0
+# The difference of two models that gets the full colour, in bits.
+_FULL_DIFFERENCE = 4.0
+_RED, _BLUE = "220, 50, 30", "30, 90, 220"
 
 
 def losses_in_all_units(score: Score, vocab: Vocab) -> dict[str, float]:
@@ -83,6 +87,24 @@ class TextScore:
                 yield char, nats
                 nats = 0.0
 
+    def compare(self, other: "TextScore") -> "ScoreDifference":
+        """Return this score minus another score of the same text, character by character.
+
+        The other model may have another vocabulary. Raises CorpusError if the two models read different texts, for example
+        because an unknown symbol was replaced, or if they score no character in common.
+        """
+        if not isinstance(other, TextScore):
+            raise CorpusError(f"compare: found {type(other).__name__}; expected a TextScore, as LanguageModel.score returns it")
+        (chars, nats), (other_chars, other_nats) = zip(*self.chars()), zip(*other.chars())
+        if chars != other_chars:
+            at = next((i for i, pair in enumerate(zip(chars, other_chars)) if pair[0] != pair[1]), None)
+            where = f"{len(chars):,} and {len(other_chars):,} characters" if at is None else f"they differ at character {at:,}"
+            raise CorpusError(f"compare: the two models read different texts ({where}); score the same text with both")
+        difference = np.subtract(nats, other_nats)
+        if not np.isfinite(difference).any():
+            raise CorpusError("compare: no character of the text is scored by both models; score a longer text")
+        return ScoreDifference("".join(chars), difference)
+
     def __repr__(self) -> str:
         return (
             f"TextScore({self.nats_per_char:.4f} nats per character, {self.bits_per_char:.4f} bits per character, "
@@ -91,7 +113,49 @@ class TextScore:
 
     def _repr_html_(self) -> str:
         """Return the text as HTML. The more bits a character costs, the redder it is. The tooltip names its bits."""
-        return _page(repr(self), (_char_span(char, nats) for char, nats in self.chars()), len(self.ids))
+        return _page(repr(self), (_char_span(char, nats, _FULL_BITS) for char, nats in self.chars()), len(self.ids))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScoreDifference:
+    """The score of one model minus that of another on the same text (`TextScore.compare`). A notebook draws it as text.
+
+    Attributes:
+        text: the text that both models read.
+        nats: the difference of each character in nats, float64, shape (characters,). It is negative where the first model
+            predicts the character better, and nan where one of the two models does not score it, as for the first character.
+    """
+
+    text: str
+    nats: np.ndarray
+
+    @property
+    def count(self) -> int:
+        """The number of characters that both models score."""
+        return int(np.isfinite(self.nats).sum())
+
+    @property
+    def mean(self) -> float:
+        """The mean difference of these characters in nats. It is negative if the first model is better."""
+        return float(np.mean(self.nats[np.isfinite(self.nats)]))
+
+    @property
+    def standard_error(self) -> float:
+        """The standard error of the mean, paired by character, as if characters were independent. Nan for a single character.
+
+        Neighbouring characters are usually correlated, so the true error tends to be larger.
+        """
+        if self.count < 2:
+            return math.nan
+        return float(np.std(self.nats[np.isfinite(self.nats)], ddof=1)) / math.sqrt(self.count)
+
+    def __repr__(self) -> str:
+        return f"ScoreDifference({self.mean:+.4f} ± {self.standard_error:.4f} nats per character, {self.count:,} characters)"
+
+    def _repr_html_(self) -> str:
+        """Return the text as HTML: blue where the first model is better, red where the second one is."""
+        spans = (_char_span(char, nats, _FULL_DIFFERENCE, "+") for char, nats in zip(self.text, self.nats.tolist()))
+        return _page(f"{self!r}: blue where the first is better, red where the second is", spans, len(self.text))
 
 
 def _page(title: str, spans: Iterator[str], num_symbols: int) -> str:
@@ -102,12 +166,13 @@ def _page(title: str, spans: Iterator[str], num_symbols: int) -> str:
     return f"<p>{html.escape(title)}</p><div style='{style}'>{''.join(drawn)}</div>{rest}"
 
 
-def _char_span(char: str, nats: float) -> str:
-    """Return one character as HTML."""
+def _char_span(char: str, nats: float, full_bits: float, sign: str = "") -> str:
+    """Return one character as HTML. `full_bits` get the full colour: red, or blue if `nats` is negative."""
     shown = html.escape(char).replace("\n", "&#9166;\n")
     if not math.isfinite(nats):
         return shown
     bits = nats / math.log(2)
-    strength = min(bits / _FULL_BITS, 1.0)
-    color = f"rgba(220, 50, 30, {0.75 * strength:.2f})"
-    return f"<span style='background: {color}' title='{html.escape(repr(char), quote=True)}: {bits:.2f} bits'>{shown}</span>"
+    strength = min(abs(bits) / full_bits, 1.0)
+    color = f"rgba({_BLUE if bits < 0 else _RED}, {0.75 * strength:.2f})"
+    title = f"{html.escape(repr(char), quote=True)}: {bits:{sign}.2f} bits"
+    return f"<span style='background: {color}' title='{title}'>{shown}</span>"

@@ -1,9 +1,11 @@
 """The standard streams of a command. They may be closed, full, or unable to encode a character."""
 
+import atexit
 import contextlib
 import io
 import os
 import sys
+from typing import TextIO
 
 from charlm.system.errors import RunFailed
 
@@ -30,6 +32,8 @@ def prepare_streams() -> None:
         # A message that names a file must not fail because the terminal cannot show a character.
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")
+    atexit.unregister(_end_messages)
+    atexit.register(_end_messages)
 
 
 def write_output(text: str) -> None:
@@ -54,6 +58,19 @@ def write_output(text: str) -> None:
 
 def discard_output() -> None:
     """Discard what is still to be written to stdout. Without this, Python reports an error when it ends."""
+    _discard(sys.stdout)
+
+
+def _end_messages() -> None:
+    """Discard the messages that a full stderr did not take. Without this, Python would end with 120."""
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        _discard(sys.stderr)
+
+
+def _discard(stream: TextIO) -> None:
+    """Discard what is still to be written to a stream."""
     with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.stdout.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        stream.flush()
