@@ -6,8 +6,8 @@ import json
 from hypothesis import settings
 from hypothesis import strategies as st
 
-# The number of examples of a property whose example takes long: a fifth, but all in the profile `thorough`.
-FEW = settings.default.max_examples // (5 if settings.default.max_examples < 10_000 else 1)
+# The number of examples of a property whose example takes long: a fifth in the fast tests, and all in the other profiles.
+FEW = settings.default.max_examples // (5 if settings.default.max_examples == 100 else 1)
 
 SCALARS = (
     st.none()
