@@ -228,6 +228,21 @@ def width_depth() -> str:
     return measured(["layers", "parameters (median)", *map(str.upper, cells)], rows, "width_depth")
 
 
+def cells() -> str:
+    """The loss, the speed and the best rate of each cell at equal parameters, the best cell first."""
+    from experiments.cells.run import best
+
+    rows = []
+    for cell, alike in best(read("cells")).items():
+        losses = [record["val_nats_per_char"] for record in alike]
+        speed = statistics.median(record["chars_per_second"] for record in alike)
+        columns = [f"`{cell}`", f"{alike[0]['width']}", f"{alike[0]['num_params']:,}", f"{alike[0]['rate']:g}"]
+        rows.append(Row([*columns, mean_and_deviation(losses), f"{len(losses)}", f"{speed:,.0f}"], alike))
+    rows.sort(key=lambda row: statistics.fmean(record["val_nats_per_char"] for record in row.records))
+    columns = ["cell", "units", "parameters", "rate", "validation loss, nats/char", "seeds", "characters/s"]
+    return measured(columns, rows, "cells")
+
+
 def ablation() -> str:
     """What one changed key is worth: the best held-out loss, and the difference from the row compared with."""
     from experiments.ablation.run import ROWS, TEXTS
@@ -380,6 +395,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "recipes": recipes,
     "learning-rate": learning_rate,
     "width-depth": width_depth,
+    "cells": cells,
     "ablation": ablation,
     "faults": faults,
     "throughput-steps": throughput_steps,

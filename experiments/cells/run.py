@@ -1,50 +1,37 @@
-"""Compare all cells at equal parameters: a sweep of rates, then three seeds of each cell at its best rate, one run at a time.
+"""Train every cell with about as many parameters as an LSTM of 128 units, one run at a time.
 
     pip install -c constraints.txt -e '.[shakespeare]'
-    python experiments/cells/run.py
+    python experiments/cells/run.py [--rates 0.005,0.01,0.02] [--seeds 0,1,2] [--draw]
 
-The sweep trains the rates of a cell side by side (`--executor vmap`), in runs/cells. The runs of the seeds have the machine to
-themselves, so their times can be compared. The script appends a line for each of them to results.jsonl and draws cells.png.
+Every run has the machine to itself, so the times can be compared. The script appends a line for each run to results.jsonl and
+draws cells.png. `--draw` only draws.
 """
 
+import argparse
 import json
+import statistics
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # So that the script finds the other experiments.
 
 from charlm.nn.cells import CELLS  # noqa: E402
 from experiments import records  # noqa: E402
-from experiments.cells import sweep  # noqa: E402
+from experiments.cells import config  # noqa: E402
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 FOLDER = ROOT / "runs" / "cells"
-SEEDS = (0, 1, 2)
-
-
-def best_rates() -> dict[str, float]:
-    """Run the sweep; return the rate with the lowest loss for each cell."""
-    argv = [sys.executable, "-m", "charlm.sweep", f"--sweep={HERE / 'sweep.py'}", f"--workdir={FOLDER / 'rates'}"]
-    subprocess.run([*argv, "--executor=vmap"], cwd=ROOT, check=True)
-    losses: dict[str, dict[float, float]] = {}
-    for line in (FOLDER / "rates" / "results.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        loss = (record["result"] or {}).get("val_nats_per_char")
-        if loss is not None:
-            overrides = record["overrides"]
-            losses.setdefault(overrides["model.cell"], {})[overrides["optimizer.learning_rate"]] = loss
-    return {cell: min(of_cell, key=of_cell.get) for cell, of_cell in losses.items()}
 
 
 def train(cell: str, rate: float, seed: int) -> dict:
     """Train one run alone and return its record."""
-    workdir, width = FOLDER / f"{cell}-{seed}", sweep.width(cell)
-    config = FOLDER / "base.py"
-    config.write_text((HERE / "sweep.py").read_text() + "\n\nget_config = base\n")
-    flags = {"config.model.cell": cell, "config.model.hidden_size": width, "config.seed": seed}
-    flags |= {"config": config, "workdir": workdir, "config.optimizer.learning_rate": rate}
+    workdir, width = FOLDER / f"{cell}-{rate:g}-{seed}", config.width(cell)
+    flags = {"config": HERE / "config.py", "workdir": workdir, "config.model.cell": cell, "config.model.hidden_size": width}
+    flags |= {"config.seed": seed, "config.optimizer.learning_rate": rate}
     argv = [sys.executable, "-m", "charlm.train", *(f"--{name}={value}" for name, value in flags.items())]
     subprocess.run(argv, cwd=ROOT, check=True)
     result = json.loads((workdir / "result.json").read_text())
@@ -55,6 +42,18 @@ def train(cell: str, rate: float, seed: int) -> dict:
     return values | {"curve": curve}
 
 
+def best(found: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the runs of each cell at its best rate: that with the lowest mean loss."""
+    latest: dict[str, dict[float, dict[int, Mapping[str, Any]]]] = {}
+    for record in found:
+        latest.setdefault(record["cell"], {}).setdefault(record["rate"], {})[record["seed"]] = record
+    chosen = {}
+    for cell, of_rates in latest.items():
+        alike = [list(of_seeds.values()) for of_seeds in of_rates.values()]
+        chosen[cell] = min(alike, key=lambda each: statistics.fmean(record["val_nats_per_char"] for record in each))
+    return chosen
+
+
 def draw() -> None:
     """Draw the loss of all cells over characters and over seconds, the mean of the seeds."""
     import matplotlib
@@ -63,12 +62,10 @@ def draw() -> None:
     import matplotlib.pyplot as plt
     import numpy as np
 
-    found = [json.loads(line) for line in (HERE / "results.jsonl").read_text().splitlines()]
+    found = best(json.loads(line) for line in (HERE / "results.jsonl").read_text().splitlines())
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
-    for k, cell in enumerate(CELLS):
-        curves = [np.array(record["curve"]) for record in found if record["cell"] == cell]
-        if not curves:
-            continue
+    for k, (cell, alike) in enumerate(found.items()):
+        curves = [np.array(record["curve"]) for record in alike]
         mean, style = np.mean(curves, axis=0), {"color": plt.cm.tab20(k % 20), "marker": "o^s"[k % 3], "markersize": 3}
         axes[0].plot(mean[:, 0] / 1e6, mean[:, 2], label=cell, **style)
         axes[1].plot(mean[:, 1], mean[:, 2], **style)
@@ -80,11 +77,15 @@ def draw() -> None:
 
 def main() -> None:
     """Run the experiment."""
-    if "--draw" not in sys.argv:
-        rates = best_rates()
-        for seed in SEEDS:
-            for cell in CELLS:
-                print(records.append(HERE, train(cell, rates[cell], seed)), flush=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rates", default="0.005,0.01,0.02", help="learning rates")
+    parser.add_argument("--seeds", default="0,1,2", help="seeds")
+    parser.add_argument("--draw", action="store_true", help="only draw cells.png")
+    flags = parser.parse_args()
+    runs = [(float(rate), int(seed)) for seed in flags.seeds.split(",") for rate in flags.rates.split(",")]
+    for rate, seed in [] if flags.draw else runs:
+        for cell in CELLS:
+            print(records.append(HERE, train(cell, rate, seed)), flush=True)
     draw()
 
 

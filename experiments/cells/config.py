@@ -1,18 +1,15 @@
-"""Every cell of the box with about as many parameters as an LSTM of 128 units, at several learning rates."""
+"""What the runs of this experiment share, and the width with which each cell has about as many parameters as the LSTM."""
 
 import jax
 
 from charlm.config import default_config
-from charlm.nn.cells import CELLS
 from charlm.nn.model import CharLM, num_params
-from charlm.sweep import chain, product
 
-RATES = [2e-3, 5e-3, 1e-2]
 # The number of symbols of the built-in corpus.
 _VOCAB_SIZE = 84
 
 
-def base():
+def get_config():
     """Return the config that all runs share."""
     config = default_config()
     config.batching.batch_size = 32
@@ -32,22 +29,16 @@ def base():
 
 def parameters(cell: str, width: int) -> int:
     """Return the number of parameters of a model with this cell and this width."""
-    model = base().model
+    model = get_config().model
     model.cell, model.hidden_size = cell, width
     return num_params(jax.eval_shape(CharLM.from_config(model, _VOCAB_SIZE).initial_params, jax.random.key(0)))
 
 
 def width(cell: str) -> int:
     """Return the width with which a cell has about as many parameters as the LSTM."""
-    goal = parameters("lstm", base().model.hidden_size)
+    goal = parameters("lstm", get_config().model.hidden_size)
     low, high = 1, 4096
     while low < high:  # The smallest width that reaches the goal.
         middle = (low + high) // 2
         low, high = (low, middle) if parameters(cell, middle) >= goal else (middle + 1, high)
     return min((low - 1, low), key=lambda each: abs(parameters(cell, each) - goal))
-
-
-def get_sweep():
-    """Return the runs of the rates, one seed each."""
-    rates = {"optimizer.learning_rate": RATES}
-    return base(), chain(*(product({"model.cell": [c], "model.hidden_size": [width(c)], **rates}) for c in CELLS))
