@@ -5,7 +5,7 @@ import jax
 from charlm.config import default_config
 from charlm.nn.model import CharLM, num_params
 
-# The number of symbols of the built-in corpus.
+# About the number of symbols of the built-in corpus. The widths hardly depend on it.
 _VOCAB_SIZE = 84
 
 
