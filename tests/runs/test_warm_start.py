@@ -52,11 +52,15 @@ def learned(text_file, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("encoding", ["embedding", pytest.param("one_hot", marks=pytest.mark.slow)])
-def test_symbols_keep_their_rows_and_new_ones_get_fresh_rows(text_file, other_text, tmp_path, encoding, capfd):
-    config = config_for(text_file, 3, **{"model.encoding": encoding})
+ENCODINGS = [("embedding", "lstm"), *(pytest.param("one_hot", c, marks=pytest.mark.slow) for c in ("lstm", "mogrifier_lstm"))]
+
+
+@pytest.mark.parametrize("encoding, cell", ENCODINGS)
+def test_symbols_keep_their_rows_and_new_ones_get_fresh_rows(text_file, other_text, tmp_path, encoding, cell, capfd):
+    config = config_for(text_file, 3, **{"model.encoding": encoding, "model.cell": cell})
     source = charlm.fit(config, tmp_path / "source", progress=False)
     changes = {"train.init_from": str(tmp_path / "source"), "model.encoding": encoding, "optimizer.learning_rate": 1e-30}
+    changes["model.cell"] = cell
     capfd.readouterr()
     model = charlm.fit(config_for(other_text, 1, **changes), tmp_path / "warm", progress=False)
     err = capfd.readouterr().err

@@ -13,6 +13,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from charlm.data.vocab import Vocab, preview
+from charlm.nn.cell import INPUTS
+from charlm.nn.cells import find_cell
 from charlm.runs.flat_state import FlatState, flatten_state, sha256
 from charlm.runs.load import load_model
 from charlm.runs.run_corpus import base_vocab_key
@@ -97,7 +99,12 @@ def match_params(source: Source, config: ConfigDict, vocab: Vocab, fresh: FlatSt
     known = {symbol: id for id, symbol in enumerate(source.vocab.symbols)}
     shared = [id for id, symbol in enumerate(vocab.symbols) if symbol in known]
     theirs = [known[vocab.symbols[id]] for id in shared]
-    axes = {"embedding": 0, "head_W": 1, "head_b": 0} | ({"layer_0.W_x": 0} if config.model.encoding == "one_hot" else {})
+    axes = {"embedding": 0, "head_W": 1, "head_b": 0}
+    if config.model.encoding == "one_hot":  # The inputs of the first layer are symbols.
+        axes["layer_0.W_x"] = 0
+        for matrix in find_cell(config.model.cell).matrices:
+            if INPUTS in (matrix.rows, matrix.columns):
+                axes[f"layer_0.{matrix.name}"] = 0 if matrix.rows == INPUTS else 1
     params = {}
     for name, array in fresh.items():
         other = source.params[name]
