@@ -70,7 +70,7 @@ def draw() -> None:
         axes[0].plot(mean[:, 0] / 1e6, mean[:, 2], label=cell, **style)
         axes[1].plot(mean[:, 1], mean[:, 2], **style)
     axes[0].set(xlabel="million characters", ylabel="validation loss in nats per character")
-    axes[1].set(xlabel="seconds of training", xscale="log")
+    axes[1].set(xlabel="seconds since the start, evaluation included", xscale="log")
     figure.legend(loc="outside right center", fontsize="small")
     figure.savefig(HERE / "cells.png", dpi=110)
 

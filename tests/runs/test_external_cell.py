@@ -1,9 +1,13 @@
 """A cell from outside the package: `model.cell` is `module:name`, and only the user's own words import the module."""
 
+import importlib
 import json
 import sys
 
+import jax
+import numpy as np
 import pytest
+from models import small_model
 
 import charlm
 from charlm.system.errors import ConfigError
@@ -43,12 +47,10 @@ def test_a_run_with_a_cell_of_a_module_needs_the_module_to_be_named(run, small_c
     cell = f"--config.model.cell={module}:zoneout"
     assert run("train", f"--config={small_config}", f"--workdir={path}", cell)[0] == 0
     assert json.loads((path / "config.json").read_text())["model"]["cell"] == f"{module}:zoneout"
-    exported = tmp_path / "exported"
     for command in (
         ("sample", f"--workdir={path}", "--length=10"),
         ("evaluate", f"--workdir={path}"),
         ("reproduce", f"--workdir={path}"),
-        ("export", f"--workdir={path}", "--format=safetensors", f"--output={exported}"),
         ("report", f"--workdir={path}"),
     ):
         sys.modules.pop(module)  # As in a new process.
@@ -57,11 +59,27 @@ def test_a_run_with_a_cell_of_a_module_needs_the_module_to_be_named(run, small_c
         assert module not in sys.modules, "a name in a workdir imports nothing"
         code, _, err = run(*command, f"--cell_module={module}")
         assert code == 0, err
-    for folder in (path, exported):
-        sys.modules.pop(module)
-        with pytest.raises(ConfigError, match="cell_module"):
-            charlm.load(folder)
-        assert charlm.load(folder, cell_module=module).sample(length=5, seed=1)
+    sys.modules.pop(module)
+    with pytest.raises(ConfigError, match="cell_module"):
+        charlm.load(path)
+    assert charlm.load(path, cell_module=module).sample(length=5, seed=1)
+
+
+def test_an_exported_model_needs_the_module_to_be_named(run, tmp_path, module):
+    pytest.importorskip("safetensors", reason="the extra `export` is not installed")
+    importlib.import_module(module)
+    path, exported = tmp_path / "run", tmp_path / "exported"
+    model = small_model(f"{module}:zoneout")
+    model.save(path)
+    command = "export", f"--workdir={path}", "--format=safetensors", f"--output={exported}"
+    sys.modules.pop(module)
+    code, _, err = run(*command)
+    assert code == 2 and err.count("\n") == 1 and "--cell_module" in err, err
+    assert run(*command, f"--cell_module={module}")[0] == 0
+    sys.modules.pop(module)
+    with pytest.raises(ConfigError, match="cell_module"):
+        charlm.load(exported)
+    jax.tree.map(np.testing.assert_array_equal, charlm.load(exported, cell_module=module).params, model.params)
 
 
 def test_a_killed_run_with_noise_ends_with_the_same_bits(run, small_config, tmp_path, module):

@@ -76,8 +76,8 @@ def default_config() -> ConfigDict:
     batching.reset_prob = 0.02  # For stream: the probability that a window starts from the initial state.
     batching.shuffle = True  # For windows and sliding: whether each epoch has a new random order, not the order of the text.
 
-    config.model = model = config_dict.ConfigDict()
     # The effects on the loss were measured in experiments/ablation, where one key at a time was changed on tiny Shakespeare.
+    config.model = model = config_dict.ConfigDict()
     # The cell: rnn, lstm, gru, ln_lstm, ln_gru, mlstm, mogrifier_lstm, slstm, cifg_lstm, mgu, indrnn, min_gru or min_lstm; or
     # module:name, a cell of your own. Layer normalisation (ln) lowers the loss and halves the speed.
     model.cell = "lstm"
@@ -118,8 +118,8 @@ def default_config() -> ConfigDict:
     optimizer.final_learning_rate = 0.0  # For warmup_cosine: the rate at the end. For step_decay: the lowest rate.
     optimizer.momentum = 0.0  # For sgd and rmsprop: the momentum.
     optimizer.mean_square_decay = 0.9  # For rmsprop: the decay of the mean square of the gradient.
-    optimizer.b1 = 0.9  # For adam, adamw, lion and muon: the decay of the mean of the gradient.
-    optimizer.b2 = 0.999  # For adam, adamw and muon: the decay of the mean square of the gradient; for lion: see optax.
+    optimizer.b1 = 0.9  # For adam, adamw and muon: the decay of the mean of the gradient. For lion: its weight.
+    optimizer.b2 = 0.999  # For adam, adamw and muon: the decay of the mean square of the gradient. For lion: that of the mean.
     optimizer.eps = 1e-8  # For adam, adamw, rmsprop and muon: the constant in the denominator.
     optimizer.weight_decay = 0.0  # For adamw, lion and muon: the weight decay.
     optimizer.muon_momentum = 0.95  # For muon: the decay of the mean of the gradient of a kernel.

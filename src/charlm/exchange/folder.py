@@ -27,7 +27,7 @@ from charlm.exchange.torch_names import (
 )
 from charlm.nn.cells import import_cell_module
 from charlm.nn.model import CharLM, num_params
-from charlm.runs.flat_state import sha256
+from charlm.runs.flat_state import flatten_state, sha256
 from charlm.runs.language_model import LanguageModel
 from charlm.runs.load import load_model
 from charlm.runs.memory import check_memory
@@ -114,7 +114,7 @@ def _to_arrays(model: ConfigDict, params: Any) -> StateDict:
     """Return the parameters of a model under the names of the file."""
     if has_torch_names(model):
         return to_torch(model, params)
-    return {name: np.ascontiguousarray(array) for name, array in flatten_dict(params, sep=".").items()}
+    return flatten_state(params)
 
 
 def _shapes(model: ConfigDict, vocab_size: int) -> dict[str, tuple[int, ...]]:

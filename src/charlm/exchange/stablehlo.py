@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from charlm.exchange.files import new_path, require
 from charlm.nn.cells import find_cell
@@ -50,7 +51,9 @@ def write_stablehlo(model: LanguageModel, path: Path, batch: int = 1, window: in
     num_arrays = model.config.model.num_layers * len(find_cell(model.config.model.cell).carries)
 
     def unroll(params, ids_TB, state):
-        logits_TBV, state = module.apply({"params": _nested(params)}, ids_TB, jax.tree.unflatten(treedef, state))
+        logits_TBV, state = module.apply(
+            {"params": unflatten_dict(params, sep=".")}, ids_TB, jax.tree.unflatten(treedef, state)
+        )
         return logits_TBV, jax.tree.leaves(state)
 
     def step(params, ids_B, state):
@@ -88,15 +91,3 @@ def write_stablehlo(model: LanguageModel, path: Path, batch: int = 1, window: in
         np.savez(buffer, **{name: np.asarray(value) for name, value in flat.items()})
         archive.writestr("params.npz", buffer.getvalue())
         archive.writestr("about.json", json.dumps(about, indent=2) + "\n")
-
-
-def _nested(flat: dict[str, jax.Array]) -> dict:
-    """Return a tree from {dotted path: array}."""
-    tree: dict = {}
-    for name, value in flat.items():
-        *groups, last = name.split(".")
-        node = tree
-        for group in groups:
-            node = node.setdefault(group, {})
-        node[last] = value
-    return tree

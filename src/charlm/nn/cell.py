@@ -33,7 +33,7 @@ GateValues = Callable[[Params, jax.Array, Carry, Dot], Blocks]
 # (params, x_proj_GB) -> (decay_HB, added_HB).
 Coefficients = Callable[[Params, jax.Array], tuple[jax.Array, jax.Array]]
 # What the forward pass saves of a step (`Derivative.forward`).
-Saved = tuple[Blocks | None, ...]
+Saved = tuple[Blocks, ...]
 Initializer = Callable[..., jax.Array]
 
 # As the number of rows or columns of a matrix: I, the number of input features.
@@ -82,7 +82,7 @@ class Derivative(NamedTuple):
     Attributes:
         forward: (params, x_proj_GB, h_proj_GB, carry) -> (carry, saved), where h_proj is W_h h. `saved` holds what `backward`
             needs besides the carries, as one or two arrays, each given as blocks. The first array overwrites x_proj_GB in its
-            buffer; None leaves x_proj_GB there. The second array has as many rows as the dh of `backward`.
+            buffer. The second array has as many rows as the dh of `backward`.
         backward: (params, saved, carry before, carry after, dcarry) -> (dparams, dx, dh, dcarry), the gradients of one step.
             `saved` arrives as one or two arrays, their blocks concatenated. dx is the gradient with respect to x_proj_GB, and
             dh the gradient with respect to the last rows of h_proj_GB, both as blocks. dh covers only the rows where it differs
@@ -99,7 +99,7 @@ class Cell(NamedTuple):
     Attributes:
         update: (params, x_proj_GB, carry, dot) -> carry, one time step.
         gates: the names of the blocks of x_proj, each of H rows. For the LSTM and the GRU the order is that of cuDNN and
-        PyTorch.
+            PyTorch.
         carries: the names of the arrays in the carry, each of shape (H, B). The first one is the output.
         matrices: the matrices of the products inside the loop.
         vectors: the parameters besides W_x, b and the matrices. Their names are the keys of `params`.

@@ -1,6 +1,6 @@
 """The registry of recurrent cells, and the cells whose derivative JAX computes.
 
-A new cell is a function of one time step (`charlm.nn.cell`) and one entry of `CELLS`. A cell outside of the package has a name
+A new cell is a function of one time step (`charlm.nn.cell`) and one entry of `CELLS`. A cell outside the package has a name
 of the form `module:name` (`find_cell`).
 
 Each function below returns (carry, values of the gates).
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from charlm.nn import core_cells
 from charlm.nn.cell import INPUTS, Blocks, Carry, Cell, Dot, Matrix, Params, Vector, blocks, linear, sigmoid
-from charlm.nn.core_cells import gru_gates, gru_step, lstm_gates, lstm_tanh
+from charlm.nn.core_cells import gru_gates, gru_step, lstm_gates, lstm_step, lstm_tanh
 from charlm.system.errors import ConfigError
 
 _LN_LSTM_GROUPS = (4,)
@@ -39,9 +39,8 @@ def mlstm(params: Params, x_proj_GB: jax.Array, carry: Carry, dot: Dot) -> tuple
     h_HB, c_HB = carry
     hidden = len(h_HB)
     m_HB = x_proj_GB[:hidden] * dot("W_hm", h_HB)
-    i, f, g, o = lstm_gates(lstm_tanh(x_proj_GB[hidden:] + dot("W_h", m_HB)))
-    c_HB = f * c_HB + i * g
-    return (o * jnp.tanh(c_HB), c_HB), (m_HB, i, f, g, o)
+    carry, gates = lstm_step(x_proj_GB[hidden:] + dot("W_h", m_HB), c_HB)
+    return carry, (m_HB, *gates)
 
 
 def mogrifier_lstm(params: Params, x_IB: jax.Array, carry: Carry, dot: Dot) -> tuple[Carry, Blocks]:
@@ -55,9 +54,7 @@ def mogrifier_lstm(params: Params, x_IB: jax.Array, carry: Carry, dot: Dot) -> t
             x_IB = 2 * sigmoid(dot(f"Q_{k}", h_HB)) * x_IB
         else:
             h_HB = 2 * sigmoid(dot(f"R_{k}", x_IB)) * h_HB
-    i, f, g, o = lstm_gates(lstm_tanh(dot("W_x", x_IB) + dot("W_h", h_HB) + params["b"][:, None]))
-    c_HB = f * c_HB + i * g
-    return (o * jnp.tanh(c_HB), c_HB), (i, f, g, o)
+    return lstm_step(dot("W_x", x_IB) + dot("W_h", h_HB) + params["b"][:, None], c_HB)
 
 
 def slstm(params: Params, x_proj_GB: jax.Array, carry: Carry, dot: Dot) -> tuple[Carry, Blocks]:
@@ -259,7 +256,9 @@ def import_cell(name: Any) -> None:
 
 
 def import_cell_module(module: str | None) -> None:
-    """Import the module of a cell from outside the package, if one is given. A name in a workdir is no reason to call this.
+    """Import the module of a cell from outside the package, if one is given.
+
+    The user must have named it. The config of a workdir is not enough, because the workdir may come from somebody else.
 
     Raises:
         ConfigError: the module cannot be imported.

@@ -69,14 +69,14 @@ def lstm_gates(tanh_GB: jax.Array) -> Blocks:
     return 0.5 * i + 0.5, 0.5 * f + 0.5, g, 0.5 * o + 0.5
 
 
-def lstm_step(preactivations_GB: jax.Array, c_HB: jax.Array) -> Carry:
-    """Return the carry (h', c') of an LSTM, where i, f, o = sigmoid and g = tanh of their blocks of the preactivations.
+def lstm_step(preactivations_GB: jax.Array, c_HB: jax.Array) -> tuple[Carry, Blocks]:
+    """Return the carry (h', c') of an LSTM and its gates i, f, g, o.
 
-    c' = f c + i g; h' = o tanh(c').
+    i, f, o = sigmoid and g = tanh of their blocks of the preactivations. c' = f c + i g; h' = o tanh(c').
     """
     i, f, g, o = lstm_gates(lstm_tanh(preactivations_GB))
     c_HB = f * c_HB + i * g
-    return o * jnp.tanh(c_HB), c_HB
+    return (o * jnp.tanh(c_HB), c_HB), (i, f, g, o)
 
 
 def lstm_update(params: Params, x_proj_GB: jax.Array, carry: Carry, dot: Dot) -> Carry:
@@ -85,12 +85,12 @@ def lstm_update(params: Params, x_proj_GB: jax.Array, carry: Carry, dot: Dot) ->
     This is `lstm_step` of x_proj + W_h h (Hochreiter and Schmidhuber 1997; Gers et al. 2000).
     """
     del params
-    return lstm_step(x_proj_GB + dot("W_h", carry[0]), carry[1])
+    return lstm_step(x_proj_GB + dot("W_h", carry[0]), carry[1])[0]
 
 
 def _lstm_gate_values(params: Params, x_proj_GB: jax.Array, carry: Carry, dot: Dot) -> Blocks:
     del params
-    return lstm_gates(lstm_tanh(x_proj_GB + dot("W_h", carry[0])))
+    return lstm_step(x_proj_GB + dot("W_h", carry[0]), carry[1])[1]
 
 
 def _gru_forward(params: Params, x_proj_GB: jax.Array, h_proj_GB: jax.Array, carry: Carry) -> tuple[Carry, Saved]:

@@ -106,7 +106,7 @@ def _unroll_by_hand_fwd(cell, dtype, params, W_h_GH, x_proj_TGB, carry):
     def step(t, state):
         carry, saved, carries = state
         carry, blocks = cell.derivative.forward(params, _read_rows(saved[0], t), product(W_h, carry[0]), carry)
-        saved = tuple(buffer if each is None else _write_rows(buffer, t, each) for buffer, each in zip(saved, blocks))
+        saved = tuple(_write_rows(buffer, t, each) for buffer, each in zip(saved, blocks))
         carries = tuple(_write_rows(buffer, t + 1, (each,)) for buffer, each in zip(carries, carry))
         return carry, saved, carries
 

@@ -23,7 +23,7 @@ def muon(optimizer: ConfigDict, schedule: optax.Schedule) -> optax.GradientTrans
     layer's W_x, the embedding and the head belong to symbols, so Adam updates them.
 
     Args:
-        optimizer: `config.optimizer`. The keys are b1 and b2 (of Adam), muon_momentum, newton_schulz_steps and weight_decay.
+        optimizer: `config.optimizer`. Its keys b1 and b2 are for Adam.
         schedule: step -> learning rate, of Muon and of Adam.
     """
     inner = contrib.muon(
