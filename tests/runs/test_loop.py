@@ -447,6 +447,7 @@ REGULARISED = (
     "--config.optimizer.momentum=0.5", "--config.optimizer.schedule=step_decay", "--config.optimizer.decay_every=15",
     "--config.optimizer.accumulation_steps=2",
 )  # fmt: skip
+SCHEDULE_FREE = ("--config.optimizer.name=schedule_free_adamw", "--config.optimizer.skip_not_finite=1")
 
 
 EVERY_PART = (
@@ -457,7 +458,9 @@ EVERY_PART = (
 
 
 @pytest.mark.parametrize(
-    "kind", [REGULARISED, pytest.param(EVERY_PART, marks=pytest.mark.slow)], ids=["regularised", "every part"]
+    "kind",
+    [REGULARISED, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (EVERY_PART, SCHEDULE_FREE))],
+    ids=["regularised", "every part", "schedule-free"],
 )
 def test_a_run_with_any_option_resumes_to_the_same_bits(whole, run, small_config, tmp_path, kind):
     """A shorter run that is extended equals a longer run from the start."""

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charlm.config import default_config
+from charlm.training.averaging import opt_state_from, updated_average
 from charlm.training.optimizers import make_optimizer, make_schedule, schedule_spans_run
 
 
@@ -92,6 +93,22 @@ def test_weight_decay_is_decoupled():
 
 def test_lion_moves_every_parameter_by_the_learning_rate():
     np.testing.assert_allclose(update(options(name="lion", learning_rate=0.01), GRAD), -0.01 * np.sign(GRAD), rtol=1e-5)
+
+
+def test_the_average_of_schedule_free_adamw_is_its_own():
+    """The average x and the sequence z satisfy the recursion of the paper, with a constant rate: x is the mean of all z."""
+    config = default_config()
+    config.optimizer.update(name="schedule_free_adamw", learning_rate=0.1, b1=0.7, clip_norm=100.0)
+    chain, params = make_optimizer(config.optimizer, 10), jnp.zeros(3)
+    opt_state = opt_state_from(params + 1.0, chain.init(params))
+    params, found = params + 1.0, []
+    for step in range(4):
+        updates, opt_state = chain.update(GRAD * (step + 1), opt_state, params)
+        params = params + updates
+        found.append(optax.tree.get(opt_state, "z"))
+    average = updated_average(config, (), params, opt_state, jnp.asarray(3))
+    np.testing.assert_allclose(found[0], 1.0 - 0.1 * np.sign(GRAD), rtol=1e-4)
+    np.testing.assert_allclose(average, np.mean(found, axis=0), rtol=1e-4)
 
 
 def test_muon_orthogonalises_the_block_of_each_gate():

@@ -108,7 +108,7 @@ def default_config() -> ConfigDict:
     model.dtype = "float32"  # The dtype of the operands of products: float32, or bfloat16 for GPU and TPU.
 
     config.optimizer = optimizer = config_dict.ConfigDict()
-    optimizer.name = "adam"  # sgd, rmsprop, adam, adamw, lion or muon.
+    optimizer.name = "adam"  # sgd, rmsprop, adam, adamw, lion, muon or schedule_free_adamw.
     optimizer.learning_rate = 2e-3  # The highest learning rate of the schedule.
     optimizer.schedule = "constant"  # constant, warmup_cosine or step_decay.
     optimizer.warmup_steps = 0  # For warmup_cosine: the number of steps of the linear rise.
@@ -118,10 +118,14 @@ def default_config() -> ConfigDict:
     optimizer.final_learning_rate = 0.0  # For warmup_cosine: the rate at the end. For step_decay: the lowest rate.
     optimizer.momentum = 0.0  # For sgd and rmsprop: the momentum.
     optimizer.mean_square_decay = 0.9  # For rmsprop: the decay of the mean square of the gradient.
-    optimizer.b1 = 0.9  # For adam, adamw and muon: the decay of the mean of the gradient. For lion: its weight.
-    optimizer.b2 = 0.999  # For adam, adamw and muon: the decay of the mean square of the gradient. For lion: that of the mean.
-    optimizer.eps = 1e-8  # For adam, adamw, rmsprop and muon: the constant in the denominator.
-    optimizer.weight_decay = 0.0  # For adamw, lion and muon: the weight decay.
+    # For adam, adamw and muon: the decay of the mean of the gradient. For lion: its weight. For schedule_free_adamw: the weight
+    # of the averaged parameters where the gradient is computed.
+    optimizer.b1 = 0.9
+    optimizer.b2 = (
+        0.999  # For adam and its relatives: the decay of the mean square of the gradient. For lion: that of the mean.
+    )
+    optimizer.eps = 1e-8  # The constant in the denominator, except for sgd and lion.
+    optimizer.weight_decay = 0.0  # For adamw, lion, muon and schedule_free_adamw: the weight decay.
     optimizer.muon_momentum = 0.95  # For muon: the decay of the mean of the gradient of a kernel.
     optimizer.newton_schulz_steps = 5  # For muon: the number of iterations that orthogonalise the update of a kernel.
     optimizer.clip_value = unset(float)  # Clip each element of the gradient to [-x, x].

@@ -286,6 +286,11 @@ def _check_combinations(values: _Values, refuse: _Refuse) -> None:
     for name, what in SCHEDULES[values["optimizer.schedule"]].needs.items():
         if values[f"optimizer.{name}"] is None:
             refuse("optimizer.schedule", f"it needs optimizer.{name}, {what}")
+    if values["optimizer.name"] == "schedule_free_adamw":
+        if not values["optimizer.b1"]:
+            refuse("optimizer.b1", "it must be greater than 0 for schedule_free_adamw")
+        if values["train.ema_decay"]:
+            refuse("train.ema_decay", "it must be 0 with schedule_free_adamw, which averages the parameters itself")
     if values["batching.batch_size"] % values["optimizer.accumulation_steps"]:
         refuse("optimizer.accumulation_steps", f"it must divide batching.batch_size {values['batching.batch_size']}")
     if values["batching.loss_on"] == "last" and values["batching.layout"] == "stream":

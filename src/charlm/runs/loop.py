@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -207,7 +206,7 @@ def _warm_start(
     if carry and config.model.learn_initial_state:
         carry = CharLM.from_config(config.model, vocab.size).initial_carry(host_params, config.batching.batch_size)
         carry = meshes.put_tree(program.mesh, carry, shardings and shardings.carry)
-    return state.replace(params=params, carry=carry, ema=jax.tree.map(jnp.copy, params) if state.ema else ())
+    return state.started_from(params, carry)
 
 
 def _make_windows(prepared: Prepared, mesh: Mesh | None, at: int, end: int) -> WindowSource:

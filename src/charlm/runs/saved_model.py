@@ -89,7 +89,7 @@ def _write_checkpoint(path: Path, config: ConfigDict, vocab: Vocab, params: Any)
     program = Program(config, vocab.size, 1000, carries_state=config.batching.layout == "stream")
     state = compute_first_state(init_state, program, {"seed": np.uint32(config.seed)})
     carry = program.bind({})[1].initial_carry(params, config.batching.batch_size) if program.carries_state else ()
-    state = state.replace(params=params, ema=params if state.ema else (), carry=carry)
+    state = state.started_from(params, carry)
     checkpoints = Checkpoints(path)
     try:
         checkpoints.save(0, state, dataclasses.asdict(Progress()), None)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import optax
 from ml_collections import ConfigDict
+from optax import contrib
 
 from charlm.training.muon import muon
 
@@ -95,6 +96,15 @@ def lion(optimizer: ConfigDict, schedule: optax.Schedule) -> optax.GradientTrans
     return optax.lion(schedule, b1=optimizer.b1, b2=optimizer.b2, weight_decay=optimizer.weight_decay)
 
 
+def schedule_free_adamw(optimizer: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """AdamW with an average of all parameters so far in place of a falling rate (Defazio et al. 2024).
+
+    Its `b1` is the weight of the average where the gradient is computed. `averaging` computes the average, which is scored.
+    """
+    b1, b2 = optimizer.b1, optimizer.b2
+    return contrib.schedule_free_adamw(schedule, b1=b1, b2=b2, eps=optimizer.eps, weight_decay=optimizer.weight_decay)
+
+
 OPTIMIZERS: Mapping[str, MakeOptimizer] = {
     "sgd": sgd,
     "rmsprop": rmsprop,
@@ -102,6 +112,7 @@ OPTIMIZERS: Mapping[str, MakeOptimizer] = {
     "adamw": adamw,
     "lion": lion,
     "muon": muon,
+    "schedule_free_adamw": schedule_free_adamw,
 }
 
 

@@ -16,8 +16,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from charlm.nn.model import CharLM, is_static_zero
+from charlm.nn.model import CharLM
 from charlm.parallel import mesh as meshes
+from charlm.training.averaging import keeps_average, opt_state_from
 from charlm.training.optimizers import make_optimizer
 
 # Dotted config keys whose values may be traced: no shape and no branch of the program depends on them, except on whether they
@@ -54,7 +55,7 @@ class TrainState:
         params: parameter tree, float32.
         opt_state: optax's state.
         carry: the recurrent states of the B streams, one for each layer; () if the layout carries no state.
-        ema: the moving average of `params`; () if none is kept.
+        ema: the averaged parameters (`averaging`); () if none are kept.
     """
 
     step: jax.Array
@@ -65,8 +66,13 @@ class TrainState:
 
     @property
     def eval_params(self) -> Any:
-        """The parameters for scoring and sampling: the moving average if there is one."""
+        """The parameters for scoring and sampling: the average if there is one."""
         return self.ema or self.params
+
+    def started_from(self, params: Any, carry: Any) -> "TrainState":
+        """Return this first state with other parameters and recurrent states."""
+        ema = jax.tree.map(jnp.copy, params) if self.ema else ()
+        return self.replace(params=params, opt_state=opt_state_from(params, self.opt_state), carry=carry, ema=ema)
 
 
 class Program(NamedTuple):
@@ -104,7 +110,7 @@ def init_state(program: Program, hyperparameters: Hyperparameters) -> TrainState
     config, model, optimizer = program.bind(hyperparameters)
     params = model.initial_params(run_keys(config.seed)[0])
     carry = model.initial_carry(params, config.batching.batch_size) if program.carries_state else ()
-    ema = () if is_static_zero(config.train.ema_decay) else jax.tree.map(jnp.copy, params)
+    ema = jax.tree.map(jnp.copy, params) if keeps_average(config) else ()
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), carry, ema)
 
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from charlm.nn.model import CharLM, is_static_zero
 from charlm.parallel import mesh as meshes
 from charlm.parallel.mesh import BATCH_SHARDED, REPLICATED
+from charlm.training.averaging import updated_average
 from charlm.training.loss import activation_penalty, cross_entropy
 from charlm.training.metrics import TARGET_METRICS, measure_gradient, measure_targets
 from charlm.training.state import Hyperparameters, Program, TrainState, run_keys
@@ -36,19 +37,13 @@ def train_step(
     The batch is processed in `optimizer.accumulation_steps` equal parts, one after another, so only the activations of one
     part are in memory. Each device of a mesh processes its own rows of the batch. Each part and each device draws its own
     dropout masks; without dropout the step is the same up to rounding.
-
-    With `train.ema_decay` d the state's `ema` becomes d ema + (1 - d) params after step t. While (1 + t) / (10 + t) is smaller
-    than d, it takes the place of d, so the first parameters lose their weight quickly.
     """
     config, model, optimizer = program.bind(hyperparameters)
     key = jax.random.fold_in(run_keys(config.seed)[1], state.step)
     grads, metrics, last = _gradient_on_mesh(program.mesh, config, model, state.params, windows, state.carry, reset_B, key)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if not is_static_zero(config.train.ema_decay):
-        decay = jnp.minimum(config.train.ema_decay, (1 + state.step) / (10 + state.step))
-        ema = optax.incremental_update(params, ema, 1 - decay)
+    ema = updated_average(config, state.ema, params, opt_state, state.step)
     metrics |= {"grad_norm": optax.tree.norm(grads), **measure_gradient(config.train.metrics, grads, state.params)}
     return TrainState(state.step + 1, params, opt_state, last if state.carry else (), ema), metrics
 
