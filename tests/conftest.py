@@ -25,9 +25,10 @@ from charlm import evaluate, export, import_torch, report, reproduce, sample, sw
 from charlm.config import cli
 
 # Most of the time of the tests is the compilation of many small programs. It takes a quarter of the time without LLVM's
-# optimizations and without XLA's newer emitters of fusions (jax 0.11 has no flag for them). The tests compare results with each
-# other and with references, so they need no particular optimization. XLA_FLAGS in the environment overrides this.
-FAST_COMPILATION = "--xla_backend_optimization_level=0"
+# optimizations, without XLA's newer emitters of fusions (jax 0.11 has no flag for them), and without dividing a program into
+# parts that LLVM compiles separately. The tests compare results with each other and with references, so they need no particular
+# optimization. XLA_FLAGS in the environment overrides this.
+FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 if jax.__version_info__ < (0, 11):
     FAST_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", FAST_COMPILATION)
