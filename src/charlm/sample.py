@@ -13,6 +13,7 @@ from absl import flags
 
 from charlm.config import cli, default_config
 from charlm.exchange.folder import load
+from charlm.system.modules import import_module
 from charlm.system.progress import say
 from charlm.system.streams import write_output
 
@@ -21,6 +22,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the command."""
     values = _define_flags()
     cli.parse(values, argv, __doc__)
+    import_module(values.corpus_module, "corpus")
     model = load(cli.required(values, "workdir"), values.checkpoint, values.cell_module)
     prompt, pieces = model.draw({name: getattr(values, name) for name in default_config().sample}, values.seed, values.stop)
     say(f"charlm: {model.path}, checkpoint of step {model.num_steps}, seed {values.seed}")
@@ -49,6 +51,7 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_integer("seed", 0, "the seed; another seed draws another text", flag_values=values)
     flags.DEFINE_string("checkpoint", "best", "best, latest or a step", flag_values=values)
     cli.define_cell_module(values)
+    cli.define_corpus_module(values)
     return values
 
 

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from charlm.config import default_config
-from charlm.data import corpus
+from charlm.data import corpora, corpus
 from charlm.data.download import fetch
 from charlm.system.errors import CorpusError
 
@@ -178,7 +178,7 @@ def test_a_corpus_is_loaded_from_a_url(server, tmp_path, monkeypatch):
 
 def test_tiny_shakespeare_is_downloaded(server, tmp_path, monkeypatch):
     monkeypatch.setenv("CHARLM_CACHE", str(tmp_path))
-    monkeypatch.setitem(corpus._DOWNLOADS, "tinyshakespeare", (server.url, SHA256))
+    monkeypatch.setitem(corpora.CORPORA, "tinyshakespeare", corpora.Download(server.url, SHA256))
     options = default_config().data
     options.corpus = "tinyshakespeare"
     loaded = corpus.load_corpus(options)
