@@ -47,11 +47,15 @@ def split_member(path: str) -> tuple[str, str | None]:
 
     A `#` that belongs to the name of an existing file separates nothing.
     """
-    if not os.path.exists(os.path.expanduser(path)):
-        for at in (match.start() for match in re.finditer("#", path)):
-            if any(os.path.isfile(name) for name in glob.iglob(os.path.expanduser(path[:at]), recursive=True)):
-                return path[:at], path[at + 1 :]
+    for at in (match.start() for match in re.finditer("#", path) if not _names_files(path)):
+        if _names_files(path[:at]):
+            return path[:at], path[at + 1 :]
     return path, None
+
+
+def _names_files(path: str) -> bool:
+    """Return whether a path or a pattern names something that exists."""
+    return bool(path) and (os.path.exists(path := os.path.expanduser(path)) or any(glob.iglob(path, recursive=True)))
 
 
 def find_texts(path: Path, pattern: str | None = None) -> list[File]:
@@ -60,7 +64,7 @@ def find_texts(path: Path, pattern: str | None = None) -> list[File]:
     Args:
         path: a file. Its first bytes say whether it is an archive.
         pattern: the name of a member of a zip archive, or a pattern with `*`, `?` or `[...]`, which also match `/`. None: all
-            members, without those whose names begin with a dot.
+            members. A name with a part that begins with a dot must be given in full.
 
     Raises:
         CorpusError: the archive is damaged or hostile, or no member matches.
@@ -149,9 +153,8 @@ def _zip_members(path: Path, pattern: str | None) -> list[File]:
 
 def _matches(name: str, pattern: str | None) -> bool:
     """Return whether the name of a member matches a pattern."""
-    if pattern is None:
-        return not any(part.startswith(".") for part in PurePosixPath(name).parts)
-    return name == pattern or fnmatch.fnmatchcase(name, pattern)
+    hidden = any(part.startswith(".") for part in PurePosixPath(name).parts)
+    return name == pattern or (not hidden and (pattern is None or fnmatch.fnmatchcase(name, pattern)))
 
 
 def _expands(file: File | Path) -> CorpusError:

@@ -51,7 +51,7 @@ def find_files(path: str, key: str = "data.path") -> list[Path]:
         elif glob.has_magic(path):
             files = [Path(name) for name in glob.glob(str(root), recursive=True) if Path(name).is_file()]
         else:
-            raise CorpusError(f"data.path {path or repr(path)} does not exist; {_PATH_HELP}")
+            raise CorpusError(f"{key} {path or repr(path)} does not exist; {_PATH_HELP}")
     except OSError as error:
         raise CorpusError(f"cannot read {key} {_shortened(path)}: {error.strerror}; {_PATH_HELP}") from None
     if not files:
