@@ -107,6 +107,19 @@ def run_watched(command: list[str], env: dict[str, str], until: str | None = Non
     return "".join(output), round(peak / 1e6), seconds
 
 
+def train_command(text: Path, workdir: Path) -> list[str]:
+    """Return the training command for a text. A full run takes hours; 300 steps are enough to measure the memory."""
+    flags = {
+        "data.path": text,
+        "data.split": (0.9998, 0.0001, 0.0001),
+        "train.steps": 300,
+        "train.log_every": 1,
+        "train.steps_per_dispatch": 1,
+    }
+    command = [sys.executable, "-m", "charlm.train", "--config", "configs/quickstart.py", "--workdir", str(workdir)]
+    return command + [f"--config.{key}={value}" for key, value in flags.items()]
+
+
 def main() -> None:
     megabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
     with tempfile.TemporaryDirectory() as name:
@@ -129,17 +142,7 @@ def main() -> None:
         shutil.rmtree(cache)
         starts = []
         for i in range(2):
-            # A full run on a gigabyte takes hours. 300 steps are enough to measure the memory.
-            train = [sys.executable, "-m", "charlm.train", "--config", "configs/quickstart.py"]
-            flags = {
-                "data.path": texts["ASCII"],
-                "data.split": (0.9998, 0.0001, 0.0001),
-                "train.steps": 300,
-                "train.log_every": 1,
-                "train.steps_per_dispatch": 1,
-            }
-            train += ["--workdir", str(folder / f"run{i}"), *(f"--config.{key}={value}" for key, value in flags.items())]
-            _, peak, seconds = run_watched(train, env, until="step 1/")
+            _, peak, seconds = run_watched(train_command(texts["ASCII"], folder / f"run{i}"), env, until="step 1/")
             starts.append({"seconds_to_first_step": round(seconds, 1), "rss_anon_mb": peak})
     line = {
         "megabytes": megabytes,

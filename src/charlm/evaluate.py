@@ -16,6 +16,7 @@ from absl import flags
 from charlm.config import cli
 from charlm.exchange.folder import load
 from charlm.system.errors import ConfigError
+from charlm.system.modules import import_module
 from charlm.system.streams import write_output
 
 _LABELS = {
@@ -43,11 +44,13 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("text", None, "a UTF-8 text file to score instead", flag_values=values)
     flags.DEFINE_string("checkpoint", "best", "best, latest or a step", flag_values=values)
     cli.define_cell_module(values)
+    cli.define_corpus_module(values)
     flags.DEFINE_bool(
         "dynamic", False, "report a second score, by a model that learns from the text that it has scored", flag_values=values
     )
     flags.DEFINE_bool("json", False, "print one JSON object", flag_values=values)
     cli.parse(values, argv, __doc__)
+    import_module(values.corpus_module, "corpus")
     model = load(cli.required(values, "workdir"), values.checkpoint, values.cell_module)
     if values.text is not None and values["split"].present:
         raise ConfigError("--split and --text exclude each other; give one of them")

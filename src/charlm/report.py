@@ -14,8 +14,8 @@ from pathlib import Path
 from absl import flags
 
 from charlm.config import cli
-from charlm.nn.cells import import_cell_module
 from charlm.sweeps.page import write_page
+from charlm.system.modules import import_module
 from charlm.system.progress import say
 
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("workdir", None, "the folder of a run or of a sweep", flag_values=values)
     cli.define_cell_module(values)
     cli.parse(values, argv, __doc__)
-    import_cell_module(values.cell_module)
+    import_module(values.cell_module, "cell")
     say(f"{write_page(Path(cli.required(values, 'workdir')))}")
 
 

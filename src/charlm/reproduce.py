@@ -16,9 +16,9 @@ from typing import Any
 from absl import flags
 
 from charlm.config import cli
-from charlm.nn.cells import import_cell_module
 from charlm.runs.reproduce import Record, record_from_results, record_from_workdir, reproduce
 from charlm.system.errors import ConfigError, RunFailed
+from charlm.system.modules import import_module
 from charlm.system.streams import write_output
 
 
@@ -30,9 +30,11 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("run", None, "the name of one of its runs", flag_values=values)
     flags.DEFINE_string("into", None, "the folder to train in; default: a temporary folder", flag_values=values)
     cli.define_cell_module(values)
+    cli.define_corpus_module(values)
     flags.DEFINE_bool("json", False, "print one JSON object", flag_values=values)
     cli.parse(values, argv, __doc__)
-    import_cell_module(values.cell_module)
+    import_module(values.cell_module, "cell")
+    import_module(values.corpus_module, "corpus")
     if (values.workdir is None) == (values.result is None):
         raise ConfigError("give either --workdir DIR, or --result FILE and --run ID")
     if values.result is not None:

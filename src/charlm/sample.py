@@ -1,18 +1,23 @@
 """Sample text from a trained model.
 
-    python -m charlm.sample --workdir DIR [--prompt TEXT] [--length N] [--num_samples N] [--temperature X] [--top_k K]
-        [--top_p P] [--greedy] [--stop TEXT] [--seed S] [--dtype float32|bfloat16] [--checkpoint best|latest|STEP]
+    python -m charlm.sample --workdir DIR [--prompt TEXT | --prompt_file FILE] [--length N] [--num_samples N]
+        [--temperature X] [--top_k K] [--top_p P] [--greedy] [--stop TEXT] [--seed S] [--dtype float32|bfloat16]
+        [--checkpoint best|latest|STEP]
 
 The text goes to stdout as it is drawn. Everything else goes to stderr.
 """
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from absl import flags
 
 from charlm.config import cli, default_config
 from charlm.exchange.folder import load
+from charlm.runs.prompts import draw_each, read_prompts
+from charlm.system.errors import ConfigError
+from charlm.system.modules import import_module
 from charlm.system.progress import say
 from charlm.system.streams import write_output
 
@@ -21,17 +26,26 @@ def main(argv: Sequence[str]) -> None:
     """Run the command."""
     values = _define_flags()
     cli.parse(values, argv, __doc__)
+    import_module(values.corpus_module, "corpus")
     model = load(cli.required(values, "workdir"), values.checkpoint, values.cell_module)
-    prompt, pieces = model.draw({name: getattr(values, name) for name in default_config().sample}, values.seed, values.stop)
+    named = {name: getattr(values, name) for name in default_config().sample}
+    if values.prompt_file is None:
+        drawn = [model.draw(named, values.seed, values.stop)]
+    elif values.prompt is not None:
+        raise ConfigError("--prompt and --prompt_file exclude each other; give one of them")
+    else:
+        drawn = draw_each(model, read_prompts(Path(values.prompt_file)), named, values.seed, values.stop)
     say(f"charlm: {model.path}, checkpoint of step {model.num_steps}, seed {values.seed}")
     sys.stdout.reconfigure(encoding="utf-8")
-    write_samples(pieces, prompt, write_output)
+    for prompt, pieces in drawn:
+        write_samples(pieces, prompt, write_output)
 
 
 def _define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
     flags.DEFINE_string("prompt", None, "the text to continue", flag_values=values)
+    flags.DEFINE_string("prompt_file", None, "a UTF-8 file of prompts, one a line; each has one sample", flag_values=values)
     flags.DEFINE_integer("random_prompt", None, "without --prompt: take N symbols of the training text", flag_values=values)
     flags.DEFINE_integer(
         "window", None, "read the last N symbols again for each symbol that is drawn; 0: carry the state", flag_values=values
@@ -49,6 +63,7 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_integer("seed", 0, "the seed; another seed draws another text", flag_values=values)
     flags.DEFINE_string("checkpoint", "best", "best, latest or a step", flag_values=values)
     cli.define_cell_module(values)
+    cli.define_corpus_module(values)
     return values
 
 

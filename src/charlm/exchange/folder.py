@@ -25,7 +25,6 @@ from charlm.exchange.torch_names import (
     to_torch,
     torch_shapes,
 )
-from charlm.nn.cells import import_cell_module
 from charlm.nn.model import CharLM, num_params
 from charlm.runs.flat_state import flatten_state, sha256
 from charlm.runs.language_model import LanguageModel
@@ -34,6 +33,7 @@ from charlm.runs.memory import check_memory
 from charlm.runs.workdir import read_result, read_vocab
 from charlm.system.errors import ConfigError
 from charlm.system.files import read_text, write_text
+from charlm.system.modules import import_module
 
 WEIGHTS = "model.safetensors"
 
@@ -72,7 +72,7 @@ def load(path: str | Path, checkpoint: str | int = "best", cell_module: str | No
         ConfigError: config.json breaks a rule, or the model does not fit into memory.
         ImportFailed: model.safetensors is damaged, or does not fit config.json.
     """
-    import_cell_module(cell_module)
+    import_module(cell_module, "cell")
     path = Path(path)
     if (path / WEIGHTS).exists() and not (path / "checkpoints").exists():
         return read_folder(path)

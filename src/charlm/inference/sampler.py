@@ -145,9 +145,9 @@ def make_sampler(model: CharLM, vocab: Vocab, window: int = 0, dtype: str | None
     return Sampler(prepare, start, block)
 
 
-def sample_keys(seed: int, num_samples: int) -> jax.Array:
-    """Return one PRNG key for each sample, shape (N,). The i-th key does not depend on the number of samples."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(num_samples))
+def sample_keys(seed: int, num_samples: int, first: int = 0) -> jax.Array:
+    """Return one PRNG key for each sample, shape (N,). The key of sample i, counted from `first`, depends only on i."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), first + jnp.arange(num_samples))
 
 
 def generate(

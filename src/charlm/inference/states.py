@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from charlm.data.vocab import Vocab
 from charlm.nn.cell import Carry
 from charlm.nn.cells import CELLS, find_cell
 from charlm.nn.model import CharLM
@@ -53,6 +54,19 @@ def step_through(step: Step, params: Any, ids_N: np.ndarray, state: State) -> tu
         if len(block):
             logits_TBV, state = step(params, block, state)
     return logits_TBV[-1], state
+
+
+def most_probable(logits_V: jax.Array, vocab: Vocab, k: int) -> list[tuple[str | bytes, float]]:
+    """Return the k most probable symbols with their probabilities. A symbol of the byte vocabulary is one byte.
+
+    Raises:
+        ConfigError: k is not above 0.
+    """
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise ConfigError(f"k is {k!r}; it must be an integer above 0")
+    probs_V = np.asarray(jax.nn.softmax(logits_V), np.float64)
+    symbols = [bytes([i]) for i in range(256)] if vocab.kind == "bytes" else vocab.symbols
+    return [(symbols[i], float(probs_V[i])) for i in np.argsort(-probs_V, kind="stable")[:k]]
 
 
 def check_ids(ids: np.ndarray, vocab_size: int) -> None:

@@ -9,9 +9,7 @@ Letters: B batch, H hidden, I input features, G gates times hidden. a is the pre
 """
 
 import difflib
-import importlib
 import itertools
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +20,7 @@ from charlm.nn import core_cells
 from charlm.nn.cell import INPUTS, Blocks, Carry, Cell, Dot, Matrix, Params, Vector, blocks, linear, sigmoid
 from charlm.nn.core_cells import gru_gates, gru_step, lstm_gates, lstm_step, lstm_tanh
 from charlm.system.errors import ConfigError
+from charlm.system.modules import find_imported
 
 _LN_LSTM_GROUPS = (4,)
 _LN_GRU_GROUPS = (2, 1)
@@ -229,44 +228,18 @@ CELLS: Mapping[str, Cell] = {
 def find_cell(name: str) -> Cell:
     """Return a cell of `CELLS`, or the cell `module:name` of a module that is imported already.
 
-    A config may come from somebody else, so this function imports nothing (`import_cell_module`).
+    A config may come from somebody else, so this function imports nothing (`system.modules`).
 
     Raises:
         ConfigError: there is no such cell. The message says what would work.
     """
     if name in CELLS:
         return CELLS[name]
-    module, _, attribute = name.partition(":")
-    if not attribute:
+    if ":" not in name:
         near = difflib.get_close_matches(name, CELLS, 1, 0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(f"{hint}it must be one of {', '.join(CELLS)}, or module:name for a cell of your own")
-    if module not in sys.modules:
-        raise ConfigError(f"its module is not imported; name {module[:100]} with --cell_module or cell_module")
-    cell = getattr(sys.modules[module], attribute, None)
+    cell = find_imported(name, "cell_module")
     if not isinstance(cell, Cell):
         raise ConfigError(f"it is no charlm.nn.cell.Cell; found {type(cell).__name__}")
     return cell
-
-
-def import_cell(name: Any) -> None:
-    """Import the module of a cell `module:name` in a config that the user wrote. Raises as `import_cell_module` does."""
-    if isinstance(name, str) and ":" in name:
-        import_cell_module(name.partition(":")[0])
-
-
-def import_cell_module(module: str | None) -> None:
-    """Import the module of a cell from outside the package, if one is given.
-
-    The user must have named it. The config of a workdir is not enough, because the workdir may come from somebody else.
-
-    Raises:
-        ConfigError: the module cannot be imported.
-    """
-    if module is None:
-        return
-    try:
-        importlib.import_module(module)
-    except Exception as error:
-        found = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ConfigError(f"the module {module[:100]!r} of a cell cannot be imported: {found}") from None

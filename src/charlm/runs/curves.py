@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 # Keys of a line of metrics.jsonl that get no panel of their own. Every other number is a selected metric.
 _NO_PANEL = {
-    *("step", "epoch", "chars", "seconds", "split", "nats_per_char", "bits_per_char", "nats_per_byte"),
+    *("step", "epoch", "chars", "seconds", "split", "nats_per_char", "bits_per_char"),
+    *("nats_per_byte", "bits_per_byte"),
     *("learning_rate", "grad_norm", "chars_per_second", "skipped_updates"),
 }
 # Split -> colour of its curves.

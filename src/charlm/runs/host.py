@@ -208,7 +208,7 @@ class Host:
             RunFailed: the validation loss is not finite.
         """
         self._check_in_place()
-        config, progress, value = self._config, self.progress, None
+        config, progress, value, per_symbol = self._config, self.progress, None, None
         progress.interrupted = False
         if len(self._corpus.val) >= self._min_length:
             try:
@@ -216,15 +216,15 @@ class Host:
             except _Interrupted:
                 progress.interrupted = True
                 raise self._stop(state) from None
-            value = found.nats_per_char
+            value, per_symbol = found.nats_per_char, found.nats_per_symbol
             if not math.isfinite(value):
                 raise self._diverged("the validation loss is")
-            self._write_line("val", value, found.nats_per_symbol, **found.metrics)
+            self._write_line("val", value, per_symbol, **found.metrics)
         loss = value
         if config.train.best_by == "train":
             loss = progress.eval_sum / progress.eval_steps if progress.eval_steps else None
         self._tracker.draw()
-        return loss is not None and progress.add_evaluation(self.at, loss, value, self._at_cadence("eval"))
+        return loss is not None and progress.add_evaluation(self.at, loss, value, self._at_cadence("eval"), per_symbol)
 
     def draw_sample(self, state: GetState) -> None:
         """Draw the samples that `config.sample` describes, and record them."""
@@ -264,7 +264,10 @@ class Host:
         if len(self._corpus.test) >= self._min_length:
             try:
                 params = self._best_params(state)
-                result["test_nats_per_char"] = self._score(params, self._corpus.test, config.eval, self._watch).nats_per_char
+                found = self._score(params, self._corpus.test, config.eval, self._watch)
+                result["test_nats_per_char"] = found.nats_per_char
+                if self._corpus.vocab.kind == "bytes":
+                    result["test_bits_per_byte"] = found.nats_per_symbol / math.log(2)
             except _Interrupted:
                 raise self._stop(state) from None
             except WorkdirError as error:
@@ -321,7 +324,7 @@ class Host:
         line |= {"seconds": self.progress.elapsed, "split": split}
         line |= {"nats_per_char": nats_per_char, "bits_per_char": nats_per_char / math.log(2), **metrics}
         if self._corpus.vocab.kind == "bytes":
-            line["nats_per_byte"] = nats_per_symbol
+            line |= {"nats_per_byte": nats_per_symbol, "bits_per_byte": nats_per_symbol / math.log(2)}
         self._tracker.record(line)
         self._bar.record(line, {name: value for name, value in metrics.items() if name in TARGET_METRICS})
         if self._callback:

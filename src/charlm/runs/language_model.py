@@ -23,6 +23,7 @@ from charlm.inference.text_score import TextScore, describe_score, losses_in_all
 from charlm.nn.model import CharLM
 from charlm.runs.curves import curves_figure
 from charlm.runs.memory import check_memory
+from charlm.runs.prompts import sample_each
 from charlm.runs.run_corpus import load_run_corpus
 from charlm.runs.saved_model import write_model
 from charlm.runs.tracking import read_metrics
@@ -75,7 +76,7 @@ class LanguageModel:
 
     def sample(
         self,
-        prompt: str | None = None,
+        prompt: str | list[str] | None = None,
         length: int | None = None,
         temperature: float | None = None,
         *,
@@ -94,7 +95,7 @@ class LanguageModel:
         An argument that is None has the value of `config.sample`, except `num_samples`.
 
         Args:
-            prompt: the text to continue; without one, the sample starts after a line break.
+            prompt: the text to continue; without one, the sample starts after a line break. Of a list, each has one sample.
             length: the number of characters to draw; of bytes for the byte vocabulary.
             temperature: the divisor of the logits. Values below 1 prefer probable symbols.
             top_k: draw only from the k most probable symbols.
@@ -108,13 +109,15 @@ class LanguageModel:
             dtype: the dtype of the weights: float32 or bfloat16.
 
         Returns:
-            A string; a list of strings if `num_samples` is given.
+            A string; a list of strings if `num_samples` is given, or if `prompt` is a list.
 
         Raises:
             ConfigError: an argument is out of range, or the prompt has a symbol that is not in the vocabulary.
         """
         named = {"prompt": prompt, "length": length, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         named |= {"greedy": greedy, "random_prompt": random_prompt, "window": window, "dtype": dtype}
+        if isinstance(prompt, list | tuple):
+            return sample_each(self, prompt, named | {"num_samples": num_samples}, seed, stop)
         _, pieces = self.draw(named | {"num_samples": 1 if num_samples is None else num_samples}, seed, stop)
         texts = ["".join(parts) for parts in zip(*pieces)]
         return texts[0] if num_samples is None else texts
@@ -126,16 +129,18 @@ class LanguageModel:
         _, pieces = self.draw({"prompt": prompt, "num_samples": 1, **named}, seed, stop)
         return (text for (text,) in pieces if text)
 
-    def draw(self, named: Mapping[str, Any], seed: int, stop: str | None = None) -> tuple[str, Iterator[list[str]]]:
+    def draw(
+        self, named: Mapping[str, Any], seed: int, stop: str | None = None, first: int = 0
+    ) -> tuple[str, Iterator[list[str]]]:
         """Return the prompt, as the model reads it, and an iterator over the new text of each sample.
 
         Args:
             named: values for keys of `config.sample`; None: that of the config.
             seed: the seed.
             stop: the string that ends a sample.
+            first: the number of earlier samples with this seed, which have other random keys.
 
-        Raises:
-            ConfigError: as in `sample`.
+        Raises ConfigError as `sample` does.
         """
         config, vocab = copy.deepcopy(self.config), self.vocab
         for name, value in named.items():
@@ -156,7 +161,7 @@ class LanguageModel:
         train_ids = self.corpus().train if settings.random_prompt is not None and not settings.prompt else None
         prompt, prompt_ids = sampler.make_prompt(config, vocab, train_ids, seed)
         how = sampler.Settings.from_config(settings, vocab.size)
-        keys_N = sampler.sample_keys(seed, settings.num_samples)
+        keys_N = sampler.sample_keys(seed, settings.num_samples, first)
         compiled = self._sampler(settings.window, settings.dtype)
         ids = sampler.generate(compiled, self.params, vocab, prompt_ids, keys_N, settings.length, how)
         return prompt, sampler.decode_samples(ids, vocab, settings.num_samples, stop)
@@ -218,15 +223,10 @@ class LanguageModel:
             ConfigError: k is not above 0.
             CorpusError: the text has a symbol that is not in the vocabulary.
         """
-        if not isinstance(k, int | np.integer) or k < 1:
-            raise ConfigError(f"k is {k!r}; it must be an integer above 0")
         ids_N = self._encode(text if text != "" else sampler.start_text(self.vocab))
         ids_N = ids_N[-self.config.sample.window :]  # 0: all of them.
         logits_1V, _ = states.step_through(self._step, self.params, ids_N, self.initial_state())
-        probs_V = np.asarray(jax.nn.softmax(logits_1V[0]), np.float64)
-        order = np.argsort(-probs_V, kind="stable")[:k]
-        symbols = [bytes([i]) for i in range(256)] if self.vocab.kind == "bytes" else self.vocab.symbols
-        return [(symbols[i], float(probs_V[i])) for i in order]
+        return states.most_probable(logits_1V[0], self.vocab, k)
 
     def states(self, text: str, gates: bool = False) -> dict[str, np.ndarray]:
         """Return the state of every layer at every symbol of a text, from the initial state on.

@@ -20,7 +20,7 @@ class Progress:
 
     Attributes:
         best_step, best_loss: the evaluation with the lowest loss so far, by `train.best_by`.
-        best_val: the validation loss at that evaluation.
+        best_val, best_val_per_symbol: the validation loss at that evaluation, in nats per character and per symbol.
         patience_loss, bad_evals: the lowest loss at the cadence of evaluations, and the number of evaluations since then. An
             evaluation at the end of a run, off the cadence, does not count, so that an extended run stops where an
             uninterrupted run does.
@@ -36,6 +36,7 @@ class Progress:
     best_step: int | None = None
     best_loss: float | None = None
     best_val: float | None = None
+    best_val_per_symbol: float | None = None
     patience_loss: float | None = None
     bad_evals: int = 0
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -104,7 +105,9 @@ class Progress:
         self.sums, self.counts = {}, {}
         self.steps, self.seconds = 0, 0.0
 
-    def add_evaluation(self, step: int, loss: float, val: float | None, at_cadence: bool) -> bool:
+    def add_evaluation(
+        self, step: int, loss: float, val: float | None, at_cadence: bool, val_per_symbol: float | None = None
+    ) -> bool:
         """Add an evaluation; return whether it is the best so far.
 
         Args:
@@ -112,11 +115,12 @@ class Progress:
             loss: the loss that `train.best_by` selects.
             val: the validation loss in nats per character; None without validation text.
             at_cadence: whether the evaluation counts for `train.patience`.
+            val_per_symbol: the validation loss in nats per symbol: per byte for the byte vocabulary.
         """
         self.eval_sum, self.eval_steps = 0.0, 0
         improved = self.best_loss is None or loss < self.best_loss
         if improved:
-            self.best_step, self.best_loss, self.best_val = step, loss, val
+            self.best_step, self.best_loss, self.best_val, self.best_val_per_symbol = step, loss, val, val_per_symbol
         if at_cadence:
             better = self.patience_loss is None or loss < self.patience_loss
             self.patience_loss = loss if better else self.patience_loss
@@ -148,8 +152,8 @@ def make_result(status: str, steps: int, config: ConfigDict, progress: Progress,
         progress: the run's progress.
         size: the number of parameters; None if it is unknown.
     """
-    chars, value = steps * chars_per_step(config), progress.best_val
-    return {
+    chars, value, per_symbol = steps * chars_per_step(config), progress.best_val, progress.best_val_per_symbol
+    result = {
         "status": status,
         "steps": steps,
         "chars": chars,
@@ -163,6 +167,10 @@ def make_result(status: str, steps: int, config: ConfigDict, progress: Progress,
         "chars_per_second": chars / progress.train_seconds if progress.train_seconds else None,
         "params_sha256": None,
     }
+    if config.data.vocab == "bytes":
+        bits = None if per_symbol is None else per_symbol / math.log(2)
+        result |= {"val_bits_per_byte": bits, "test_bits_per_byte": None}
+    return result
 
 
 def is_over(path: Path, result: dict, config: ConfigDict, num_steps: int) -> bool:
@@ -218,6 +226,8 @@ def summary_line(result: dict, path: Path) -> str:
     parts = [f"{result['status'].replace('_', ' ')} after {result['steps']} steps"]
     if result["val_nats_per_char"] is not None:
         parts.append(f"validation loss {result['val_nats_per_char']:.4f} nats per character (step {result['best_step']})")
+    if result.get("val_bits_per_byte") is not None:
+        parts.append(f"{result['val_bits_per_byte']:.4f} bits per byte")
     if result["test_nats_per_char"] is not None:
         parts.append(f"test {result['test_nats_per_char']:.4f}")
     if result["chars_per_second"]:

@@ -11,13 +11,13 @@ import jax
 from ml_collections import ConfigDict
 
 from charlm.config import to_json
+from charlm.config.modules import import_modules
 from charlm.config.rules import check, check_keys, resolve
 from charlm.data.batching import Layout, make_layout
 from charlm.data.corpus import Corpus
 from charlm.inference.sampler import make_prompt
 from charlm.inference.scorer import min_text_length
 from charlm.nn import cudnn
-from charlm.nn.cells import import_cell
 from charlm.parallel import processes
 from charlm.runs import checkpoint, outcome, warm_start, workdir
 from charlm.runs.flat_state import state_shapes
@@ -63,7 +63,7 @@ def prepare(config: ConfigDict, path: Path | None = None, text: str | None = Non
         raise ConfigError(f"the config is of type {type(config).__name__}; it must come from charlm.config.default_config()")
     config = copy.deepcopy(config)  # The caller may change its own later.
     check_keys(config, "the config")
-    import_cell(config.model.cell)
+    import_modules(config)
     check(config, "the config")
     with config.unlocked():
         resolve(config)

@@ -12,8 +12,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from charlm.config import cli, flatten
+from charlm.config.modules import import_modules
 from charlm.config.rules import check, check_keys, differing_keys, parse_json, resolve, set_key, unknown_key_message
-from charlm.nn.cells import import_cell
 from charlm.sweeps.overrides import Overrides
 from charlm.system.errors import ConfigError, UserError
 from charlm.system.files import read_text
@@ -85,7 +85,7 @@ class Plan(NamedTuple):
         for key, value in overrides.items():
             set_key(config, key, value, f"{self.where}, run {name}")
         try:
-            import_cell(config.model.cell)
+            import_modules(config)
             check(config, f"{self.where}, run {name}")
             resolve(config)
         except ConfigError as error:

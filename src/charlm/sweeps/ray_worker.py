@@ -18,11 +18,11 @@ from ml_collections import ConfigDict
 
 from charlm.config import cli
 from charlm.config.rules import from_json
-from charlm.nn.cells import import_cell
 from charlm.runs.loop import train
 from charlm.runs.outcome import failure_reason
 from charlm.system.errors import ConfigError, Exit, WorkdirInUse
 from charlm.system.machine import request_determinism
+from charlm.system.modules import import_module_of
 
 
 def main(argv: Sequence[str]) -> None:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     order = json.loads(sys.stdin.readline())
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, order["cores"])
-    import_cell(order["cell"])
+    import_module_of(order["cell"], "cell")
     config = from_json(order["config"], "stdin")
     if config.train.deterministic:
         request_determinism()

@@ -1,0 +1,62 @@
+"""One sample for each of many prompts, from Python and from a file."""
+
+import pytest
+from models import small_model
+
+import charlm
+from charlm.system.errors import ConfigError
+
+PROMPTS = ["the cat", "that", "the cat", "said, and sat on the mat; "]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "run"
+    small_model(**{"sample.length": 20, "sample.num_samples": 5, "sample.random_prompt": 3}).save(path)
+    return path
+
+
+def test_the_sample_of_a_prompt_does_not_depend_on_the_other_prompts(path):
+    model = charlm.load(path)
+    found = model.sample(PROMPTS, seed=3)
+    assert len(found) == 4 and found[0] != found[2]  # The same prompt has another random key at another place.
+    assert found[0] == model.sample(PROMPTS[0], seed=3) and found == model.sample([*PROMPTS, "more"], seed=3)[:4]
+    assert model.sample([PROMPTS[0]] * 3, seed=3) == [found[0], *model.sample([PROMPTS[1], *PROMPTS[:1] * 2], seed=3)[1:]]
+    assert model.sample(["the"], seed=3, stop="e", greedy=True, length=9) == [
+        model.sample("the", stop="e", greedy=True, length=9)
+    ]
+
+
+def test_the_command_draws_a_sample_for_each_line_of_a_file(path, run, tmp_path):
+    file = tmp_path / "prompts.txt"
+    command = "sample", f"--workdir={path}", f"--prompt_file={file}", "--seed=3"
+    expected = "".join(f"{prompt}{text}\n" for prompt, text in zip(PROMPTS, charlm.load(path).sample(PROMPTS, seed=3)))
+    for ends in ("\n", "\r\n"):
+        file.write_bytes(b"\xef\xbb\xbf" + ends.join([*PROMPTS, ""]).encode())
+        code, out, _ = run(*command)
+        assert code == 0 and out == expected
+    for content, message in (
+        ("", "prompts.txt is empty; it must hold one prompt a line"),
+        ("the\n\nthat\n", "prompt 2 of 3 is empty"),
+        ("the\nthat\nthé\n", "prompt 3 of 3: sample.prompt: symbol 'é' at position 2 is not in the vocabulary"),
+    ):
+        file.write_text(content)
+        code, out, err = run(*command)
+        assert code == 2 and out == "" and err.count("\n") == 1 and message in err
+    for flag in ("--prompt=the", "--num_samples=2", "--random_prompt=2"):
+        code, out, err = run(*command, flag)
+        assert code == 2 and out == "" and flag.split("=")[0].removeprefix("--") in err
+    assert run("sample", f"--workdir={path}", "--prompt_file=none.txt")[0] == 2
+
+
+def test_what_is_no_prompt_is_refused(path):
+    model = charlm.load(path)
+    for prompts, changes, message in (
+        (["the", 3], {}, "prompt 2 of 2 is of type int"),
+        (["the", ""], {}, "prompt 2 of 2 is empty"),
+        (["the"], {"num_samples": 2}, "num_samples is 2, but each of several prompts has one sample"),
+        (["the"], {"temperature": 0.0}, "prompt 1 of 1: .*sample.temperature is 0.0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            model.sample(prompts, **changes)
+    assert model.sample([]) == []
