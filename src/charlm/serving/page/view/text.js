@@ -1,0 +1,136 @@
+// A text of which every character has a colour, a cursor and a brush: by mouse, by touch, and by keyboard.
+
+class TextView {
+  /**
+   * `element` becomes the text. Listeners: onPoint(place or null) when the mouse or the cursor is on another character, and
+   * onBrush([start, end] or null) when a span is brushed.
+   */
+  constructor(element, { onPoint = () => {}, onBrush = null } = {}) {
+    Object.assign(this, { element, onPoint, onBrush, spans: [], chars: [], cursor: null, brush: null, anchor: null })
+    element.classList.add("text")
+    element.tabIndex = 0
+    element.addEventListener("keydown", (event) => this.onKey(event))
+    element.addEventListener("pointermove", (event) => this.onMove(event))
+    element.addEventListener("pointerleave", () => this.onPoint(this.cursor))
+    element.addEventListener("pointerdown", (event) => this.onDown(event))
+    window.addEventListener("pointerup", () => this.onUp())
+  }
+
+  /** Show characters. Spans of equal characters at the beginning stay. */
+  setChars(chars) {
+    let same = 0
+    while (same < chars.length && same < this.chars.length && chars[same] === this.chars[same]) same++
+    for (const span of this.spans.splice(same)) span.remove()
+    const added = document.createDocumentFragment()
+    for (let i = same; i < chars.length; i++) {
+      const span = document.createElement("span")
+      if (isControl(chars[i])) span.className = "control"
+      span.textContent = isControl(chars[i]) ? codePoint(chars[i]) : chars[i] === "\n" ? "⏎\n" : chars[i]
+      if (chars[i] === "\n") span.className = "newline"
+      span.place = i
+      this.spans.push(span)
+      added.append(span)
+    }
+    this.element.append(added)
+    this.chars = chars
+  }
+
+  /** Colour the characters: colorOf(place) is a CSS colour. */
+  paint(colorOf, from = 0) {
+    for (let i = from; i < this.spans.length; i++) this.spans[i].style.backgroundColor = colorOf(i)
+  }
+
+  setCursor(place, scroll = false) {
+    if (this.cursor !== null) this.spans[this.cursor]?.classList.remove("cursor")
+    this.cursor = place
+    if (place === null) return
+    this.spans[place].classList.add("cursor")
+    if (scroll) this.spans[place].scrollIntoView({ block: "nearest" })
+    this.onPoint(place)
+  }
+
+  setBrush(brush) {
+    if (this.brush) for (let i = this.brush[0]; i < this.brush[1]; i++) this.spans[i]?.classList.remove("brushed")
+    this.brush = brush
+    if (brush) for (let i = brush[0]; i < brush[1]; i++) this.spans[i].classList.add("brushed")
+  }
+
+  /** Show a span as if it had been brushed, and scroll to it. */
+  goTo([start, end]) {
+    this.setCursor(start)
+    this.spans[start].scrollIntoView({ block: "center" })
+    for (let i = start; i < end; i++) {
+      this.spans[i].classList.remove("found")
+      void this.spans[i].offsetWidth // Restart the animation.
+      this.spans[i].classList.add("found")
+    }
+  }
+
+  placeOf(event) {
+    return event.target.place ?? document.elementFromPoint(event.clientX, event.clientY)?.place
+  }
+
+  onMove(event) {
+    const place = this.placeOf(event)
+    if (place === undefined) return
+    if (this.anchor !== null && this.onBrush && place !== this.anchor) {
+      this.setBrush([Math.min(this.anchor, place), Math.max(this.anchor, place) + 1])
+    }
+    if (place !== this.pointed) this.onPoint(place)
+    this.pointed = place
+  }
+
+  onDown(event) {
+    const place = this.placeOf(event)
+    if (place === undefined || event.button) return
+    if (event.shiftKey && this.cursor !== null && this.onBrush) {
+      this.setBrush([Math.min(this.cursor, place), Math.max(this.cursor, place) + 1])
+      this.onBrush(this.brush)
+      return
+    }
+    this.setCursor(place)
+    if (event.pointerType !== "touch") {
+      event.preventDefault()
+      this.element.focus({ preventScroll: true })
+      this.anchor = place
+    }
+  }
+
+  onUp() {
+    if (this.anchor === null) return
+    const moved = this.brush && (this.brush[0] === this.anchor || this.brush[1] - 1 === this.anchor) && this.brush[1] - this.brush[0] > 1
+    this.anchor = null
+    if (moved && this.onBrush) this.onBrush(this.brush)
+  }
+
+  onKey(event) {
+    if (event.key === "Escape" && this.brush && this.onBrush) {
+      this.setBrush(null)
+      this.onBrush(null)
+      return
+    }
+    const at = this.cursor ?? 0
+    const step = { ArrowLeft: -1, ArrowRight: 1, Home: -at, End: this.chars.length, ArrowUp: null, ArrowDown: null }[event.key]
+    if (step === undefined || !this.chars.length || event.ctrlKey || event.metaKey || event.altKey) return
+    event.preventDefault()
+    const to = step === null ? this.lineAway(at, event.key === "ArrowUp" ? -1 : 1) : at + step
+    const place = Math.max(0, Math.min(this.chars.length - 1, to))
+    if (event.shiftKey && this.onBrush) {
+      const fixed = this.brush ? (this.brush[0] === at ? this.brush[1] - 1 : this.brush[0]) : at
+      this.setBrush([Math.min(fixed, place), Math.max(fixed, place) + 1])
+      this.onBrush(this.brush)
+    }
+    this.setCursor(place, true)
+  }
+
+  /** Return the place one drawn line above or below another. */
+  lineAway(at, direction) {
+    const box = this.spans[at].getBoundingClientRect()
+    for (let i = at + direction; i >= 0 && i < this.spans.length; i += direction) {
+      const other = this.spans[i].getBoundingClientRect()
+      const another = direction > 0 ? other.top > box.top + 2 : other.top < box.top - 2
+      if (another && (direction > 0 ? other.left >= box.left - 1 || this.chars[i] === "\n" : other.left <= box.left + 1)) return i
+    }
+    return direction > 0 ? this.chars.length - 1 : 0
+  }
+}
