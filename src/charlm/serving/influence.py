@@ -3,10 +3,13 @@
 Letters: N symbols of a text, K symbols of a window, B windows, H hidden, V vocabulary, T time, I input features.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from charlm.nn.cells import find_cell
 from charlm.nn.inputs import from_layer
 from charlm.runs.language_model import LanguageModel
 
@@ -14,7 +17,7 @@ from charlm.runs.language_model import LanguageModel
 _BATCH = 64
 
 
-def influence(model: LanguageModel, ids_N: np.ndarray, states: dict[str, np.ndarray], reach: int = 50) -> np.ndarray:
+def influence(model: LanguageModel, ids_N: np.ndarray, states: Mapping[str, np.ndarray], reach: int = 50) -> np.ndarray:
     """Return the influence of the symbols before each symbol, shape (N, K), with K = `reach`.
 
     Entry [t, k] is the Euclidean norm of the gradient of log p(symbol t | the symbols before it) with respect to the input
@@ -32,10 +35,6 @@ def influence(model: LanguageModel, ids_N: np.ndarray, states: dict[str, np.ndar
     if width < 1:
         return found
     module, params = model.module.clone(recurrence="scan"), model.params
-    carry_names = [
-        [name for name in states if name.startswith(f"layer_{k}.") and "gate_" not in name]
-        for k in range(len(model.initial_state()))
-    ]
 
     @jax.jit
     def gradient_norms(params, ids_TB, targets_B, places_B, carry):
@@ -49,12 +48,7 @@ def influence(model: LanguageModel, ids_N: np.ndarray, states: dict[str, np.ndar
         gradient_TIB = jax.grad(log_probability)(module.features(params, ids_TB))
         return jnp.sqrt(jnp.square(gradient_TIB).sum(axis=1))
 
-    # What each carry is before symbol s, for all s.
-    initial = model.initial_state()
-    before = [
-        [np.concatenate([np.asarray(first_BH), states[name][:-1]]) for first_BH, name in zip(initial[k], names)]
-        for k, names in enumerate(carry_names)
-    ]
+    before = _states_before(model, states)
     for first in range(1, len(ids_N), _BATCH):
         targets_B = np.minimum(np.arange(first, first + _BATCH), len(ids_N) - 1)  # The last batch repeats the last target.
         starts_B = np.maximum(targets_B - width, 0)
@@ -65,3 +59,12 @@ def influence(model: LanguageModel, ids_N: np.ndarray, states: dict[str, np.ndar
         for column, (target, place) in enumerate(zip(targets_B, places_B)):
             found[target, : place + 1] = norms_TB[: place + 1, column][::-1]
     return found
+
+
+def _states_before(model: LanguageModel, states: Mapping[str, np.ndarray]) -> list[list[np.ndarray]]:
+    """Return for each layer its carries before each symbol, arrays (N, H)."""
+    names = find_cell(model.config.model.cell).carries
+    return [
+        [np.concatenate([np.asarray(first_1H), states[f"layer_{k}.{name}"][:-1]]) for name, first_1H in zip(names, carry)]
+        for k, carry in enumerate(model.initial_state())
+    ]

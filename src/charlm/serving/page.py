@@ -157,9 +157,12 @@ def _quantised(states: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _relative(influence_NK: np.ndarray) -> np.ndarray:
-    """Return the influence in steps of the largest one on the same symbol, uint8."""
+    """Return the square root of the influence, in steps of its largest value on the same symbol, uint8.
+
+    The influence falls quickly with the distance. The square root makes more of it visible.
+    """
     largest_N1 = influence_NK.max(axis=1, keepdims=True)
-    return np.rint(influence_NK / np.where(largest_N1 > 0, largest_N1, 1) * INFLUENCE_STEPS).astype(np.uint8)
+    return np.rint(np.sqrt(influence_NK / np.where(largest_N1 > 0, largest_N1, 1)) * INFLUENCE_STEPS).astype(np.uint8)
 
 
 def _render(title: str, data: Mapping[str, Any]) -> str:

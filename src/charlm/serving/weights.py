@@ -70,7 +70,8 @@ def page_weights(model: LanguageModel, dtype: str = "float32") -> dict[str, np.n
             weights["W_x"] = weights["W_x"].T
         arrays |= {f"layer_{layer}.{name}": array for name, array in weights.items()}
     arrays |= {"head_W": params["head_W"].T, "head_b": params["head_b"]}
-    packed = {name: np.asarray(array, dtype if jnp.ndim(array) == 2 else "float32") for name, array in arrays.items()}
+    with np.errstate(over="ignore"):
+        packed = {name: np.asarray(array, dtype if jnp.ndim(array) == 2 else "float32") for name, array in arrays.items()}
     if not all(np.isfinite(array).all() for array in packed.values()):
         raise ConfigError(f"--dtype {dtype} cannot hold all weights of the model; use float32")
     if model.vocab.kind == "bytes":

@@ -9,7 +9,7 @@ function showAbout({ name, cell, layers, hidden, symbols, parameters, steps, los
   document.title = name
   byId("name").textContent = name
   const count = (number, one, many = `${one}s`) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`
-  const facts = [`${layers > 1 ? `${layers} × ` : ""}${cell} of ${count(hidden, "unit")}`, `${symbols} symbols`, count(parameters, "parameter"), `step ${steps.toLocaleString("en")}`]
+  const facts = [`${layers > 1 ? `${layers} × ` : ""}${cell.toUpperCase().replace("LN_", "layer-normalised ")} of ${count(hidden, "unit")}`, `${symbols} symbols`, count(parameters, "parameter"), `step ${steps.toLocaleString("en")}`]
   if (loss !== null) facts.push(`${loss.toFixed(3)} nats per character on validation text`)
   byId("facts").replaceChildren(...facts.map((fact) => make("li", {}, fact)))
   const notes = [`The text to look into is ${source}.`]
@@ -65,6 +65,7 @@ async function start() {
   // For tests and for the console.
   window.charlm = { data, vocab, engine, Engine, write, read, inside, matters, source, DETECTORS, detectorOf, rankUnits, saturation }
   document.body.dataset.ready = "yes"
+  write.start()
 }
 
 /** Let "Look inside" show the text of the page, or the text that was typed. */

@@ -5,7 +5,7 @@ const NUM_RANKED = 40, NUM_ROWS = 28
 
 class InsidePanel {
   constructor(activations, onHold) {
-    Object.assign(this, { onHold, unit: 0, layer: 0, detector: "line" })
+    Object.assign(this, { onHold, unit: 0, layer: 0, detector: "line", alike: [] })
     this.view = new TextView(byId("inside-text"), { onPoint: (place) => this.point(place), onBrush: (brush) => this.find(brush) })
     this.heat = new HeatMap(byId("heat"), (unit, place) => {
       this.choose(unit)
@@ -32,11 +32,14 @@ class InsidePanel {
     const hold = make("button", { id: "inside-hold", className: "small", onclick: () => this.hold() }, "Hold it while writing")
     byId("inside-hold-place").append(hold)
     this.holdButton = hold
+    byId("ranked").addEventListener("keydown", (event) => this.onListKey(event))
   }
 
   /** Show other activations: those of another text. */
   setActivations(activations) {
     this.activations = activations
+    this.saturatedLayer = null
+    this.alike = []
     this.view.setBrush(null)
     this.view.setCursor(null)
     this.place = null
@@ -61,12 +64,12 @@ class InsidePanel {
     this.unitInput.max = this.activations.units(this.name) - 1
     this.holdButton.hidden = kind.startsWith("gate_")
     this.rank(true)
-    this.drawSaturation()
+    if (this.saturatedLayer !== layer) this.drawSaturation()
     if (this.view.brush) this.find(this.view.brush)
   }
 
   setDetector(key) {
-    this.detector = key
+    this.detector = this.detectorSelect.value = key
     this.expressionField.hidden = key !== "own"
     this.detect()
     this.rank(true)
@@ -99,12 +102,24 @@ class InsidePanel {
     list.replaceChildren(...this.ranked.slice(0, NUM_RANKED).map(({ unit, r }) => {
       const bar = make("span", { className: r < 0 ? "bar negative" : "bar" })
       bar.style.width = `${(100 * Math.abs(r)).toFixed(1)}%`
-      const item = make("button", { className: "unit", role: "option", onclick: () => this.choose(unit) },
+      const item = make("button", { className: "unit", role: "option", tabIndex: -1, onclick: () => this.choose(unit) },
         make("span", { className: "symbol" }, String(unit)), make("span", { className: "track" }, bar), make("span", { className: "percent" }, signed(r)))
       item.unit = unit
       return item
     }))
     this.choose(chooseFirst ? this.ranked[0].unit : this.unit)
+  }
+
+  /** Move through the list of units with the arrow keys. */
+  onListKey(event) {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key]
+    if (!step) return
+    event.preventDefault()
+    const items = [...byId("ranked").children]
+    const at = items.findIndex((item) => item.unit === this.unit)
+    const next = items[Math.max(0, Math.min(items.length - 1, at + step))]
+    next.scrollIntoView({ block: "nearest" })
+    this.choose(next.unit)
   }
 
   choose(unit) {
@@ -147,12 +162,14 @@ class InsidePanel {
       const largest = Activations.largest(this.name, values)
       return { unit, color: (i) => divergingColor(values[i] / largest) }
     }
-    const first = this.ranked.slice(0, NUM_ROWS).map(({ unit }) => unit)
-    if (!first.includes(this.unit)) first.splice(NUM_ROWS - 1, 1, this.unit)
-    this.heat.show(first.map(row), this.activations.chars, this.place ?? 0, this.unit)
+    // The units of a brushed span come first, then those that follow the detector.
+    const units = [...new Set([...this.alike, ...this.ranked.map(({ unit }) => unit)])].slice(0, NUM_ROWS)
+    if (!units.includes(this.unit)) units.splice(NUM_ROWS - 1, 1, this.unit)
+    this.heat.show(units.map(row), this.activations.chars, this.place ?? 0, this.unit, this.view.brush)
   }
 
   drawSaturation() {
+    this.saturatedLayer = this.layer
     const gates = this.activations.kinds(this.layer).filter((kind) => Activations.isLogistic(`.${kind}`))
     byId("saturation-section").hidden = !gates.length
     byId("saturation").replaceChildren(...gates.map((kind) => saturationChart(kindLabel(kind), saturation(this.activations, `layer_${this.layer}.${kind}`), this.unit, (unit) => {
@@ -169,8 +186,10 @@ class InsidePanel {
   /** Show what is on in a brushed span, and where else it is. */
   find(brush) {
     byId("found").hidden = !brush
+    const { units, places } = brush ? findAlike(this.activations, this.name, brush) : { units: [], places: [] }
+    this.alike = units.map(({ unit }) => unit)
+    this.drawHeat()
     if (!brush) return
-    const { units, places } = findAlike(this.activations, this.name, brush)
     const { chars } = this.activations
     const text = ([start, end]) => chars.slice(start, end).map((char) => (char === " " ? " " : visible(char))).join("")
     byId("found-span").textContent = `“${text(brush)}”`

@@ -4,7 +4,7 @@
 const INFLUENCE_STEPS = 31
 
 class MattersPanel {
-  /** `influence` is an array (N, K) in steps of the largest value of each row. */
+  /** `influence` is an array (N, K) in steps of the largest value of each row; values are square roots. */
   constructor(influence, { chars, ends }) {
     Object.assign(this, { data: influence.data, reach: influence.shape[1], chars, ends, lit: [] })
     this.view = new TextView(byId("matters-text"), { onPoint: (place) => place !== null && this.point(place) })
@@ -40,7 +40,7 @@ class MattersPanel {
     const strongest = [...found].sort((a, b) => b.value - a.value).slice(0, 8).filter(({ value }) => value > 0)
     byId("matters-list").replaceChildren(...strongest.map(({ place: at, value }) => {
       const bar = make("span", { className: "bar amber" })
-      bar.style.width = `${(100 * value).toFixed(1)}%`
+      bar.style.width = `${(100 * value * value).toFixed(1)}%`
       return make("li", {}, make("span", { className: "symbol" }, visible(this.chars[at])), make("span", { className: "track" }, bar),
         make("span", { className: "percent" }, `${place - at} back`))
     }))

@@ -1,9 +1,12 @@
 // Read: a text of one's own, coloured by its surprise while it is typed. The most probable next symbols stand beside it.
 
+const MOST_READ = 20_000
+
 class ReadPanel {
   constructor(engine, vocab, onRead) {
     Object.assign(this, { engine, vocab, onRead, nats: [], top: [], encoded: { chars: [], ids: [], ends: [] }, spans: [] })
     this.input = byId("read-input")
+    this.input.maxLength = MOST_READ
     this.backdrop = byId("read-backdrop")
     this.input.addEventListener("input", () => this.update())
     this.input.addEventListener("scroll", () => (this.backdrop.scrollTop = this.input.scrollTop))
@@ -89,7 +92,7 @@ class ReadPanel {
     byId("read-bits").textContent = scored > 0 ? `${(sum / scored / Math.LN2).toFixed(3)} bits` : ""
     byId("read-status").textContent = this.nats.length < ids.length
       ? `reading: ${this.nats.length.toLocaleString("en")} of ${ids.length.toLocaleString("en")} symbols`
-      : `${chars.length.toLocaleString("en")} characters`
+      : `${chars.length.toLocaleString("en")} characters${this.input.value.length >= MOST_READ ? ", the most that this page reads" : ""}`
     if (this.nats.length === ids.length) this.onRead()
   }
 

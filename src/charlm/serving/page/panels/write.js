@@ -51,10 +51,12 @@ class WritePanel {
     name.id = "clamp-name"
     name.value = carries.at(-1)
     const add = make("button", { id: "clamp-add", onclick: () => this.addClamp(Number(layer.value), name.value, Number(unit.value), Number(value.value)) }, "Hold")
+    const layerField = field("Layer", layer)
+    layerField.hidden = model.layers < 2
     return make("details", { id: "clamp", open: false },
       make("summary", {}, "Hold a unit at a value"),
       make("p", { className: "hint" }, "The unit keeps the value at every symbol, the prompt included. The text is drawn twice with the same seed, without and with it."),
-      make("div", { className: "grid" }, field("Layer", layer), field("State", name), field("Unit", unit), field("Value", value)),
+      make("div", { className: "grid" }, layerField, field("State", name), field("Unit", unit), field("Value", value)),
       add, this.clampList)
   }
 
@@ -131,7 +133,7 @@ class WritePanel {
     status.textContent = "writing …"
     this.button.textContent = "Stop"
     this.stopped = false
-    const runs = this.clamps.length ? [["without", []], ["with the held units", this.clamps]] : [["", []]]
+    const runs = this.clamps.length ? [["as it is", []], ["with the held units", this.clamps]] : [["", []]]
     const areas = runs.map(([title]) => {
       const text = make("div", { className: "text written", tabIndex: 0 })
       text.append(make("span", { className: "prompt" }, settings.prompt))

@@ -30,7 +30,8 @@ function saturationChart(title, points, selected, onPick) {
   svg.append(makeSvg("rect", { x: left, y: 16, width: size, height: size, class: "frame" }))
   svg.append(makeSvg("line", { x1: x(0), y1: y(1), x2: x(1), y2: y(0), class: "axis" }))
   for (const { unit, left: low, right: high } of points) {
-    const dot = makeSvg("circle", { cx: x(low), cy: y(high), r: unit === selected ? 4.5 : 2.4, class: unit === selected ? "dot selected" : "dot", onclick: () => onPick(unit) })
+    const dot = makeSvg("circle", { cx: x(low), cy: y(high), class: unit === selected ? "dot selected" : "dot", onclick: () => onPick(unit) })
+    dot.unit = unit
     dot.append(makeSvg("title", {}, `unit ${unit}: below 0.1 ${(100 * low).toFixed(0)} % of the time, above 0.9 ${(100 * high).toFixed(0)} %`))
     svg.append(dot)
   }
@@ -59,12 +60,12 @@ class HeatMap {
   static LEFT = 40
 
   get columns() {
-    return Math.max(1, Math.min(this.chars.length, Math.floor((this.canvas.parentElement.clientWidth - HeatMap.LEFT - 4) / HeatMap.COLUMN)))
+    return Math.max(1, Math.min(this.chars.length, Math.floor((this.canvas.parentElement.clientWidth - HeatMap.LEFT - 20) / HeatMap.COLUMN)))
   }
 
-  /** Show rows {unit, colors: place -> CSS colour} around a place. */
-  show(rows, chars, place, selected) {
-    Object.assign(this, { rows, chars, selected })
+  /** Show rows {unit, color: place -> CSS colour} around a place. The span `brush` is marked, if there is one. */
+  show(rows, chars, place, selected, brush) {
+    Object.assign(this, { rows, chars, selected, brush })
     this.centre(place)
   }
 
@@ -107,7 +108,12 @@ class HeatMap {
       const char = chars[first + k]
       context.fillText(isControl(char) ? "·" : visible(char), LEFT + (k + 0.5) * COLUMN, rows.length * ROW + 15)
     }
-    context.strokeStyle = style.color
-    context.strokeRect(LEFT + (place - first) * COLUMN - 0.5, 1.5, COLUMN, rows.length * ROW + 18)
+    const mark = (from, to, color) => {
+      context.strokeStyle = color
+      context.strokeRect(LEFT + (from - first) * COLUMN - 0.5, 1.5, (to - from) * COLUMN, rows.length * ROW + 18)
+    }
+    mark(place, place + 1, style.color)
+    const [from, to] = this.brush ?? [0, 0]
+    if (to > first && from < first + columns && to > from) mark(Math.max(from, first), Math.min(to, first + columns), style.getPropertyValue("--accent"))
   }
 }

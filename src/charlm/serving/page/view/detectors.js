@@ -18,7 +18,7 @@ function inside(pairs) {
     const open = []
     return Float32Array.from(chars, (char, i) => {
       if (open.length && char === open.at(-1)) open.pop()
-      else if (char in pairs && !(char === pairs[char] && /[\p{L}\p{N}]/u.test(chars[i - 1] ?? " "))) open.push(pairs[char])
+      else if (char in pairs) open.push(pairs[char])
       // A quotation that is never closed ends with its paragraph.
       if (char === "\n" && chars[i - 1] === "\n") open.length = 0
       return open.length ? 1 : 0
@@ -55,7 +55,7 @@ const DETECTORS = [
   ["vowel", "vowels", test(/[aeiou]/i)],
   ["punctuation", "punctuation", test(/\p{P}/u)],
   ["speaker", "speaker names", matching(/^\p{Lu}[\p{Lu} .'’-]*:$/gmu)],
-  ["quotes", "inside quotes", inside({ '"': '"', "“": "”", "‘": "’", "«": "»", "'": "'" })],
+  ["quotes", "inside quotes", inside({ '"': '"', "“": "”", "‘": "’", "«": "»" })],
   ["brackets", "inside brackets", inside({ "(": ")", "[": "]", "{": "}", "<": ">" })],
 ]
 

@@ -1,7 +1,9 @@
 // Which units are on in a span and off around it, and where else they are on (as in LSTMVis, Strobelt et al. 2018).
 
 // A unit is on where it has this fraction of its largest magnitude, with the sign that it has in the span.
-const ON = 0.3
+const ON = 0.25
+// A unit that is on in this fraction of the span is on in the span.
+const MOST = 0.75
 // How many characters before and after the span count as around it.
 const AROUND = 10
 const NUM_UNITS = 8, NUM_PLACES = 12
@@ -9,53 +11,63 @@ const NUM_UNITS = 8, NUM_PLACES = 12
 /**
  * Return {units, places}.
  *
- * units: [{unit, sign, within, around}], the units that are on in all of the span, those first whose mean falls most around it.
- * places: [{start, end, share}], other spans in which most of these units are on; share is the mean share of units that are on.
+ * units: [{unit, sign, within, around}], the units that are on in the span, those first whose mean falls most around it. Means
+ * are relative to the largest magnitude of the unit.
+ * places: [{start, end, score}], spans of the same length in which these units are on, and off around them.
  */
-function findAlike(activations, name, [start, end]) {
-  const length = activations.chars.length
-  const before = Math.max(0, start - AROUND), after = Math.min(length, end + AROUND)
+function findAlike(activations, name, span) {
+  const [start, end] = span
   const found = []
   for (let unit = 0; unit < activations.units(name); unit++) {
     const values = activations.unit(name, unit)
-    const largest = values.reduce((most, value) => Math.max(most, Math.abs(value)), 0)
-    if (!largest) continue
-    const sign = values[start] < 0 ? -1 : 1
-    let within = 0, around = 0, isOn = true
-    for (let i = before; i < after; i++) {
-      const relative = (sign * values[i]) / largest
-      if (i < start || i >= end) around += relative
-      else {
-        within += relative
-        isOn &&= relative >= ON
-      }
-    }
-    if (!isOn) continue
-    within /= end - start
-    around /= Math.max(1, after - before - (end - start))
-    found.push({ unit, sign, within, around, values, largest })
+    let largest = 0, inSpan = 0
+    for (const value of values) largest = Math.max(largest, Math.abs(value))
+    for (let i = start; i < end; i++) inSpan += values[i]
+    const sign = inSpan < 0 ? -1 : 1
+    const relative = values.map((value) => (largest ? (sign * value) / largest : 0))
+    const on = relative.subarray(start, end).reduce((count, value) => count + (value >= ON), 0)
+    if (on < MOST * (end - start)) continue
+    found.push({ unit, sign, relative, ...meansAround(sumsOf(relative), span) })
   }
   found.sort((a, b) => b.within - b.around - (a.within - a.around))
   const units = found.filter(({ within, around }) => within - around > 0.1).slice(0, NUM_UNITS)
-  return { units, places: placesOf(units, length, [start, end]) }
+  return { units, places: placesOf(units, activations.chars.length, span) }
 }
 
-/** Return the other runs of characters at which at least three quarters of the units are on. */
+/** Return the sums of the first 0, 1, 2, ... values. */
+function sumsOf(values) {
+  const sums = new Float64Array(values.length + 1)
+  for (let i = 0; i < values.length; i++) sums[i + 1] = sums[i] + values[i]
+  return sums
+}
+
+/** Return the mean of the values within a span, and that of the values around it. */
+function meansAround(sums, [start, end]) {
+  const first = Math.max(0, start - AROUND), last = Math.min(sums.length - 1, end + AROUND)
+  const within = sums[end] - sums[start], all = sums[last] - sums[first]
+  return { within: within / (end - start), around: (all - within) / Math.max(1, last - first - (end - start)) }
+}
+
+/** Return the other spans, without overlaps, in which most units are on and around which fewer are. */
 function placesOf(units, length, [start, end]) {
   if (!units.length) return []
   const shares = new Float32Array(length)
-  for (const { values, largest, sign, within } of units) {
-    for (let i = 0; i < length; i++) if ((sign * values[i]) / largest >= Math.max(ON, within / 2)) shares[i] += 1 / units.length
+  for (const { relative, within } of units) {
+    const enough = Math.max(ON, within / 2)
+    for (let i = 0; i < length; i++) if (relative[i] >= enough) shares[i] += 1 / units.length
   }
+  const sums = sumsOf(shares)
+  const candidates = []
+  for (let first = 0; first + end - start <= length; first++) {
+    const last = first + end - start
+    const { within, around } = meansAround(sums, [first, last])
+    if (within >= 0.6 && within > around && (last <= start || first >= end)) candidates.push({ start: first, end: last, score: within - around })
+  }
+  candidates.sort((a, b) => b.score - a.score || a.start - b.start)
   const places = []
-  for (let i = 0; i < length; i++) {
-    if (shares[i] < 0.74) continue
-    const first = i
-    let sum = 0
-    while (i < length && shares[i] >= 0.74) sum += shares[i++]
-    if (i <= start || first >= end) places.push({ start: first, end: i, share: sum / (i - first) })
+  for (const each of candidates) {
+    if (places.length === NUM_PLACES) break
+    if (places.every((other) => each.end <= other.start || each.start >= other.end)) places.push(each)
   }
-  // Prefer long runs in which all units are on, up to the length of the span.
-  const worth = (place) => place.share * Math.min(1, (place.end - place.start) / (end - start))
-  return places.sort((a, b) => worth(b) - worth(a) || a.start - b.start).slice(0, NUM_PLACES)
+  return places
 }

@@ -14,6 +14,7 @@ class TextView {
     element.addEventListener("pointerleave", () => this.onPoint(this.cursor))
     element.addEventListener("pointerdown", (event) => this.onDown(event))
     window.addEventListener("pointerup", () => this.onUp())
+    window.addEventListener("pointercancel", () => this.onCancel())
   }
 
   /** Show characters. Spans of equal characters at the beginning stay. */
@@ -67,7 +68,9 @@ class TextView {
   }
 
   placeOf(event) {
-    return event.target.place ?? document.elementFromPoint(event.clientX, event.clientY)?.place
+    // All events of a touch have the target of the first one.
+    const target = event.pointerType === "touch" ? document.elementFromPoint(event.clientX, event.clientY) : event.target
+    return target?.place
   }
 
   onMove(event) {
@@ -89,11 +92,16 @@ class TextView {
       return
     }
     this.setCursor(place)
-    if (event.pointerType !== "touch") {
-      event.preventDefault()
-      this.element.focus({ preventScroll: true })
-      this.anchor = place
-    }
+    this.anchor = place
+    if (event.pointerType === "touch") return
+    event.preventDefault()
+    this.element.focus({ preventScroll: true })
+  }
+
+  /** The browser scrolls: a touch was no brush. */
+  onCancel() {
+    if (this.anchor !== null && this.brush) this.setBrush(null)
+    this.anchor = null
   }
 
   onUp() {
