@@ -38,20 +38,28 @@ function fromFloat16(bits) {
   return out
 }
 
-/** Write W @ x to out, where W has `rows` rows. Four sums run side by side, because each addition waits for the one before. */
+/** Write W @ x to out, where W has `rows` rows. Four rows are read side by side, so x is read a quarter as often. */
 function multiply(W, x, out, rows) {
-  const columns = x.length, even = columns - (columns % 4)
-  for (let row = 0, at = 0; row < rows; row++) {
+  const columns = x.length, last = rows - (rows % 4)
+  for (let row = 0; row < last; row += 4) {
+    const p = row * columns, q = p + columns, r = q + columns, s = r + columns
     let a = 0, b = 0, c = 0, d = 0
-    let k = 0
-    for (; k < even; k += 4, at += 4) {
-      a += W[at] * x[k]
-      b += W[at + 1] * x[k + 1]
-      c += W[at + 2] * x[k + 2]
-      d += W[at + 3] * x[k + 3]
+    for (let k = 0; k < columns; k++) {
+      const value = x[k]
+      a += W[p + k] * value
+      b += W[q + k] * value
+      c += W[r + k] * value
+      d += W[s + k] * value
     }
-    for (; k < columns; k++, at++) a += W[at] * x[k]
-    out[row] = a + b + (c + d)
+    out[row] = a
+    out[row + 1] = b
+    out[row + 2] = c
+    out[row + 3] = d
+  }
+  for (let row = last; row < rows; row++) {
+    let sum = 0
+    for (let k = 0; k < columns; k++) sum += W[row * columns + k] * x[k]
+    out[row] = sum
   }
 }
 

@@ -74,10 +74,13 @@ const METHODS = {
     return { stopped: finder.stopped }
   },
 
-  /** Read a text. A piece is {from, nats, top}, for the symbols from a place on; top has one entry more. */
-  async read({ text }, id, show) {
+  /**
+   * Read a text. A piece is {from, nats, top}, for the symbols from a place on; top has one entry more. The page knows the first
+   * `known` symbols already: pieces of a request that was cancelled may never have reached it.
+   */
+  async read({ text, known }, id, show) {
     const { ids } = vocab.encode(text)
-    let from = reader.start(ids)
+    let from = Math.min(reader.start(ids), known)
     function* rest() {
       while (!reader.finished) yield reader.step()
     }
@@ -85,7 +88,7 @@ const METHODS = {
       show({ from, nats: reader.nats.slice(from), top: reader.top.slice(from) })
       from = reader.nats.length
     }
-    send()
+    if (reader.finished || from < reader.nats.length) send()
     await runInSlices(rest(), id, send)
     return { finished: reader.finished }
   },

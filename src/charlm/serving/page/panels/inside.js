@@ -13,7 +13,6 @@ class InsidePanel {
     })
     this.makeControls()
     this.setActivations(activations)
-    new ResizeObserver(oncePerFrame(() => this.heat.chars.length && this.heat.centre(this.place ?? 0))).observe(byId("heat").parentElement)
   }
 
   makeControls() {

@@ -4,7 +4,7 @@ const MOST_READ = 20_000
 
 class ReadPanel {
   constructor(engine, vocab, onRead) {
-    Object.assign(this, { engine, vocab, onRead, nats: [], top: [], encoded: { chars: [], ids: [], ends: [] }, spans: [] })
+    Object.assign(this, { engine, vocab, onRead, nats: [], top: [], encoded: { chars: [], ids: [], ends: [] }, spans: [], drawn: [], lines: [] })
     this.input = byId("read-input")
     this.input.maxLength = MOST_READ
     this.backdrop = byId("read-backdrop")
@@ -18,45 +18,51 @@ class ReadPanel {
 
   /** Read the text of the input. What was read of it before stays. */
   update() {
-    const raw = Array.from(this.input.value)
-    this.draw(raw)
+    const before = this.encoded.ids
     this.encoded = this.vocab.encode(this.input.value)
-    this.mark()
+    const { ids } = this.encoded
+    let known = 0
+    while (known < Math.min(this.nats.length, ids.length) && ids[known] === before[known]) known++
+    this.nats.length = known
+    this.draw(Array.from(this.input.value))
+    this.showMissing()
     this.running?.cancel()
-    const running = this.engine.ask("read", { text: this.input.value }, (piece) => {
+    const running = this.engine.ask("read", { text: this.input.value, known }, (piece) => {
       if (this.running === running) this.receive(piece)
     })
     this.running = running
     running.catch((error) => (byId("read-status").textContent = error.message))
   }
 
-  /** Make the characters behind the input equal to those in it. */
-  draw(chars) {
-    let same = 0
-    while (same < chars.length && this.spans[same]?.textContent === chars[same]) same++
-    for (const span of this.spans.splice(same)) span.remove()
-    const added = document.createDocumentFragment()
-    for (const char of chars.slice(same)) {
-      const span = document.createElement("span")
-      span.textContent = char
-      this.spans.push(span)
-      added.append(span)
-    }
-    this.backdrop.insertBefore(added, this.backdrop.lastChild)
-    this.backdrop.scrollTop = this.input.scrollTop
+  /** Whether the model cannot read a character. */
+  isMissing(i) {
+    const { ends } = this.encoded
+    return ends[i] === (i ? ends[i - 1] : 0)
   }
 
-  /** Mark the characters that the model cannot read. */
-  mark() {
-    const { chars, ends } = this.encoded
-    const missing = new Set()
-    chars.forEach((char, i) => {
-      const isMissing = ends[i] === (i ? ends[i - 1] : 0)
-      this.spans[i]?.classList.toggle("missing", isMissing)
-      if (isMissing) missing.add(visible(char))
-    })
-    byId("read-missing").textContent = missing.size
-      ? `The model has no symbol for ${[...missing].slice(0, 8).join(" ")}${missing.size > 8 ? " …" : ""} and reads on without ${missing.size > 1 ? "them" : "it"}.`
+  /** Make the characters behind the input equal to those in it. Each line is a block, so the browser lays out only new lines. */
+  draw(chars) {
+    let same = 0
+    while (same < chars.length && this.drawn[same] === chars[same]) same++
+    while (this.lines.length && this.lines.at(-1).start >= same) this.lines.pop().block.remove()
+    for (const span of this.spans.splice(same)) span.remove()
+    for (let i = same; i < chars.length; i++) {
+      if (!this.lines.length || chars[i - 1] === "\n") {
+        this.lines.push({ start: i, block: this.backdrop.insertBefore(document.createElement("div"), this.backdrop.lastChild) })
+      }
+      const span = document.createElement("span")
+      span.textContent = chars[i]
+      if (this.isMissing(i)) span.className = "missing"
+      this.spans.push(span)
+      this.lines.at(-1).block.append(span)
+    }
+    this.drawn = chars
+  }
+
+  showMissing() {
+    const missing = [...new Set(this.encoded.chars.filter((_, i) => this.isMissing(i)))].map(visible)
+    byId("read-missing").textContent = missing.length
+      ? `The model has no symbol for ${missing.slice(0, 8).join(" ")}${missing.length > 8 ? " …" : ""} and reads on without ${missing.length > 1 ? "them" : "it"}.`
       : ""
   }
 

@@ -149,7 +149,7 @@ class WritePanel {
         this.running = this.engine.ask("write", { ...settings, clamps }, (piece) => {
           if (turn !== this.turn) return
           areas[k].body.append(piece)
-          symbols += piece.length
+          symbols += Array.from(piece).length
         })
         await this.running
         if (turn !== this.turn) return

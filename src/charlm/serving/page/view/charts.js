@@ -48,7 +48,11 @@ function saturationChart(title, points, selected, onPick) {
 class HeatMap {
   /** onPick(unit, place) is called when a cell is chosen. */
   constructor(canvas, onPick) {
-    Object.assign(this, { canvas, onPick, rows: [], chars: [], first: 0 })
+    Object.assign(this, { canvas, onPick, rows: [], chars: [], first: 0, width: 0, place: 0 })
+    new ResizeObserver(([entry]) => {
+      this.width = entry.contentRect.width
+      if (this.rows.length && this.width) this.centre(this.place)
+    }).observe(canvas.parentElement)
     canvas.addEventListener("click", (event) => {
       const row = Math.floor((event.offsetY - 2) / HeatMap.ROW), column = Math.floor((event.offsetX - HeatMap.LEFT) / HeatMap.COLUMN)
       if (this.rows[row] && column >= 0 && column < this.columns) this.onPick(this.rows[row].unit, this.first + column)
@@ -60,7 +64,7 @@ class HeatMap {
   static LEFT = 40
 
   get columns() {
-    return Math.max(1, Math.min(this.chars.length, Math.floor((this.canvas.parentElement.clientWidth - HeatMap.LEFT - 20) / HeatMap.COLUMN)))
+    return Math.max(1, Math.min(this.chars.length, Math.floor((this.width - HeatMap.LEFT - 4) / HeatMap.COLUMN)))
   }
 
   /** Show rows {unit, color: place -> CSS colour} around a place. The span `brush` is marked, if there is one. */
@@ -71,6 +75,8 @@ class HeatMap {
 
   /** Draw the window around a place, with the place marked. */
   centre(place) {
+    this.place = place
+    if (!this.width) return // It is hidden.
     const columns = this.columns
     if (place < this.first || place >= this.first + columns) this.first = place - Math.floor(columns / 2)
     this.first = Math.max(0, Math.min(this.chars.length - columns, this.first))

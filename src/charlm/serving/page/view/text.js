@@ -1,5 +1,8 @@
 // A text of which every character has a colour, a cursor and a brush: by mouse, by touch, and by keyboard.
 
+// The least number of characters in a block.
+const BLOCK = 300
+
 class TextView {
   /**
    * `element` becomes the text. Listeners: onPoint(place or null) when the mouse or the cursor is on another character, and
@@ -7,6 +10,9 @@ class TextView {
    */
   constructor(element, { onPoint = () => {}, onBrush = null } = {}) {
     Object.assign(this, { element, onPoint, onBrush, spans: [], chars: [], cursor: null, brush: null, anchor: null })
+    // Only the blocks in view are coloured at once, the others when they come into view.
+    this.visible = new Set()
+    this.observer = new IntersectionObserver((entries) => this.onVisible(entries), { root: element, rootMargin: "300px" })
     element.classList.add("text")
     element.tabIndex = 0
     element.addEventListener("keydown", (event) => this.onKey(event))
@@ -17,28 +23,49 @@ class TextView {
     window.addEventListener("pointercancel", () => this.onCancel())
   }
 
-  /** Show characters. Spans of equal characters at the beginning stay. */
+  /** Show characters. Some lines together are a block, so the browser need not draw those that are not in view. */
   setChars(chars) {
-    let same = 0
-    while (same < chars.length && same < this.chars.length && chars[same] === this.chars[same]) same++
-    for (const span of this.spans.splice(same)) span.remove()
-    const added = document.createDocumentFragment()
-    for (let i = same; i < chars.length; i++) {
-      const span = document.createElement("span")
-      if (isControl(chars[i])) span.className = "control"
-      span.textContent = isControl(chars[i]) ? codePoint(chars[i]) : chars[i] === "\n" ? "⏎\n" : chars[i]
-      if (chars[i] === "\n") span.className = "newline"
-      span.place = i
-      this.spans.push(span)
-      added.append(span)
-    }
-    this.element.append(added)
     this.chars = chars
+    this.spans = chars.map((char, i) => {
+      const span = document.createElement("span")
+      if (char === "\n") span.className = "newline"
+      else if (isControl(char)) span.className = "control"
+      span.textContent = char === "\n" ? "⏎\n" : isControl(char) ? codePoint(char) : char
+      span.place = i
+      return span
+    })
+    const blocks = []
+    for (let start = 0, end = 0; end < chars.length; start = end) {
+      do end++
+      while (end < chars.length && (chars[end - 1] !== "\n" || end - start < BLOCK))
+      const block = make("div", { className: "block" })
+      block.append(...this.spans.slice(start, end))
+      blocks.push(block)
+    }
+    this.element.replaceChildren(...blocks)
+    this.observer.disconnect()
+    this.visible.clear()
+    for (const block of blocks) this.observer.observe(block)
+  }
+
+  onVisible(entries) {
+    for (const { target, isIntersecting } of entries) {
+      if (isIntersecting) this.visible.add(target)
+      else this.visible.delete(target)
+      if (isIntersecting) this.paintBlock(target)
+    }
   }
 
   /** Colour the characters: colorOf(place) is a CSS colour. */
-  paint(colorOf, from = 0) {
-    for (let i = from; i < this.spans.length; i++) this.spans[i].style.backgroundColor = colorOf(i)
+  paint(colorOf) {
+    this.colorOf = colorOf
+    for (const block of this.visible) this.paintBlock(block)
+  }
+
+  paintBlock(block) {
+    if (block.colorOf === this.colorOf) return
+    block.colorOf = this.colorOf
+    for (const span of block.children) span.style.backgroundColor = this.colorOf(span.place)
   }
 
   setCursor(place, scroll = false) {
