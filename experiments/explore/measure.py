@@ -137,6 +137,7 @@ def take_picture(driver: Any, path: Path) -> None:
     driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 1180, "height": 860, "deviceScaleFactor": 1, "mobile": False}
     )
+    driver.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
     driver.find_element("id", "tab-inside").click()
     call(driver, "charlm.inside.setDetector('line'); charlm.inside.view.setCursor(45)")
     driver.execute_script("window.scrollTo(0, 0)")

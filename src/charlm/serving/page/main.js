@@ -7,7 +7,7 @@ const engine = new Engine()
 /** Describe the model in the header. */
 function showAbout({ name, cell, layers, hidden, symbols, parameters, steps, loss, source, dtype, lowered }) {
   document.title = name
-  byId("name").textContent = name
+  byId("name").replaceChildren(...shown(name))
   const count = (number, one, many = `${one}s`) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`
   const facts = [`${layers > 1 ? `${layers} × ` : ""}${cell.toUpperCase().replace("LN_", "layer-normalised ")} of ${count(hidden, "unit")}`, `${symbols} symbols`, count(parameters, "parameter"), `step ${steps.toLocaleString("en")}`]
   if (loss !== null) facts.push(`${loss.toFixed(3)} nats per character on validation text`)
@@ -15,7 +15,7 @@ function showAbout({ name, cell, layers, hidden, symbols, parameters, steps, los
   const notes = [`The text to look into is ${source}.`]
   if (dtype !== "float32") notes.push(`The weights of this page are ${dtype}, so its numbers differ slightly from those of charlm.`)
   if (lowered) notes.push(`charlm computes this model's products in ${lowered}; this page computes in float32.`)
-  byId("notes").textContent = notes.join(" ")
+  byId("notes").replaceChildren(...shown(notes.join(" ")))
 }
 
 /** Connect the tabs, with the arrow keys as in any list of tabs. */

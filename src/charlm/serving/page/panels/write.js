@@ -134,11 +134,11 @@ class WritePanel {
     this.button.textContent = "Stop"
     this.stopped = false
     const runs = this.clamps.length ? [["as it is", []], ["with the held units", this.clamps]] : [["", []]]
-    const areas = runs.map(([title]) => {
+    const areas = (this.areas = runs.map(([title]) => {
       const text = make("div", { className: "text written", tabIndex: 0 })
-      text.append(make("span", { className: "prompt" }, settings.prompt))
-      return { title, text, body: text.appendChild(document.createElement("span")) }
-    })
+      text.append(make("span", { className: "prompt" }, ...shown(settings.prompt)))
+      return { title, text, body: text.appendChild(document.createElement("span")), drawn: "" }
+    }))
     output.replaceChildren(...areas.map(({ title, text }) => make("section", {}, title ? make("h3", {}, title) : null, text)))
     output.classList.toggle("pair", runs.length > 1)
     const began = performance.now()
@@ -148,13 +148,14 @@ class WritePanel {
         if (this.stopped) break
         this.running = this.engine.ask("write", { ...settings, clamps }, (piece) => {
           if (turn !== this.turn) return
-          areas[k].body.append(piece)
+          areas[k].drawn += piece
+          areas[k].body.append(...shown(piece))
           symbols += Array.from(piece).length
         })
         await this.running
         if (turn !== this.turn) return
       }
-      if (runs.length > 1) markDifference(areas[0].body, areas[1].body)
+      if (runs.length > 1) markDifference(areas[0].drawn, areas[1].drawn, areas[1].body)
       const rate = symbols / ((performance.now() - began) / 1000)
       status.textContent = `${symbols.toLocaleString("en")} characters, ${Math.round(rate).toLocaleString("en")} per second`
     } catch (error) {
@@ -166,10 +167,10 @@ class WritePanel {
   }
 }
 
-/** Mark the second text from where it differs from the first. */
-function markDifference(first, second) {
-  const [a, b] = [first.textContent, second.textContent]
+/** Show the second text in its element, and mark it from where it differs from the first. */
+function markDifference(first, second, element) {
+  const [a, b] = [Array.from(first), Array.from(second)]
   let same = 0
   while (same < a.length && same < b.length && a[same] === b[same]) same++
-  second.replaceChildren(b.slice(0, same), make("span", { className: "differs" }, b.slice(same)))
+  element.replaceChildren(...shown(b.slice(0, same)), make("span", { className: "differs" }, ...shown(b.slice(same))))
 }

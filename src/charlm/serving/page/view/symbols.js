@@ -11,6 +11,17 @@ function isControl(char) {
   return char !== "\n" && char !== "\t" && CONTROL.test(char)
 }
 
+/** Return a text as nodes, with control characters by their code points. */
+function shown(text) {
+  const nodes = []
+  for (const char of text) {
+    if (isControl(char)) nodes.push(make("span", { className: "control" }, codePoint(char)))
+    else if (typeof nodes.at(-1) === "string") nodes.push(nodes.pop() + char)
+    else nodes.push(char)
+  }
+  return nodes
+}
+
 /** Return a character as a visible text, for a table. */
 function visible(char) {
   const named = { "\n": "⏎", "\t": "⇥", " ": "␣" }
