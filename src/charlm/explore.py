@@ -32,10 +32,12 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("output", None, "the page; otherwise explore.html in the run's folder", flag_values=values)
     flags.DEFINE_enum("dtype", "float32", DTYPES, "the dtype of the weights in the page", flag_values=values)
     flags.DEFINE_string("checkpoint", "best", "best, latest or a step", flag_values=values)
+    cli.define_cell_module(values)
     cli.parse(values, argv, __doc__)
     workdir = Path(cli.required(values, "workdir"))
     output = Path(values.output) if values.output else workdir / "explore.html"
-    write_page(load(workdir, values.checkpoint), output, values.text and Path(values.text), values.length, values.dtype)
+    model = load(workdir, values.checkpoint, values.cell_module)
+    write_page(model, output, values.text and Path(values.text), values.length, values.dtype)
     say(f"{output}")
 
 

@@ -30,14 +30,12 @@ PAGE_TEXT = HOSTILE + TEXT[:200]
 
 # (cell, layers, kind, changes of the config)
 MODELS = [
-    ("rnn", 1, "chars", {}),
+    ("rnn", 1, "chars", {"sample.window": 4, "data.lowercase": True}),
     ("lstm", 1, "bytes", {}),
     ("lstm", 3, "chars", {"model.residual": True, "model.encoding": "scalar"}),
     ("gru", 2, "chars", {"model.encoding": "one_hot", "model.learn_initial_state": True}),
-    ("ln_lstm", 2, "chars", {"model.residual": True}),
+    ("ln_lstm", 2, "chars", {"model.residual": True, "model.tie_weights": True, "model.embedding_size": 12}),
     ("ln_gru", 3, "bytes", {}),
-    ("gru", 1, "chars", {"model.tie_weights": True, "model.embedding_size": 12}),
-    ("lstm", 1, "chars", {"sample.window": 4, "data.lowercase": True}),
 ]
 
 

@@ -92,8 +92,7 @@ class ReadPanel {
     const sum = known.reduce((total, each) => total + each, 0)
     const { chars, ends, ids } = this.encoded
     const read = ends.filter((end, i) => end > (i ? ends[i - 1] : 0) && end <= this.nats.length).length
-    // The first symbol has no prediction. Of bytes, it is a part of a character.
-    const scored = Math.max(0, read - (this.vocab.kind === "bytes" ? 1 / Math.max(1, ends[0]) : 1))
+    const scored = read - 1 // Nothing predicts the first symbol, so the first character does not count.
     byId("read-score").textContent = scored > 0 ? (sum / scored).toFixed(3) : "–"
     byId("read-bits").textContent = scored > 0 ? `${(sum / scored / Math.LN2).toFixed(3)} bits` : ""
     byId("read-status").textContent = this.nats.length < ids.length

@@ -30,6 +30,7 @@ class WritePanel {
       make("label", { className: "check" }, c.greedy, " always the most probable symbol"),
       this.clampEditor(model),
       make("div", { className: "actions" }, this.button, make("span", { id: "write-status", className: "hint", role: "status" })),
+      make("p", { className: "hint same" }, "The same seed and settings give the text of python -m charlm.sample."),
     )
     for (const control of Object.values(c)) {
       control.addEventListener("keydown", (event) => {

@@ -30,7 +30,7 @@ function saturationChart(title, points, selected, onPick) {
   svg.append(makeSvg("rect", { x: left, y: 16, width: size, height: size, class: "frame" }))
   svg.append(makeSvg("line", { x1: x(0), y1: y(1), x2: x(1), y2: y(0), class: "axis" }))
   for (const { unit, left: low, right: high } of points) {
-    const dot = makeSvg("circle", { cx: x(low), cy: y(high), class: unit === selected ? "dot selected" : "dot", onclick: () => onPick(unit) })
+    const dot = makeSvg("circle", { cx: x(low), cy: y(high), r: 2.4, class: unit === selected ? "dot selected" : "dot", onclick: () => onPick(unit) })
     dot.unit = unit
     dot.append(makeSvg("title", {}, `unit ${unit}: below 0.1 ${(100 * low).toFixed(0)} % of the time, above 0.9 ${(100 * high).toFixed(0)} %`))
     svg.append(dot)

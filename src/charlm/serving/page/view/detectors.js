@@ -54,7 +54,7 @@ const DETECTORS = [
   ["upper", "upper case", test(/\p{Lu}/u)],
   ["vowel", "vowels", test(/[aeiou]/i)],
   ["punctuation", "punctuation", test(/\p{P}/u)],
-  ["speaker", "speaker names", matching(/^\p{Lu}[\p{Lu} .'’-]*:$/gmu)],
+  ["speaker", "speaker names", matching(/^\p{Lu}[\p{L} .'’-]{0,30}:$/gmu)],
   ["quotes", "inside quotes", inside({ '"': '"', "“": "”", "‘": "’", "«": "»" })],
   ["brackets", "inside brackets", inside({ "(": ")", "[": "]", "{": "}", "<": ">" })],
 ]

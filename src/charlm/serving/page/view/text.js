@@ -103,7 +103,7 @@ class TextView {
   onMove(event) {
     const place = this.placeOf(event)
     if (place === undefined) return
-    if (this.anchor !== null && this.onBrush && place !== this.anchor) {
+    if (this.anchor !== null && this.onBrush && (this.dragged ||= place !== this.anchor)) {
       this.setBrush([Math.min(this.anchor, place), Math.max(this.anchor, place) + 1])
     }
     if (place !== this.pointed) this.onPoint(place)
@@ -120,6 +120,7 @@ class TextView {
     }
     this.setCursor(place)
     this.anchor = place
+    this.dragged = false
     if (event.pointerType === "touch") return
     event.preventDefault()
     this.element.focus({ preventScroll: true })
@@ -131,11 +132,13 @@ class TextView {
     this.anchor = null
   }
 
+  /** The end of a drag is a brush. A click removes the brush. */
   onUp() {
     if (this.anchor === null) return
-    const moved = this.brush && (this.brush[0] === this.anchor || this.brush[1] - 1 === this.anchor) && this.brush[1] - this.brush[0] > 1
     this.anchor = null
-    if (moved && this.onBrush) this.onBrush(this.brush)
+    if (!this.onBrush || !(this.dragged || this.brush)) return
+    if (!this.dragged) this.setBrush(null)
+    this.onBrush(this.brush)
   }
 
   onKey(event) {
