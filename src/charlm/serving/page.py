@@ -51,6 +51,7 @@ VIEW = (
     "view/charts",
     "panels/write",
     "panels/read",
+    "panels/found",
     "panels/inside",
     "panels/matters",
     "main",

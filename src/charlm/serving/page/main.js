@@ -9,11 +9,17 @@ function showAbout({ name, cell, layers, hidden, symbols, parameters, steps, los
   document.title = name
   byId("name").replaceChildren(...shown(name))
   const count = (number, one, many = `${one}s`) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`
-  const facts = [`${layers > 1 ? `${layers} × ` : ""}${cell.toUpperCase().replace("LN_", "layer-normalised ")} of ${count(hidden, "unit")}`, `${symbols} symbols`, count(parameters, "parameter"), `step ${steps.toLocaleString("en")}`]
+  const facts = [
+    `${layers > 1 ? `${layers} × ` : ""}${cell.toUpperCase().replace("LN_", "layer-normalised ")} of ${count(hidden, "unit")}`,
+    `${symbols} symbols`,
+    count(parameters, "parameter"),
+    `step ${steps.toLocaleString("en")}`,
+  ]
   if (loss !== null) facts.push(`${loss.toFixed(3)} nats per character on validation text`)
   byId("facts").replaceChildren(...facts.map((fact) => make("li", {}, fact)))
   const notes = [`The text to look into is ${source}.`]
-  if (dtype !== "float32") notes.push(`The weights of this page are ${dtype}, so its numbers differ slightly from those of charlm.`)
+  if (dtype !== "float32")
+    notes.push(`The weights of this page are ${dtype}, so its numbers differ slightly from those of charlm.`)
   if (lowered) notes.push(`charlm computes this model's products in ${lowered}; this page computes in float32.`)
   byId("notes").replaceChildren(...shown(notes.join(" ")))
 }
@@ -63,7 +69,21 @@ async function start() {
     byId("read-input").focus()
   })
   // For tests and for the console.
-  window.charlm = { data, vocab, engine, Engine, write, read, inside, matters, source, DETECTORS, detectorOf, rankUnits, saturation }
+  window.charlm = {
+    data,
+    vocab,
+    engine,
+    Engine,
+    write,
+    read,
+    inside,
+    matters,
+    source,
+    DETECTORS,
+    detectorOf,
+    rankUnits,
+    saturation,
+  }
   document.body.dataset.ready = "yes"
   write.start()
 }
@@ -73,7 +93,11 @@ function connectSource(inside, given, read) {
   const show = async () => {
     if (byId("inside-given").checked) return inside.setActivations(given)
     const note = byId("inside-note")
-    const arrays = await engine.ask("record", { text: byId("read-input").value }, (pieces) => (note.textContent = `reading: ${Math.round(100 * pieces)} %`))
+    const arrays = await engine.ask(
+      "record",
+      { text: byId("read-input").value },
+      (pieces) => (note.textContent = `reading: ${Math.round(100 * pieces)} %`),
+    )
     inside.setActivations(new Activations(arrays, vocab.encode(byId("read-input").value)))
   }
   for (const name of ["inside-given", "inside-typed"]) byId(name).addEventListener("change", show)

@@ -8,7 +8,8 @@ function layerNorm(x, groups, block) {
   let start = 0
   for (const blocks of groups) {
     const end = start + blocks * block
-    let mean = 0, variance = 0
+    let mean = 0,
+      variance = 0
     for (let i = start; i < end; i++) mean += x[i]
     mean /= end - start
     for (let i = start; i < end; i++) variance += (x[i] - mean) ** 2

@@ -29,7 +29,8 @@ async function unpack({ arrays, blob }) {
 function fromFloat16(bits) {
   const out = new Float32Array(bits.length)
   for (let i = 0; i < bits.length; i++) {
-    const exponent = (bits[i] >> 10) & 31, fraction = bits[i] & 1023
+    const exponent = (bits[i] >> 10) & 31,
+      fraction = bits[i] & 1023
     const sign = bits[i] >> 15 ? -1 : 1
     if (exponent === 0) out[i] = sign * fraction * 2 ** -24
     else if (exponent === 31) out[i] = fraction ? NaN : sign * Infinity
@@ -40,10 +41,17 @@ function fromFloat16(bits) {
 
 /** Write W @ x to out, where W has `rows` rows. Four rows are read side by side, so x is read a quarter as often. */
 function multiply(W, x, out, rows) {
-  const columns = x.length, last = rows - (rows % 4)
+  const columns = x.length,
+    last = rows - (rows % 4)
   for (let row = 0; row < last; row += 4) {
-    const p = row * columns, q = p + columns, r = q + columns, s = r + columns
-    let a = 0, b = 0, c = 0, d = 0
+    const p = row * columns,
+      q = p + columns,
+      r = q + columns,
+      s = r + columns
+    let a = 0,
+      b = 0,
+      c = 0,
+      d = 0
     for (let k = 0; k < columns; k++) {
       const value = x[k]
       a += W[p + k] * value

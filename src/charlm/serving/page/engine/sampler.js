@@ -27,7 +27,8 @@ function draw(logits, key, { temperature, topK, topP }) {
   for (let i = 0; i < logits.length; i++) logits[i] = Math.fround(logits[i] - shift) / divisor
   if (topK < logits.length || topP < 1) filterTopKTopP(logits, topK, topP)
   const noise = key && gumbel(key, logits.length)
-  let best = 0, largest = -Infinity
+  let best = 0,
+    largest = -Infinity
   for (let i = 0; i < logits.length; i++) {
     const value = noise ? Math.fround(logits[i] + noise[i]) : logits[i]
     if (value > largest) [best, largest] = [i, value]
@@ -46,7 +47,8 @@ function* generate(model, promptIds, settings, transitions) {
   const how = { temperature: settings.temperature, topK: settings.topK ?? Infinity, topP: settings.topP ?? 1 }
   const key = foldIn(keyOf(seed), 0) // The key of the first sample.
   const ids = [...promptIds]
-  let state = model.initialState(), logits
+  let state = model.initialState(),
+    logits
   let utf8 = 0
   const advance = (id) => {
     if (transitions) utf8 = transitions[utf8 * 256 + id]

@@ -1,11 +1,15 @@
 // JAX's random numbers: the hash threefry2x32 (Salmon et al. 2011), keys, and Gumbel noise.
 
-const ROTATIONS = [[13, 15, 26, 6], [17, 29, 16, 24]]
+const ROTATIONS = [
+  [13, 15, 26, 6],
+  [17, 29, 16, 24],
+]
 
 /** Return two hashed 32-bit words of the counters (x0, x1) under the key (k0, k1). */
 function threefry2x32([k0, k1], x0, x1) {
   const keys = [k0 | 0, k1 | 0, k0 ^ k1 ^ 0x1bd11bda]
-  let a = (x0 + keys[0]) | 0, b = (x1 + keys[1]) | 0
+  let a = (x0 + keys[0]) | 0,
+    b = (x1 + keys[1]) | 0
   for (let round = 0; round < 5; round++) {
     for (const rotation of ROTATIONS[round % 2]) {
       a = (a + b) | 0

@@ -30,7 +30,8 @@ class Vocab {
     const chars = Array.from(text.replace(/\r\n?/g, "\n"))
     let lowered = Array.from(this.normalise(text))
     if (lowered.length !== chars.length) lowered = chars.map((char) => this.normalise(char))
-    const ids = [], ends = []
+    const ids = [],
+      ends = []
     for (const each of lowered) {
       for (const char of each) ids.push(...this.idsOf(char))
       ends.push(ids.length)

@@ -57,9 +57,11 @@ const METHODS = {
 
   /** Continue a prompt; each piece is new text. `settings` are those of `generate`, and `stop`. */
   async write({ prompt, stop, ...settings }, id, show) {
-    const decode = vocab.decoder(), finder = new StopFinder(stop)
+    const decode = vocab.decoder(),
+      finder = new StopFinder(stop)
     const { ids } = vocab.encode(prompt || vocab.startText())
-    if (ids.length < sampleWindow) throw new Error(`The model reads ${sampleWindow} symbols before each draw; write a longer prompt.`)
+    if (ids.length < sampleWindow)
+      throw new Error(`The model reads ${sampleWindow} symbols before each draw; write a longer prompt.`)
     function* stopping() {
       for (const drawn of generate(model, ids, { window: sampleWindow, ...settings }, transitions)) {
         yield drawn

@@ -1,12 +1,16 @@
 // Look inside: the text coloured by one unit, the units that follow a detector, a histogram, saturation, and a heat map. A
 // brushed span is looked up in view/find.js.
 
-const NUM_RANKED = 40, NUM_ROWS = 28
+const NUM_RANKED = 40,
+  NUM_ROWS = 28
 
 class InsidePanel {
   constructor(activations, onHold) {
     Object.assign(this, { onHold, unit: 0, layer: 0, detector: "line", alike: [] })
-    this.view = new TextView(byId("inside-text"), { onPoint: (place) => this.point(place), onBrush: (brush) => this.find(brush) })
+    this.view = new TextView(byId("inside-text"), {
+      onPoint: (place) => this.point(place),
+      onBrush: (brush) => this.find(brush),
+    })
     this.heat = new HeatMap(byId("heat"), (unit, place) => {
       this.choose(unit)
       this.view.setCursor(place, true)
@@ -18,16 +22,36 @@ class InsidePanel {
   makeControls() {
     this.layerSelect = select([], () => this.setArray(Number(this.layerSelect.value), this.kindSelect.value))
     this.kindSelect = select([], () => this.setArray(this.layer, this.kindSelect.value))
-    this.unitInput = make("input", { id: "inside-unit", type: "number", min: 0, step: 1, value: 0, oninput: () => this.choose(Number(this.unitInput.value)) })
-    this.detectorSelect = select([...DETECTORS.map(([key, label]) => [key, label]), ["own", "a regular expression …"]], () => this.setDetector(this.detectorSelect.value))
-    this.expression = make("input", { id: "inside-expression", placeholder: "for example \\bthe\\b", spellcheck: false, oninput: oncePerFrame(() => this.setDetector("own")) })
+    this.unitInput = make("input", {
+      id: "inside-unit",
+      type: "number",
+      min: 0,
+      step: 1,
+      value: 0,
+      oninput: () => this.choose(Number(this.unitInput.value)),
+    })
+    this.detectorSelect = select([...DETECTORS.map(([key, label]) => [key, label]), ["own", "a regular expression …"]], () =>
+      this.setDetector(this.detectorSelect.value),
+    )
+    this.expression = make("input", {
+      id: "inside-expression",
+      placeholder: "for example \\bthe\\b",
+      spellcheck: false,
+      oninput: oncePerFrame(() => this.setDetector("own")),
+    })
     this.layerSelect.id = "inside-layer"
     this.kindSelect.id = "inside-kind"
     this.detectorSelect.id = "inside-detector"
     this.layerField = field("Layer", this.layerSelect)
     this.expressionField = field("Expression", this.expression)
     this.expressionField.hidden = true
-    byId("inside-controls").append(this.layerField, field("Values", this.kindSelect), field("Unit", this.unitInput), field("What a unit may follow", this.detectorSelect), this.expressionField)
+    byId("inside-controls").append(
+      this.layerField,
+      field("Values", this.kindSelect),
+      field("Unit", this.unitInput),
+      field("What a unit may follow", this.detectorSelect),
+      this.expressionField,
+    )
     const hold = make("button", { id: "inside-hold", className: "small", onclick: () => this.hold() }, "Hold it while writing")
     byId("inside-hold-place").append(hold)
     this.holdButton = hold
@@ -57,7 +81,9 @@ class InsidePanel {
 
   setArray(layer, kind) {
     Object.assign(this, { layer, kind })
-    this.kindSelect.replaceChildren(...this.activations.kinds(layer).map((each) => make("option", { value: each }, kindLabel(each))))
+    this.kindSelect.replaceChildren(
+      ...this.activations.kinds(layer).map((each) => make("option", { value: each }, kindLabel(each))),
+    )
     this.kindSelect.value = kind
     this.layerSelect.value = layer
     this.unitInput.max = this.activations.units(this.name) - 1
@@ -90,22 +116,23 @@ class InsidePanel {
     this.split = isOn(this.detected)
     const count = this.split.on.filter(Boolean).length
     this.split.count = count
-    if (!note.textContent && (count === 0 || count === chars.length)) note.textContent = "It is the same at every character of this text, so no unit can follow it."
+    if (!note.textContent && (count === 0 || count === chars.length))
+      note.textContent = "It is the same at every character of this text, so no unit can follow it."
   }
 
   /** Rank the units, and choose the first one if asked to. */
   rank(chooseFirst) {
     this.ranked = rankUnits(this.activations, this.name, this.detected)
-    this.place_ = Object.fromEntries(this.ranked.map(({ unit }, rank) => [unit, rank]))
+    this.rankOf = Object.fromEntries(this.ranked.map(({ unit }, rank) => [unit, rank]))
     const list = byId("ranked")
-    list.replaceChildren(...this.ranked.slice(0, NUM_RANKED).map(({ unit, r }) => {
-      const bar = make("span", { className: r < 0 ? "bar negative" : "bar" })
-      bar.style.width = `${(100 * Math.abs(r)).toFixed(1)}%`
-      const item = make("button", { className: "unit", role: "option", tabIndex: -1, onclick: () => this.choose(unit) },
-        make("span", { className: "symbol" }, String(unit)), make("span", { className: "track" }, bar), make("span", { className: "percent" }, signed(r)))
-      item.unit = unit
-      return item
-    }))
+    list.replaceChildren(
+      ...this.ranked.slice(0, NUM_RANKED).map(({ unit, r }) => {
+        const properties = { className: "unit", role: "option", tabIndex: -1, onclick: () => this.choose(unit) }
+        const item = make("button", properties, ...barParts(String(unit), Math.abs(r), signed(r), r < 0 ? "negative" : ""))
+        item.unit = unit
+        return item
+      }),
+    )
     this.choose(chooseFirst ? this.ranked[0].unit : this.unit)
   }
 
@@ -138,10 +165,14 @@ class InsidePanel {
 
   point(place) {
     this.place = place
-    const r = this.ranked[this.place_[this.unit]].r
-    byId("inside-title").textContent = `${this.activations.layers.length > 1 ? `Layer ${this.layer}, ` : ""}${kindLabel(this.kind)}, unit ${this.unit}`
+    const r = this.ranked[this.rankOf[this.unit]].r
+    byId("inside-title").textContent =
+      `${this.activations.layers.length > 1 ? `Layer ${this.layer}, ` : ""}${kindLabel(this.kind)}, unit ${this.unit}`
     byId("inside-correlation").textContent = `correlation ${signed(r)}`
-    byId("inside-value").textContent = place === null ? `largest magnitude ${this.largest.toFixed(2)}` : `${visible(this.activations.chars[place])} ${signed(this.values[place])}`
+    byId("inside-value").textContent =
+      place === null
+        ? `largest magnitude ${this.largest.toFixed(2)}`
+        : `${visible(this.activations.chars[place])} ${signed(this.values[place])}`
     if (place !== null) this.heat.centre(place)
   }
 
@@ -171,33 +202,30 @@ class InsidePanel {
     this.saturatedLayer = this.layer
     const gates = this.activations.kinds(this.layer).filter((kind) => Activations.isLogistic(`.${kind}`))
     byId("saturation-section").hidden = !gates.length
-    byId("saturation").replaceChildren(...gates.map((kind) => saturationChart(kindLabel(kind), saturation(this.activations, `layer_${this.layer}.${kind}`), this.unit, (unit) => {
-      if (this.kind !== kind) this.setArray(this.layer, kind)
-      this.choose(unit)
-    })))
+    const charts = gates.map((kind) => {
+      const points = saturation(this.activations, `layer_${this.layer}.${kind}`)
+      return saturationChart(kindLabel(kind), points, this.unit, (unit) => {
+        if (this.kind !== kind) this.setArray(this.layer, kind)
+        this.choose(unit)
+      })
+    })
+    byId("saturation").replaceChildren(...charts)
   }
 
   hold() {
-    const value = this.place === null ? this.largest * Math.sign(this.ranked[this.place_[this.unit]].r || 1) : this.values[this.place]
+    const value =
+      this.place === null ? this.largest * Math.sign(this.ranked[this.rankOf[this.unit]].r || 1) : this.values[this.place]
     this.onHold(this.layer, this.kind, this.unit, Number(value.toFixed(3)))
   }
 
-  /** Show what is on in a brushed span, and where else it is. */
+  /** Look up a brushed span, and mark its units in the heat map. */
   find(brush) {
-    byId("found").hidden = !brush
-    const { units, places } = brush ? findAlike(this.activations, this.name, brush) : { units: [], places: [] }
-    this.alike = units.map(({ unit }) => unit)
+    const found = brush ? findAlike(this.activations, this.name, brush) : { units: [], places: [] }
+    this.alike = found.units.map(({ unit }) => unit)
     this.drawHeat()
-    if (!brush) return
-    const { chars } = this.activations
-    const text = ([start, end]) => chars.slice(start, end).map((char) => (char === " " ? " " : visible(char))).join("")
-    byId("found-span").textContent = `“${text(brush)}”`
-    byId("found-none").hidden = units.length > 0
-    byId("found-units").replaceChildren(...units.map(({ unit, sign, within, around }) =>
-      make("li", {}, make("button", { className: "chip", onclick: () => this.choose(unit), title: `mean ${signed(sign * within)} of its largest within, ${signed(sign * around)} around` }, `${unit}`, make("small", {}, sign < 0 ? " low" : " high")))))
-    byId("found-places").replaceChildren(...places.map(({ start, end }) =>
-      make("li", {}, make("button", { className: "place", onclick: () => this.view.goTo([start, end]) },
-        text([Math.max(0, start - 18), start]), make("b", {}, text([start, Math.min(end, start + 40)])), text([end, Math.min(chars.length, end + 18)])))))
-    byId("found-places-title").hidden = !places.length
+    showFound(brush, found, this.activations.chars, {
+      onUnit: (unit) => this.choose(unit),
+      onPlace: (span) => this.view.goTo(span),
+    })
   }
 }

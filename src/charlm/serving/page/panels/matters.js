@@ -37,12 +37,13 @@ class MattersPanel {
     this.lit = found.map((each) => each.place)
     for (const { place: at, value } of found) this.view.spans[at].style.backgroundColor = influenceColor(value)
     byId("matters-title").textContent = place ? `For ${visible(this.chars[place])}` : "Nothing predicts the first character"
-    const strongest = [...found].sort((a, b) => b.value - a.value).slice(0, 8).filter(({ value }) => value > 0)
-    byId("matters-list").replaceChildren(...strongest.map(({ place: at, value }) => {
-      const bar = make("span", { className: "bar amber" })
-      bar.style.width = `${(100 * value * value).toFixed(1)}%`
-      return make("li", {}, make("span", { className: "symbol" }, visible(this.chars[at])), make("span", { className: "track" }, bar),
-        make("span", { className: "percent" }, `${place - at} back`))
-    }))
+    const strongest = [...found]
+      .sort((a, b) => b.value - a.value)
+      .slice(0, 8)
+      .filter(({ value }) => value > 0)
+    const items = strongest.map(({ place: at, value }) =>
+      make("li", {}, ...barParts(visible(this.chars[at]), value * value, `${place - at} back`, "amber")),
+    )
+    byId("matters-list").replaceChildren(...items)
   }
 }

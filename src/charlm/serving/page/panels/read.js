@@ -4,7 +4,17 @@ const MOST_READ = 20_000
 
 class ReadPanel {
   constructor(engine, vocab, onRead) {
-    Object.assign(this, { engine, vocab, onRead, nats: [], top: [], encoded: { chars: [], ids: [], ends: [] }, spans: [], drawn: [], lines: [] })
+    Object.assign(this, {
+      engine,
+      vocab,
+      onRead,
+      nats: [],
+      top: [],
+      encoded: { chars: [], ids: [], ends: [] },
+      spans: [],
+      drawn: [],
+      lines: [],
+    })
     this.input = byId("read-input")
     this.input.maxLength = MOST_READ
     this.backdrop = byId("read-backdrop")
@@ -95,16 +105,18 @@ class ReadPanel {
     const scored = read - 1 // Nothing predicts the first symbol, so the first character does not count.
     byId("read-score").textContent = scored > 0 ? (sum / scored).toFixed(3) : "–"
     byId("read-bits").textContent = scored > 0 ? `${(sum / scored / Math.LN2).toFixed(3)} bits` : ""
-    byId("read-status").textContent = this.nats.length < ids.length
-      ? `reading: ${this.nats.length.toLocaleString("en")} of ${ids.length.toLocaleString("en")} symbols`
-      : `${chars.length.toLocaleString("en")} characters${this.input.value.length >= MOST_READ ? ", the most that this page reads" : ""}`
+    byId("read-status").textContent =
+      this.nats.length < ids.length
+        ? `reading: ${this.nats.length.toLocaleString("en")} of ${ids.length.toLocaleString("en")} symbols`
+        : `${chars.length.toLocaleString("en")} characters${this.input.value.length >= MOST_READ ? ", the most that this page reads" : ""}`
     if (this.nats.length === ids.length) this.onRead()
   }
 
   placeAt(event) {
     // The input covers its characters, so their boxes are searched line by line.
     const { clientX: x, clientY: y } = event
-    let low = 0, high = this.spans.length - 1
+    let low = 0,
+      high = this.spans.length - 1
     while (low < high) {
       const middle = (low + high) >> 1
       const box = this.spans[middle].getBoundingClientRect()
@@ -121,24 +133,23 @@ class ReadPanel {
     const { chars, ends } = this.encoded
     const caret = Array.from(this.input.value.slice(0, this.input.selectionStart)).length
     const at = place ?? caret
-    const first = at ? ends[at - 1] ?? 0 : 0
+    const first = at ? (ends[at - 1] ?? 0) : 0
     const title = byId("read-title")
     this.marked?.classList.remove("pointed")
     this.marked = place === null ? null : this.spans[place]
     this.marked?.classList.add("pointed")
     if (at < chars.length) {
-      title.textContent = first && ends[at] <= this.nats.length && ends[at] > first
-        ? `${visible(chars[at])} costs ${this.cost(at).toFixed(2)} nats: ${(100 * Math.exp(-this.cost(at))).toPrecision(3)} %`
-        : `${visible(chars[at])}${at ? "" : ": nothing predicts the first symbol"}`
+      title.textContent =
+        first && ends[at] <= this.nats.length && ends[at] > first
+          ? `${visible(chars[at])} costs ${this.cost(at).toFixed(2)} nats: ${(100 * Math.exp(-this.cost(at))).toPrecision(3)} %`
+          : `${visible(chars[at])}${at ? "" : ": nothing predicts the first symbol"}`
     } else title.textContent = chars.length ? "What comes next" : "Type or paste a text"
     const entries = this.top[first] ?? []
-    byId("read-next").replaceChildren(...entries.map(([id, probability]) => {
+    const items = entries.map(([id, probability]) => {
       const isHere = at < chars.length && this.encoded.ids[first] === id
-      const bar = make("span", { className: "bar" })
-      bar.style.width = `${(100 * probability).toFixed(1)}%`
-      return make("li", { className: isHere ? "here" : "" },
-        make("span", { className: "symbol" }, visible(this.vocab.nameOf(id))), make("span", { className: "track" }, bar),
-        make("span", { className: "percent" }, `${(100 * probability).toFixed(1)} %`))
-    }))
+      const parts = barParts(visible(this.vocab.nameOf(id)), probability, `${(100 * probability).toFixed(1)} %`)
+      return make("li", { className: isHere ? "here" : "" }, ...parts)
+    })
+    byId("read-next").replaceChildren(...items)
   }
 }

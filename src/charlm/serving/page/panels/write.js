@@ -4,9 +4,16 @@ class WritePanel {
   constructor(engine, vocab, data) {
     Object.assign(this, { engine, vocab, data })
     const { sample, model } = data
-    const number = (name, value, options = {}) => make("input", { id: `write-${name}`, type: "number", value: value ?? "", ...options })
+    const number = (name, value, options = {}) =>
+      make("input", { id: `write-${name}`, type: "number", value: value ?? "", ...options })
     this.controls = {
-      prompt: make("textarea", { id: "write-prompt", rows: 3, value: sample.prompt ?? "", placeholder: "empty: the text begins after a line end", spellcheck: false }),
+      prompt: make("textarea", {
+        id: "write-prompt",
+        rows: 3,
+        value: sample.prompt ?? "",
+        placeholder: "empty: the text begins after a line end",
+        spellcheck: false,
+      }),
       temperature: number("temperature", sample.temperature, { min: 0.01, step: 0.05 }),
       top_k: number("top-k", sample.top_k, { min: 1, step: 1, placeholder: "all" }),
       top_p: number("top-p", sample.top_p, { min: 0.01, max: 1, step: 0.01, placeholder: "1" }),
@@ -22,14 +29,29 @@ class WritePanel {
     this.clamps = []
     byId("write-controls").append(
       field("Prompt", c.prompt),
-      make("div", { className: "grid" },
-        field("Temperature", c.temperature), field("Top-k", c.top_k), field("Top-p", c.top_p), field("Length", c.length),
-        make("label", { className: "field" }, make("span", { className: "label" }, "Seed"), make("span", { className: "joined" }, c.seed, reseed)),
+      make(
+        "div",
+        { className: "grid" },
+        field("Temperature", c.temperature),
+        field("Top-k", c.top_k),
+        field("Top-p", c.top_p),
+        field("Length", c.length),
+        make(
+          "label",
+          { className: "field" },
+          make("span", { className: "label" }, "Seed"),
+          make("span", { className: "joined" }, c.seed, reseed),
+        ),
         field("Stop before", c.stop),
       ),
       make("label", { className: "check" }, c.greedy, " always the most probable symbol"),
       this.clampEditor(model),
-      make("div", { className: "actions" }, this.button, make("span", { id: "write-status", className: "hint", role: "status" })),
+      make(
+        "div",
+        { className: "actions" },
+        this.button,
+        make("span", { id: "write-status", className: "hint", role: "status" }),
+      ),
       make("p", { className: "hint same" }, "The same seed and settings give the text of python -m charlm.sample."),
     )
     for (const control of Object.values(c)) {
@@ -51,14 +73,29 @@ class WritePanel {
     layer.id = "clamp-layer"
     name.id = "clamp-name"
     name.value = carries.at(-1)
-    const add = make("button", { id: "clamp-add", onclick: () => this.addClamp(Number(layer.value), name.value, Number(unit.value), Number(value.value)) }, "Hold")
+    const add = make(
+      "button",
+      {
+        id: "clamp-add",
+        onclick: () => this.addClamp(Number(layer.value), name.value, Number(unit.value), Number(value.value)),
+      },
+      "Hold",
+    )
     const layerField = field("Layer", layer)
     layerField.hidden = model.layers < 2
-    return make("details", { id: "clamp", open: false },
+    return make(
+      "details",
+      { id: "clamp", open: false },
       make("summary", {}, "Hold a unit at a value"),
-      make("p", { className: "hint" }, "The unit keeps the value at every symbol, the prompt included. The text is drawn twice with the same seed, without and with it."),
+      make(
+        "p",
+        { className: "hint" },
+        "The unit keeps the value at every symbol, the prompt included. The text is drawn twice with the same seed, without and with it.",
+      ),
       make("div", { className: "grid" }, layerField, field("State", name), field("Unit", unit), field("Value", value)),
-      add, this.clampList)
+      add,
+      this.clampList,
+    )
   }
 
   addClamp(layer, name, unit, value) {
@@ -69,12 +106,27 @@ class WritePanel {
   }
 
   showClamps() {
-    this.clampList.replaceChildren(...this.clamps.map((clamp) => make("li", {},
-      `${this.data.model.layers > 1 ? `layer ${clamp.layer}, ` : ""}${clamp.name}, unit ${clamp.unit} = ${clamp.value} `,
-      make("button", { className: "small", "aria-label": "remove", onclick: () => {
-        this.clamps = this.clamps.filter((each) => each !== clamp)
-        this.showClamps()
-      } }, "×"))))
+    this.clampList.replaceChildren(
+      ...this.clamps.map((clamp) =>
+        make(
+          "li",
+          {},
+          `${this.data.model.layers > 1 ? `layer ${clamp.layer}, ` : ""}${clamp.name}, unit ${clamp.unit} = ${clamp.value} `,
+          make(
+            "button",
+            {
+              className: "small",
+              "aria-label": "remove",
+              onclick: () => {
+                this.clamps = this.clamps.filter((each) => each !== clamp)
+                this.showClamps()
+              },
+            },
+            "×",
+          ),
+        ),
+      ),
+    )
     byId("clamp").open ||= this.clamps.length > 0
   }
 
@@ -92,7 +144,8 @@ class WritePanel {
     }
     const prompt = this.vocab.normalise(c.prompt.value)
     const missing = Array.from(prompt).find((char) => !this.vocab.idsOf(char).length)
-    if (missing !== undefined) throw new Error(`The prompt has ${visible(missing)}, which is not one of the model's ${this.vocab.size} symbols.`)
+    if (missing !== undefined)
+      throw new Error(`The prompt has ${visible(missing)}, which is not one of the model's ${this.vocab.size} symbols.`)
     return {
       prompt,
       temperature: read("temperature", 1e-30, 1e9, false),
@@ -123,7 +176,8 @@ class WritePanel {
   async start() {
     this.stopAll()
     const turn = (this.turn = (this.turn ?? 0) + 1)
-    const status = byId("write-status"), output = byId("write-output")
+    const status = byId("write-status"),
+      output = byId("write-output")
     let settings
     try {
       settings = this.settings()
@@ -134,7 +188,12 @@ class WritePanel {
     status.textContent = "writing …"
     this.button.textContent = "Stop"
     this.stopped = false
-    const runs = this.clamps.length ? [["as it is", []], ["with the held units", this.clamps]] : [["", []]]
+    const runs = this.clamps.length
+      ? [
+          ["as it is", []],
+          ["with the held units", this.clamps],
+        ]
+      : [["", []]]
     const areas = (this.areas = runs.map(([title]) => {
       const text = make("div", { className: "text written", tabIndex: 0 })
       text.append(make("span", { className: "prompt" }, ...shown(settings.prompt)))

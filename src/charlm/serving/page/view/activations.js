@@ -1,7 +1,8 @@
 // The activations of a text: those of the given text, stored in few bits, or those of a typed text, from the worker.
 
 // `serving/packing.py` says what the steps mean.
-const GATE_STEPS = 15, SIGNED_STEPS = 31
+const GATE_STEPS = 15,
+  SIGNED_STEPS = 31
 
 class Activations {
   /** `arrays` are those of `record` in the worker, or of the packed activations. `chars` and `ends` are from `Vocab.encode`. */
@@ -56,7 +57,15 @@ const CARRIES = { rnn: ["h"], lstm: ["h", "c"], gru: ["h"], ln_lstm: ["h", "c"],
 
 /** Return the name of an array for people. */
 function kindLabel(kind) {
-  const gates = { i: "input gate i", f: "forget gate f", g: "candidate g", o: "output gate o", r: "reset gate r", z: "update gate z", n: "candidate n" }
+  const gates = {
+    i: "input gate i",
+    f: "forget gate f",
+    g: "candidate g",
+    o: "output gate o",
+    r: "reset gate r",
+    z: "update gate z",
+    n: "candidate n",
+  }
   if (kind.startsWith("gate_")) return gates[kind.slice(5)]
   return { h: "output h", c: "cell state c" }[kind]
 }

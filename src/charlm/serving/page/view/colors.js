@@ -1,6 +1,9 @@
 // Colours of values. All are translucent, so they suit the light and the dark theme.
 
-const ORANGE = "226, 104, 34", BLUE = "44, 120, 226", RED = "222, 60, 46", AMBER = "240, 160, 20"
+const ORANGE = "226, 104, 34",
+  BLUE = "44, 120, 226",
+  RED = "222, 60, 46",
+  AMBER = "240, 160, 20"
 
 /** Return the colour of a value from -1 (blue) to 1 (orange). */
 function divergingColor(value) {

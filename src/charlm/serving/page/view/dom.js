@@ -27,7 +27,13 @@ function fill(element, properties, children) {
 
 /** Return a labelled control. */
 function field(label, control, hint = null) {
-  return make("label", { className: "field" }, make("span", { className: "label" }, label), control, hint && make("span", { className: "hint" }, hint))
+  return make(
+    "label",
+    { className: "field" },
+    make("span", { className: "label" }, label),
+    control,
+    hint && make("span", { className: "hint" }, hint),
+  )
 }
 
 function select(options, onchange) {
@@ -37,6 +43,17 @@ function select(options, onchange) {
 
 function byId(id) {
   return document.getElementById(id)
+}
+
+/** Return the parts of a row of bars: a name, a bar of a length from 0 to 1, and a text. `kind` is a class of the bar. */
+function barParts(name, length, text, kind = "") {
+  const bar = make("span", { className: `bar ${kind}` })
+  bar.style.width = `${(100 * length).toFixed(1)}%`
+  return [
+    make("span", { className: "symbol" }, name),
+    make("span", { className: "track" }, bar),
+    make("span", { className: "percent" }, text),
+  ]
 }
 
 /** Return a function that calls another one at most once per frame, with the last arguments. */

@@ -6,7 +6,8 @@ const ON = 0.25
 const MOST = 0.75
 // How many characters before and after the span count as around it.
 const AROUND = 10
-const NUM_UNITS = 8, NUM_PLACES = 12
+const NUM_UNITS = 8,
+  NUM_PLACES = 12
 
 /**
  * Return {units, places}.
@@ -20,7 +21,8 @@ function findAlike(activations, name, span) {
   const found = []
   for (let unit = 0; unit < activations.units(name); unit++) {
     const values = activations.unit(name, unit)
-    let largest = 0, inSpan = 0
+    let largest = 0,
+      inSpan = 0
     for (const value of values) largest = Math.max(largest, Math.abs(value))
     for (let i = start; i < end; i++) inSpan += values[i]
     const sign = inSpan < 0 ? -1 : 1
@@ -43,8 +45,10 @@ function sumsOf(values) {
 
 /** Return the mean of the values within a span, and that of the values around it. */
 function meansAround(sums, [start, end]) {
-  const first = Math.max(0, start - AROUND), last = Math.min(sums.length - 1, end + AROUND)
-  const within = sums[end] - sums[start], all = sums[last] - sums[first]
+  const first = Math.max(0, start - AROUND),
+    last = Math.min(sums.length - 1, end + AROUND)
+  const within = sums[end] - sums[start],
+    all = sums[last] - sums[first]
   return { within: within / (end - start), around: (all - within) / Math.max(1, last - first - (end - start)) }
 }
 
@@ -61,7 +65,8 @@ function placesOf(units, length, [start, end]) {
   for (let first = 0; first + end - start <= length; first++) {
     const last = first + end - start
     const { within, around } = meansAround(sums, [first, last])
-    if (within >= 0.6 && within > around && (last <= start || first >= end)) candidates.push({ start: first, end: last, score: within - around })
+    if (within >= 0.6 && within > around && (last <= start || first >= end))
+      candidates.push({ start: first, end: last, score: within - around })
   }
   candidates.sort((a, b) => b.score - a.score || a.start - b.start)
   const places = []

@@ -9,7 +9,9 @@ function rankUnits(activations, name, detected) {
   const found = []
   for (let unit = 0; unit < activations.units(name); unit++) {
     const values = activations.unit(name, unit)
-    let sum = 0, squares = 0, product = 0
+    let sum = 0,
+      squares = 0,
+      product = 0
     for (let i = 0; i < n; i++) {
       sum += values[i]
       squares += values[i] * values[i]
@@ -47,7 +49,8 @@ function saturation(activations, name) {
   const found = []
   for (let unit = 0; unit < activations.units(name); unit++) {
     const values = activations.unit(name, unit)
-    let left = 0, right = 0
+    let left = 0,
+      right = 0
     for (const value of values) {
       if (value < 0.1) left++
       else if (value > 0.9) right++

@@ -167,7 +167,8 @@ class TextView {
     for (let i = at + direction; i >= 0 && i < this.spans.length; i += direction) {
       const other = this.spans[i].getBoundingClientRect()
       const another = direction > 0 ? other.top > box.top + 2 : other.top < box.top - 2
-      if (another && (direction > 0 ? other.left >= box.left - 1 || this.chars[i] === "\n" : other.left <= box.left + 1)) return i
+      if (another && (direction > 0 ? other.left >= box.left - 1 || this.chars[i] === "\n" : other.left <= box.left + 1))
+        return i
     }
     return direction > 0 ? this.chars.length - 1 : 0
   }
