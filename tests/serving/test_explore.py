@@ -26,10 +26,13 @@ from charlm.system.errors import ConfigError
 ATTACK = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"><!--"
 
 
-@pytest.mark.parametrize("cell, encoding", [("rnn", "embedding"), pytest.param("ln_lstm", "one_hot", marks=pytest.mark.slow)])
-def test_the_influence_is_the_norm_of_the_gradient_over_the_whole_text(cell, encoding):
+# A reach that is shorter and one that is longer than the text.
+@pytest.mark.parametrize(
+    "cell, encoding, reach", [("rnn", "embedding", 5), pytest.param("ln_lstm", "one_hot", 20, marks=pytest.mark.slow)]
+)
+def test_the_influence_is_the_norm_of_the_gradient_over_the_whole_text(cell, encoding, reach):
     model = small_model(cell, 2, **{"model.encoding": encoding})
-    ids, reach = model.vocab.encode(TEXT[:14]), 5
+    ids = model.vocab.encode(TEXT[:14])
     found = influence(model, ids, model.states(TEXT[:14]), reach)
 
     def log_probabilities(x_TIB):
@@ -37,10 +40,9 @@ def test_the_influence_is_the_norm_of_the_gradient_over_the_whole_text(cell, enc
         return jax.nn.log_softmax(logits[:-1, 0])[jnp.arange(len(ids) - 1), ids[1:].astype(int)]
 
     x_TIB = model.module.features(model.params, ids[:, None].astype(np.int32))
-    norms = np.linalg.norm(jax.jacobian(log_probabilities)(x_TIB)[..., 0], axis=-1)  # Of symbol t + 1, at symbol s.
+    norms = np.linalg.norm(jax.jit(jax.jacobian(log_probabilities))(x_TIB)[..., 0], axis=-1)  # Of symbol t + 1, at symbol s.
     expected = [[norms[t - 1, t - 1 - k] if t - 1 - k >= 0 else 0 for k in range(reach)] for t in range(len(ids))]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
-    assert influence(model, ids[:3], model.states(TEXT[:3]), reach)[2, :2] == pytest.approx(expected[2][:2], rel=1e-4)
 
 
 @given(arrays.arrays(np.float32, (7, 3), elements=st.floats(0, 1, width=32)))

@@ -125,7 +125,7 @@ def test_logits_states_and_samples_are_those_of_python(browser, cell, layers, ki
     np.testing.assert_allclose(np.reshape(found["logits"], logits.shape), logits, atol=1e-4)
     for name, values in model.states(text, gates=True).items():
         if cell != "rnn" or "gate" not in name:  # The gate of the RNN is its state.
-            np.testing.assert_allclose(np.reshape(found["states"].pop(name), values.T.shape), values.T, atol=1e-4)
+            np.testing.assert_allclose(np.reshape(found["states"].pop(name), values.T.shape), values.T, atol=1e-4, rtol=1e-4)
     assert not found["states"]
     assert found["texts"] == [model.sample("the ", length=60, **each) for each in how]
 
