@@ -7,6 +7,7 @@ The script needs the extra `browser`, Chromium and its driver. It also makes the
 """
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
@@ -18,8 +19,11 @@ import numpy as np
 
 import charlm
 from charlm.config import default_config
+from charlm.data.vocab import Vocab
 from charlm.nn.model import CharLM
 from charlm.serving import page
+from charlm.serving.packing import pack
+from charlm.serving.weights import CELLS, describe_model, describe_vocab, page_weights
 from experiments.page import measure
 
 # Called with an asynchronous function body and its arguments.
@@ -89,6 +93,33 @@ def large_model(model: charlm.LanguageModel) -> charlm.LanguageModel:
     config.model.hidden_size = 1024
     module = CharLM.from_config(config.model, model.vocab.size)
     return charlm.LanguageModel(config.lock(), model.vocab, module.initial_params(jax.random.key(0)))
+
+
+def largest_differences(vocabs: dict[str, Vocab], text: str, driver: Any) -> str:
+    """Return in words the largest difference of a logit for each cell, over depths, vocabularies and encodings, untrained."""
+    code = """
+        const [payload, text] = args
+        const engine = new charlm.Engine()
+        await engine.ask("load", payload)
+        const { logits } = await engine.ask("logits", { text })
+        engine.worker.terminate()
+        return Array.from(logits)
+    """
+    lines = []
+    for cell in CELLS:
+        found = []
+        for layers, (kind, vocab) in itertools.product((1, 2, 3), vocabs.items()):
+            config = default_config()
+            config.data.vocab = kind
+            config.model.update(cell=cell, num_layers=layers, hidden_size=64, residual=layers == 3)
+            config.model.encoding = "one_hot" if layers == 2 else "embedding"
+            module = CharLM.from_config(config.model, vocab.size)
+            model = charlm.LanguageModel(config.lock(), vocab, module.initial_params(jax.random.key(0)))
+            logits = np.asarray(model.step(text)[0])
+            payload = {"model": describe_model(model), "vocab": describe_vocab(model), "weights": pack(page_weights(model))}
+            found.append(np.abs(np.reshape(call(driver, code, payload, text), logits.shape) - logits).max())
+        lines.append(f"{cell}: {max(found):.1e} in {len(found)} untrained models")
+    return "\n".join(lines)
 
 
 def count_differences(model: charlm.LanguageModel, driver: Any, seeds: int, length: int) -> str:
@@ -164,6 +195,7 @@ def main() -> None:
         logits = np.asarray(model.step(text)[0])
         difference = np.abs(np.reshape(call(driver, _LOGITS, text), logits.shape) - logits).max()
         print(f"largest difference of a logit over {len(text):,} characters: {difference:.1e}")
+        print(largest_differences({"chars": model.vocab, "bytes": Vocab.all_bytes()}, text, driver))
         print(count_differences(model, driver, args.seeds, args.length))
         print(best_units(driver))
         if args.picture:

@@ -6,7 +6,7 @@ const NUM_RANKED = 40,
 
 class InsidePanel {
   constructor(activations, onHold) {
-    Object.assign(this, { onHold, unit: 0, layer: 0, detector: "line", alike: [] })
+    Object.assign(this, { onHold, unit: 0, layer: 0, detector: "line", alike: [], dots: {} })
     this.view = new TextView(byId("inside-text"), {
       onPoint: (place) => this.point(place),
       onBrush: (brush) => this.find(brush),
@@ -159,7 +159,8 @@ class InsidePanel {
     for (const item of byId("ranked").children) item.setAttribute("aria-selected", item.unit === unit)
     this.drawHistogram()
     this.drawHeat()
-    for (const dot of document.querySelectorAll("#saturation .dot")) dot.classList.toggle("selected", dot.unit === unit)
+    for (const dot of document.querySelectorAll("#saturation .selected")) dot.classList.remove("selected")
+    for (const dot of this.dots[unit] ?? []) dot.classList.add("selected")
     this.point(this.place ?? null)
   }
 
@@ -210,6 +211,8 @@ class InsidePanel {
       })
     })
     byId("saturation").replaceChildren(...charts)
+    this.dots = {}
+    for (const dot of document.querySelectorAll("#saturation .dot")) (this.dots[dot.unit] ??= []).push(dot)
   }
 
   hold() {

@@ -12,7 +12,7 @@ class TextView {
     Object.assign(this, { element, onPoint, onBrush, spans: [], chars: [], cursor: null, brush: null, anchor: null })
     // Only the blocks in view are coloured at once, the others when they come into view.
     this.visible = new Set()
-    this.observer = new IntersectionObserver((entries) => this.onVisible(entries), { root: element, rootMargin: "300px" })
+    this.observer = new IntersectionObserver((entries) => this.onVisible(entries), { root: element, rootMargin: "100px" })
     element.classList.add("text")
     element.tabIndex = 0
     element.addEventListener("keydown", (event) => this.onKey(event))
