@@ -19,7 +19,7 @@ class WritePanel {
       top_p: number("top-p", sample.top_p, { min: 0.01, max: 1, step: 0.01, placeholder: "1" }),
       seed: number("seed", 0, { min: 0, max: 2 ** 32 - 1, step: 1 }),
       length: number("length", sample.length, { min: 1, max: 100000, step: 1 }),
-      stop: make("input", { id: "write-stop", placeholder: "none", spellcheck: false }),
+      stop: make("input", { id: "write-stop", placeholder: "none, or \\n", spellcheck: false }),
       greedy: make("input", { id: "write-greedy", type: "checkbox", checked: sample.greedy }),
     }
     const c = this.controls

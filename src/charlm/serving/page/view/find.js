@@ -21,15 +21,15 @@ function findAlike(activations, name, span) {
   const found = []
   for (let unit = 0; unit < activations.units(name); unit++) {
     const values = activations.unit(name, unit)
-    let largest = 0,
-      inSpan = 0
-    for (const value of values) largest = Math.max(largest, Math.abs(value))
+    const largest = Activations.largest(name, values)
+    let inSpan = 0
     for (let i = start; i < end; i++) inSpan += values[i]
-    const sign = inSpan < 0 ? -1 : 1
-    const relative = values.map((value) => (largest ? (sign * value) / largest : 0))
-    const on = relative.subarray(start, end).reduce((count, value) => count + (value >= ON), 0)
+    const factor = (inSpan < 0 ? -1 : 1) / largest
+    let on = 0
+    for (let i = start; i < end; i++) on += factor * values[i] >= ON
     if (on < MOST * (end - start)) continue
-    found.push({ unit, sign, relative, ...meansAround(sumsOf(relative), span) })
+    const relative = values.map((value) => factor * value)
+    found.push({ unit, sign: Math.sign(factor), relative, ...meansAround(sumsOf(relative), span) })
   }
   found.sort((a, b) => b.within - b.around - (a.within - a.around))
   const units = found.filter(({ within, around }) => within - around > 0.1).slice(0, NUM_UNITS)
