@@ -22,7 +22,7 @@ from measurements import ROOT, markdown_table
 SOURCE = ROOT / "src" / "charlm"
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->)(.*?)(<!-- end generated -->)", re.DOTALL)
 # From top to bottom, as in the layers of pyproject.toml.
-ROOMS = ("exchange", "sweeps", "runs", "config", "inference", "training", "data", "parallel", "nn", "system")
+ROOMS = ("exchange", "serving", "sweeps", "runs", "config", "inference", "training", "data", "parallel", "nn", "system")
 
 
 def pages() -> list[Path]:

@@ -11,7 +11,7 @@ import charlm
 from charlm.__main__ import COMMANDS
 
 SOURCE = Path(charlm.__file__).parent
-ROOMS = {"config", "data", "exchange", "inference", "nn", "parallel", "runs", "sweeps", "system", "training"}
+ROOMS = {"config", "data", "exchange", "inference", "nn", "parallel", "runs", "serving", "sweeps", "system", "training"}
 
 
 def public_functions(tree: ast.Module):

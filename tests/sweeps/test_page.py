@@ -54,10 +54,12 @@ def test_the_page_of_a_sweep_is_self_contained_and_lists_every_run_best_first(sw
 def test_the_page_of_a_run_shows_its_curves_result_samples_and_config(run, small_config, tmp_path):
     metrics = "--config.train.metrics=('accuracy','grad_norm_by_layer')", "--config.eval.metrics=('accuracy',)"
     assert run("train", f"--config={small_config}", f"--workdir={tmp_path / 'w'}", *metrics)[0] == 0
+    (tmp_path / "w" / "explore.html").touch()
     code, _, err = run("report", f"--workdir={tmp_path / 'w'}")
     assert code == 0 and "report.html" in err
     page = (tmp_path / "w" / "report.html").read_text()
     result = json.loads((tmp_path / "w" / "result.json").read_text())
+    assert "<a href='explore.html'>" in page
     assert result["params_sha256"] in page and "corpus_sha256" in page and "optimizer.learning_rate" in page
     body = page[page.rindex("<div class=samples>") :]
     assert body.index(">step 40<") < body.index(">step 20<")

@@ -186,12 +186,12 @@ class CharLM(nn.Module):
 
     @nn.compact
     def __call__(
-        self, ids_TB: jax.Array, carry: tuple[Carry, ...], train: bool = False, only_last: bool = False
+        self, ids_TB: jax.Array | Inputs, carry: tuple[Carry, ...], train: bool = False, only_last: bool = False
     ) -> tuple[jax.Array, tuple[Carry, ...]]:
         """Return the logits of the character after each input.
 
         Args:
-            ids_TB: character ids.
+            ids_TB: character ids; or the `Inputs` of the first layer, for gradients with respect to them (`features`).
             carry: one carry for each layer, from `initial_carry` or from an earlier call.
             train: whether to apply dropout, which needs an rng named `dropout`. `variational_dropout` draws one mask for all
                 steps (Gal and Ghahramani 2016). Here it applies to the outputs of the layers, not to the recurrent state.
@@ -209,7 +209,7 @@ class CharLM(nn.Module):
             init = _weight_init(self.init_std, nn.initializers.normal(self.hidden_size**-0.5 if self.tie_weights else 1.0))
             learned_VE = self.param("embedding", init, (self.vocab_size, self.embedding_size), jnp.float32)
         embedding_VE = self._embedding(learned_VE, carry[0][0].dtype)
-        inputs = from_ids(ids_TB, embedding_VE, self.vocab_size)
+        inputs = ids_TB if isinstance(ids_TB, Inputs) else from_ids(ids_TB, embedding_VE, self.vocab_size)
         h_TBH, last = None, []
         for layer in range(self.num_layers):
             output_TBH, layer_carry = RecurrentLayer(
@@ -257,6 +257,10 @@ class CharLM(nn.Module):
 
         # A separate array for each, because a donated state must not hold the same buffer twice.
         return tuple(tuple(initial(layer, k) for k in range(len(cell.carries))) for layer in range(self.num_layers))
+
+    def features(self, params: Params, ids_TB: jax.Array) -> jax.Array:
+        """Return the input of the first layer, x_TIB. `from_layer` of it computes what the ids compute."""
+        return from_ids(ids_TB, self._embedding(params.get("embedding"), params["head_b"].dtype), self.vocab_size).features()
 
     def folded(self, dtype: str) -> "CharLM":
         """Return the model that computes the same function from the parameters of `fold_params(params, dtype)`."""

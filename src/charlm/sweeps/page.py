@@ -84,7 +84,9 @@ def write_page_of_run(path: Path) -> None:
     run, result = load_run(path), read_result(path) or {}
     lines = read_metrics(path / "metrics.jsonl")
     samples = [f"<div><p class=note>step {step}</p><pre>{html.escape(text)}</pre></div>" for step, text in read_samples(path)]
-    parts = [f"<h1>{html.escape(path.name)}</h1>", _curves_of_run(lines), f"<h2>Result</h2>{_pairs(result)}"]
+    # Written by `charlm.explore`.
+    inside = "<p><a href='explore.html'>Look inside the model</a></p>" if (path / "explore.html").is_file() else ""
+    parts = [f"<h1>{html.escape(path.name)}</h1>{inside}", _curves_of_run(lines), f"<h2>Result</h2>{_pairs(result)}"]
     parts += ["<h2>Samples, the latest first</h2><div class=samples>", *reversed(samples)]
     parts.append(f"</div><h2>Config</h2>{_pairs(dict(flatten(run.config)))}<h2>Manifest</h2>{_pairs(run.manifest)}")
     write_text(path / "report.html", _page(path.name, parts))
