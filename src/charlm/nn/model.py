@@ -49,9 +49,7 @@ class RecurrentLayer(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(
-        self, inputs: Inputs, carry: Carry, train: bool, reset_TB: jax.Array | None = None
-    ) -> tuple[jax.Array, Carry]:
+    def __call__(self, inputs: Inputs, carry: Carry, train: bool, reset_TB: jax.Array | None = None) -> tuple[jax.Array, Carry]:
         """Return the outputs h_TBH and the carry after the last step. `reset_TB` selects steps that start a text."""
         cell, hidden = find_cell(self.cell), self.hidden_size
         shapes = cell.shapes(hidden, inputs.size)

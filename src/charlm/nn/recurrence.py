@@ -13,8 +13,8 @@ Three measures make this faster than differentiating a plain `jax.lax.scan`. All
   come before the first write to them; otherwise it copies the whole buffer. This determines the order of the writes in
   `_write_rows`. It is also why the backward loop reads the rows of a step one iteration early and passes them on.
 
-Before a step the carry may be replaced by the initial carry (`resets`). The gradient is cut there, also in the products after the
-loop, and continues into the initial carry.
+The carry before a step may be replaced by the initial carry (`resets`). The gradient is cut there, in the products after the
+loop too, and continues into the initial carry.
 
 A cell with a hand-written derivative has a loop of its own (`_unroll_by_hand`). All other cells share `_unroll_by_autodiff`,
 which differentiates one step at a time. A linear recurrence needs no loop on an accelerator (`linear_recurrence`).
