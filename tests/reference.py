@@ -131,7 +131,7 @@ def of_update(cell):
 def unroll(update, params, matrices, x_TKB, carry, resets=None):
     """Return what `charlm.nn.recurrence.unroll` returns. `update` is one of CELLS, or comes from `of_update`.
 
-    `resets` are (before_TB, initial), with arrays (H, B) in `initial`.
+    `resets` are (before_TB, initial), with arrays (H, 1) in `initial`.
     """
     before_TB, initial = resets or (jnp.zeros((len(x_TKB), x_TKB.shape[2]), bool), tuple(each.T for each in carry))
 

@@ -62,11 +62,10 @@ class RecurrentLayer(nn.Module):
         scale_x = self._vector("scale_x", len(cell.gates), 1.0) if cell.norm_groups else None
         first = [cell.initial_value(k) for k in range(len(cell.carries))]
         if self.learn_initial_state:  # `CharLM.initial_carry` reads these parameters too.
-            first = [self._vector(f"first_{k}", 1, value)[:, None] for k, value in enumerate(first)]
+            first = [self._vector(f"first_{k}", 1, value) for k, value in enumerate(first)]
         resets = None
         if reset_TB is not None:
-            shape = hidden, reset_TB.shape[1]
-            resets = Resets(reset_TB, tuple(jnp.broadcast_to(jnp.asarray(each, b.dtype), shape) for each in first))
+            resets = Resets(reset_TB, tuple(jnp.broadcast_to(jnp.asarray(each, b.dtype), hidden)[:, None] for each in first))
 
         def finish(product: jax.Array) -> jax.Array:  # (..., G, columns)
             product = product.astype(b.dtype)

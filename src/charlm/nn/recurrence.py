@@ -23,7 +23,7 @@ Letters: B batch, T time, H hidden, I input features, G gates times hidden, K an
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -39,7 +39,9 @@ from charlm.nn.resets import (
     reset_coefficients,
     start_all_steps,
     start_gradient,
+    start_product,
     start_step,
+    step_numbers,
     zero_gradient,
 )
 
@@ -69,7 +71,7 @@ def unroll(
         carry: the carry before the first step, arrays of shape (B, H).
         dtype: the dtype of the operands of the products. Sums and carries keep the dtype of the parameters.
         noise_TKB: the random numbers of a cell with noise in training (`Cell.noise`).
-        resets: the steps that start from the initial carry, whose arrays have shape (H, B); None: all steps continue.
+        resets: the steps that start from the initial carry, whose arrays have shape (H, 1); None: all steps continue.
 
     Returns:
         The outputs h_TBH and the carry after the last step.
@@ -102,27 +104,25 @@ def first_gate_values(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _unroll_by_hand(cell, dtype, params, W_h_GH, x_proj_TGB, carry, resets):
     """Return `unroll` with feature-major arrays: the outputs h_THB and the last carry. The derivative is written by hand."""
-    W_h = W_h_GH.astype(dtype)
+    h_proj = _recurrent_projection(W_h_GH.astype(dtype), resets)
 
     def step(carry, inputs):
         x_proj_GB, t = inputs
-        carry = start_step(resets, t, carry)
-        carry, _ = cell.derivative.forward(params, x_proj_GB, product(W_h, carry[0]), carry)
+        carry, _ = cell.derivative.forward(params, x_proj_GB, h_proj(t, carry), start_step(resets, t, carry))
         return carry, carry[0]
 
-    carry, h_THB = jax.lax.scan(step, carry, (x_proj_TGB, _step_numbers(resets)))
+    carry, h_THB = jax.lax.scan(step, carry, (x_proj_TGB, step_numbers(resets)))
     return h_THB, carry
 
 
 def _unroll_by_hand_fwd(cell, dtype, params, W_h_GH, x_proj_TGB, carry, resets):
     """Return `_unroll_by_hand` and its residuals: all carries, shape (T + 1, H, B), and what the cell saves of each step."""
-    W_h = W_h_GH.astype(dtype)
+    h_proj = _recurrent_projection(W_h_GH.astype(dtype), resets)
     num_steps, _, batch = x_proj_TGB.shape
 
     def step(t, state):
         carry, saved, carries = state
-        carry = start_step(resets, t, carry)
-        carry, blocks = cell.derivative.forward(params, _read_rows(saved[0], t), product(W_h, carry[0]), carry)
+        carry, blocks = cell.derivative.forward(params, _read_rows(saved[0], t), h_proj(t, carry), start_step(resets, t, carry))
         saved = tuple(_write_rows(buffer, t, each) for buffer, each in zip(saved, blocks))
         carries = tuple(_write_rows(buffer, t + 1, (each,)) for buffer, each in zip(carries, carry))
         return carry, saved, carries
@@ -164,7 +164,7 @@ def _unroll_by_hand_bwd(cell, dtype, residuals, grads):
 
     zeros = jax.tree.map(jnp.zeros_like, params)
     rows = tuple(buffer[-1] for buffer in saved)
-    state = dcarry, zero_gradient(resets), zeros, rows, saved
+    state = dcarry, zero_gradient(resets, dcarry), zeros, rows, saved
     dcarry, dinitial, dparams, _, grads = jax.lax.fori_loop(0, num_steps, step, state)
     h_THB = start_all_steps(resets, carries, 0)
     dW_h_GH = jnp.concatenate([kernel_gradient(part, h_THB, dtype) for part in h_proj_gradient(*grads)])
@@ -172,6 +172,12 @@ def _unroll_by_hand_bwd(cell, dtype, residuals, grads):
 
 
 _unroll_by_hand.defvjp(_unroll_by_hand_fwd, _unroll_by_hand_bwd)
+
+
+def _recurrent_projection(W_h_GH: jax.Array, resets: Resets | None) -> Callable[[Any, Carry], jax.Array]:
+    """Return a function (t, carry before a reset) -> h_proj_GB of step t."""
+    initial_G1 = None if resets is None else product(W_h_GH, resets.initial[0])
+    return lambda t, carry: start_product(resets, t, product(W_h_GH, carry[0]), initial_G1)
 
 
 class _Product(NamedTuple):
@@ -223,7 +229,7 @@ def _unroll_by_autodiff(cell, dtype, params, matrices, x_TKB, carry, noise_TKB, 
         carry = _update(cell, params, x_KB, carry, lambda name, x: product(matrices[name], x), noise_KB)
         return carry, carry[0]
 
-    carry, h_THB = jax.lax.scan(step, carry, (x_TKB, noise_TKB, _step_numbers(resets)))
+    carry, h_THB = jax.lax.scan(step, carry, (x_TKB, noise_TKB, step_numbers(resets)))
     return h_THB, carry
 
 
@@ -313,7 +319,7 @@ def _unroll_by_autodiff_bwd(cell, dtype, residuals, grads):
     saved = x_TKB, *outs
     rows = tuple(buffer[-1] for buffer in saved)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    state = dcarry, zero_gradient(resets), zeros, rows, saved
+    state = dcarry, zero_gradient(resets, dcarry), zeros, rows, saved
     dcarry, dinitial, dparams, _, (dx_TKB, *douts) = jax.lax.fori_loop(0, num_steps, step, state)
     dmatrices, computed = jax.tree.map(jnp.zeros_like, matrices), iter(operands)
     for each, dout_TKB in zip(products, douts):
@@ -323,11 +329,6 @@ def _unroll_by_autodiff_bwd(cell, dtype, residuals, grads):
 
 
 _unroll_by_autodiff.defvjp(_unroll_by_autodiff_fwd, _unroll_by_autodiff_bwd)
-
-
-def _step_numbers(resets: Resets | None) -> jax.Array | None:
-    """Return the numbers of the steps, which a loop needs only for the resets."""
-    return None if resets is None else jnp.arange(len(resets.before_TB))
 
 
 def _write_rows(buffer_TKB: jax.Array, t: Any, blocks: Blocks) -> jax.Array:

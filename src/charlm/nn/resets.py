@@ -21,11 +21,16 @@ class Resets(NamedTuple):
 
     Attributes:
         before_TB: whether the carry is replaced before each step, bool.
-        initial: the carry that replaces it, arrays of shape (H, B).
+        initial: the carry that replaces it, arrays of shape (H, 1).
     """
 
     before_TB: jax.Array
     initial: Carry
+
+
+def step_numbers(resets: Resets | None) -> jax.Array | None:
+    """Return the numbers of the steps, shape (T,), which a loop needs only for the resets."""
+    return None if resets is None else jnp.arange(len(resets.before_TB))
 
 
 def start_step(resets: Resets | None, t: Any, carry: Carry) -> Carry:
@@ -34,6 +39,23 @@ def start_step(resets: Resets | None, t: Any, carry: Carry) -> Carry:
         return carry
     before_B = jax.lax.dynamic_index_in_dim(resets.before_TB, t, 0, keepdims=False)
     return tuple(jnp.where(before_B, initial, each) for initial, each in zip(resets.initial, carry))
+
+
+def start_product(resets: Resets | None, t: Any, product_GB: jax.Array, initial_G1: jax.Array | None) -> jax.Array:
+    """Return the product of a matrix with carry 0 of `start_step`, from the products with its two sources.
+
+    The product with the carry after the step before need not wait for the reset, so the reset becomes a part of the loop over
+    the elements that reads the product.
+
+    Args:
+        resets: the resets.
+        t: the step.
+        product_GB: the product with the carry after the step before.
+        initial_G1: the product with the initial carry; None without resets.
+    """
+    if resets is None:
+        return product_GB
+    return jnp.where(jax.lax.dynamic_index_in_dim(resets.before_TB, t, 0, keepdims=False), initial_G1, product_GB)
 
 
 def start_all_steps(resets: Resets | None, carries: Carry, k: int) -> jax.Array:
@@ -55,7 +77,7 @@ def start_gradient(resets: Resets | None, t: Any, dcarry: Carry, dinitial: Carry
         resets: the resets.
         t: the step.
         dcarry: the gradient with respect to the carry from which step t starts.
-        dinitial: the gradient with respect to the initial carry, from the steps after t; () without resets.
+        dinitial: the gradient with respect to the initial carry of each row, (H, B), from the steps after t; () without resets.
     """
     if resets is None:
         return dcarry, dinitial
@@ -64,19 +86,19 @@ def start_gradient(resets: Resets | None, t: Any, dcarry: Carry, dinitial: Carry
     return tuple(jnp.where(before_B, 0, each) for each in dcarry), dinitial
 
 
-def zero_gradient(resets: Resets | None) -> Carry:
+def zero_gradient(resets: Resets | None, dcarry: Carry) -> Carry:
     """Return the first value of the sum `dinitial` of `start_gradient`."""
-    return () if resets is None else tuple(map(jnp.zeros_like, resets.initial))
+    return () if resets is None else tuple(map(jnp.zeros_like, dcarry))
 
 
 def cotangent(resets: Resets | None, dinitial: Carry) -> Resets | None:
     """Return the cotangent of the resets, for a custom derivative. The flags have none."""
-    return None if resets is None else Resets(None, dinitial)
+    return None if resets is None else Resets(None, tuple(each.sum(axis=1, keepdims=True) for each in dinitial))
 
 
 def reset_coefficients(resets: Resets | None, decay_THB: jax.Array, added_THB: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the coefficients of a linear recurrence with resets: a step after a reset ignores the state before it."""
     if resets is None:
         return decay_THB, added_THB
-    before_T1B, (initial_HB,) = resets.before_TB[:, None], resets.initial
-    return jnp.where(before_T1B, 0, decay_THB), jnp.where(before_T1B, decay_THB * initial_HB + added_THB, added_THB)
+    before_T1B, (initial_H1,) = resets.before_TB[:, None], resets.initial
+    return jnp.where(before_T1B, 0, decay_THB), jnp.where(before_T1B, decay_THB * initial_H1 + added_THB, added_THB)
