@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from charlm.config import default_config
 from charlm.nn.model import CharLM
-from charlm.training.loss import cross_entropy
+from charlm.training.loss import activation_penalty, cross_entropy
 
 # The symbols 1 to V - 1 form the documents.
 V, BOUNDARY, T = 7, 0, 24
@@ -89,3 +89,15 @@ def test_the_gradient_of_a_window_is_the_sum_of_those_of_its_documents(x64):
     alone = jax.jit(jax.grad(functools.partial(loss, None)))(params, documents)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-9), whole, alone)
     assert float(jnp.abs(whole["layer_1"]["first_0"]).sum()) > 0
+
+
+def test_the_change_of_the_outputs_at_a_boundary_is_not_penalised():
+    optimizer = default_config().optimizer
+    optimizer.temporal_reg = 1.0
+    output_TBH = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
+    starts_TB = np.zeros((5, 2), bool)
+    starts_TB[[0, 2], 0] = True
+    squares = np.square(np.diff(output_TBH, axis=0))
+    squares[1, 0] = 0
+    found = activation_penalty(optimizer, {"output": (output_TBH,), "dropped": (output_TBH,)}, starts_TB)
+    np.testing.assert_allclose(found, squares.mean(), rtol=1e-6)

@@ -27,8 +27,8 @@ def write_onnx(model: LanguageModel, path: Path) -> None:
 
     Inputs: `ids` (T, B), int64, and for each layer k the state `h_k` (1, B, H), for an LSTM `c_k` too, float32. Outputs:
     `logits` (T, B, V) and the states after the last symbol, `h_k_out` and `c_k_out`. T and B are free. The metadata of the
-    file hold the vocabulary as JSON under the key `vocab`, and for a model of documents the id of the boundary under `boundary`.
-    The graph does not reset the states there.
+    file hold the vocabulary as JSON under the key `vocab`. For a model of documents they hold the id of the boundary under
+    `boundary`, where the graph does not reset the states.
 
     Raises:
         ConfigError: a part of the model has no counterpart in ONNX, or onnx is not installed.
