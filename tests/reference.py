@@ -128,12 +128,18 @@ def of_update(cell):
     return update
 
 
-def unroll(update, params, matrices, x_TKB, carry):
-    """Return what `charlm.nn.recurrence.unroll` returns. `update` is one of CELLS, or comes from `of_update`."""
+def unroll(update, params, matrices, x_TKB, carry, resets=None):
+    """Return what `charlm.nn.recurrence.unroll` returns. `update` is one of CELLS, or comes from `of_update`.
 
-    def step(carry, x_KB):
+    `resets` are (before_TB, initial), with arrays (H, 1) in `initial`.
+    """
+    before_TB, initial = resets or (jnp.zeros((len(x_TKB), x_TKB.shape[2]), bool), tuple(each.T for each in carry))
+
+    def step(carry, inputs):
+        x_KB, before_B = inputs
+        carry = tuple(jnp.where(before_B[:, None], first.T, each) for first, each in zip(initial, carry))
         carry = update(params, x_KB.T, carry, lambda name, operand: operand @ matrices[name].T)
         return carry, carry[0]
 
-    carry, h_TBH = jax.lax.scan(step, carry, x_TKB)
+    carry, h_TBH = jax.lax.scan(step, carry, (x_TKB, before_TB))
     return h_TBH, carry

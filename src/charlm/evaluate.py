@@ -1,9 +1,10 @@
 """Score a text: nats and bits per character, perplexity.
 
     python -m charlm.evaluate --workdir DIR [--split train|val|test | --text FILE] [--checkpoint best|latest|STEP]
-        [--dynamic] [--json]
+        [--dynamic] [--per_document] [--json]
 
-With `--dynamic` a second score is reported: the score of a model that learns from the text that it has scored.
+With `--dynamic` a second score is reported: the score of a model that learns from the text that it has scored. With
+`--per_document` the score of each document is reported too.
 """
 
 import json
@@ -48,24 +49,26 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_bool(
         "dynamic", False, "report a second score, by a model that learns from the text that it has scored", flag_values=values
     )
+    flags.DEFINE_bool("per_document", False, "for data.documents: report the score of each document too", flag_values=values)
     flags.DEFINE_bool("json", False, "print one JSON object", flag_values=values)
     cli.parse(values, argv, __doc__)
     import_module(values.corpus_module, "corpus")
     model = load(cli.required(values, "workdir"), values.checkpoint, values.cell_module)
     if values.text is not None and values["split"].present:
         raise ConfigError("--split and --text exclude each other; give one of them")
-    found = model.evaluate(values.split, values.text, values.dynamic)
+    found = model.evaluate(values.split, values.text, values.dynamic, values.per_document)
     write_output((json.dumps(found) if values.json else _as_lines(found)) + "\n")
 
 
 def _as_lines(found: Mapping[str, Any]) -> str:
     """Return a score as a table for people."""
-    lines = [f"{found['text']}, checkpoint of step {found['checkpoint']}"]
-    metrics = {key: key for key in found if key not in _LABELS and key not in ("text", "checkpoint")}
+    lines, documents = [f"{found['text']}, checkpoint of step {found['checkpoint']}"], found.get("documents", [])
+    metrics = {key: key for key in found if key not in _LABELS and key not in ("text", "checkpoint", "documents")}
     for key, label in {**_LABELS, **metrics}.items():
         if key in found:
             value = found[key]
             lines.append(f"  {label:28}  {format(value, ',') if isinstance(value, int) else format(value, '.4f')}")
+    lines += [f"  {each['nats']:9.4f} nats  {each['nats_per_char']:.4f} per character  {each['text']!r}" for each in documents]
     return "\n".join(lines)
 
 

@@ -48,6 +48,8 @@ def main(argv: Sequence[str]) -> None:
     model = load(cli.required(values, "workdir"), values.checkpoint, values.cell_module)
     export_model(model, format, output, values.batch, values.window)
     say(f"charlm: {model!r} is in {output}")
+    if model.boundary is not None and format in ("torch", "onnx"):
+        say(f"{output} has no resets: start each document from a state of zeros, with symbol {model.boundary}, the boundary")
 
 
 if __name__ == "__main__":

@@ -2,19 +2,23 @@
 
     python -m charlm.sample --workdir DIR [--prompt TEXT | --prompt_file FILE] [--length N] [--num_samples N]
         [--temperature X] [--top_k K] [--top_p P] [--greedy] [--stop TEXT] [--seed S] [--dtype float32|bfloat16]
-        [--checkpoint best|latest|STEP]
+        [--checkpoint best|latest|STEP] [--novelty] [--json]
 
-The text goes to stdout as it is drawn. Everything else goes to stderr.
+The text goes to stdout as it is drawn. Everything else goes to stderr. For a run with `data.documents` each sample is a
+document. With `--novelty` the samples are compared with the training text.
 """
 
+import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from charlm.config import cli, default_config
 from charlm.exchange.folder import load
+from charlm.inference.novelty import describe_novelty
 from charlm.runs.prompts import draw_each, read_prompts
 from charlm.system.errors import ConfigError
 from charlm.system.modules import import_module
@@ -28,6 +32,7 @@ def main(argv: Sequence[str]) -> None:
     cli.parse(values, argv, __doc__)
     import_module(values.corpus_module, "corpus")
     model = load(cli.required(values, "workdir"), values.checkpoint, values.cell_module)
+    corpus = model.corpus() if values.novelty else None
     named = {name: getattr(values, name) for name in default_config().sample}
     if values.prompt_file is None:
         drawn = [model.draw(named, values.seed, values.stop)]
@@ -37,8 +42,31 @@ def main(argv: Sequence[str]) -> None:
         drawn = draw_each(model, read_prompts(Path(values.prompt_file)), named, values.seed, values.stop)
     say(f"charlm: {model.path}, checkpoint of step {model.num_steps}, seed {values.seed}")
     sys.stdout.reconfigure(encoding="utf-8")
-    for prompt, pieces in drawn:
-        write_samples(pieces, prompt, write_output)
+    write = (lambda text: None) if values.json else write_output
+    samples = [(prompt, text) for prompt, pieces in drawn for text in write_samples(pieces, prompt, write)]
+    length = values.length or model.config.sample.length
+    if model.boundary is not None:
+        if cut := sum(len(model.vocab.encode(text)) >= length for _, text in samples):
+            say(f"{cut} of {len(samples)} samples were cut at --length {length}, before the end of a document")
+        samples = [("", prompt + text) for prompt, text in samples]  # The prompt is a part of the document.
+    texts = [text for _, text in samples]
+    found: dict[str, Any] = {"samples": [{"text": text} for text in texts]}
+    if corpus is not None:
+        found = describe_novelty(texts, model.vocab, corpus.train, model.boundary)
+        if not values.json:
+            _say_novelty(found)
+    if values.json:
+        each = [{"prompt": prompt, **sample} for (prompt, _), sample in zip(samples, found["samples"])]
+        write_output(json.dumps({**found, "samples": each}) + "\n")
+
+
+def _say_novelty(found: Mapping[str, Any]) -> None:
+    """Write on stderr what `describe_novelty` returns."""
+    samples = found["samples"]
+    for number, each in enumerate(samples, 1):
+        known = "in the training text" if each["in_training_text"] else "new"
+        say(f"sample {number}: {known}; its longest copy has {each['longest_copy']} characters: {each['copy']!r}")
+    say(f"{found['new']:.1%} of {len(samples)} samples are new: they are not in the training text")
 
 
 def _define_flags() -> flags.FlagValues:
@@ -59,6 +87,8 @@ def _define_flags() -> flags.FlagValues:
     )
     flags.DEFINE_bool("greedy", None, "take the most probable symbol", flag_values=values)
     flags.DEFINE_string("stop", None, "end a sample before this text", flag_values=values)
+    flags.DEFINE_bool("novelty", False, "say what each sample has in common with the training text", flag_values=values)
+    flags.DEFINE_bool("json", False, "print one JSON object", flag_values=values)
     flags.DEFINE_string("dtype", None, "dtype of the weights: float32 or bfloat16", flag_values=values)
     flags.DEFINE_integer("seed", 0, "the seed; another seed draws another text", flag_values=values)
     flags.DEFINE_string("checkpoint", "best", "best, latest or a step", flag_values=values)
@@ -67,22 +97,24 @@ def _define_flags() -> flags.FlagValues:
     return values
 
 
-def write_samples(pieces: Iterator[list[str]], prompt: str, write: Callable[[str], None]) -> None:
-    """Write the first sample as it is drawn, then the other samples. A line end follows each sample.
+def write_samples(pieces: Iterator[list[str]], prompt: str, write: Callable[[str], None]) -> list[str]:
+    """Write the first sample as it is drawn, then the other samples, and return them. A line end follows each sample.
 
     Args:
         pieces: the new text of each sample.
         prompt: the text that each sample continues.
         write: called with each piece of the output.
     """
-    later: list[list[str]] = []
+    drawn: list[list[str]] = []
     write(prompt)
-    for first, *others in pieces:
-        write(first)
-        later.append(others)
+    for texts in pieces:
+        write(texts[0])
+        drawn.append(texts)
     write("\n")
-    for texts in zip(*later):
-        write(prompt + "".join(texts) + "\n")
+    samples = ["".join(parts) for parts in zip(*drawn)]
+    for text in samples[1:]:
+        write(prompt + text + "\n")
+    return samples
 
 
 if __name__ == "__main__":

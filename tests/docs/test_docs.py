@@ -41,7 +41,6 @@ def get_config(*arguments):
     config.batching.seq_len = 16
     config.model.hidden_size = config.model.embedding_size = 8
     config.eval.num_streams = 8
-    config.eval.context = 4
     config.sample.length = 20
     config.train.steps = 4
     config.train.log_every = config.train.eval_every = config.train.checkpoint_every = 2

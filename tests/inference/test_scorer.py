@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from charlm.config import default_config
 from charlm.data.vocab import Vocab
-from charlm.inference.scorer import cut_streams, make_scorer, min_text_length
+from charlm.inference.scorer import cut_documents, cut_streams, make_scorer, min_text_length
+from charlm.inference.text_score import document_scores
 from charlm.nn.model import CharLM
 
 V = 9
@@ -37,6 +38,35 @@ def test_streams_score_every_character_except_the_first_once_with_its_context(nu
     assert (scored == np.arange(1, num_chars)).all()
     assert (streams.end > streams.first).all()
     assert (streams.first - 1 - streams.start == np.minimum(context, streams.first - 1)).all()
+
+
+@given(st.lists(st.integers(2, 30), min_size=1, max_size=40), st.integers(1, 80))
+def test_streams_of_documents_begin_at_boundaries_and_score_every_character_once(sizes, num_streams):
+    boundaries = np.cumsum([0, *sizes])
+    streams = cut_documents(boundaries, int(boundaries[-1]) + 1, num_streams)
+    assert len(streams.start) <= num_streams and np.isin(streams.start, boundaries).all()
+    assert (streams.first == streams.start + 1).all()
+    scored = np.concatenate([np.arange(first, end) for _, first, end in zip(*streams)])
+    assert (scored == np.arange(1, boundaries[-1] + 1)).all()
+
+
+def test_documents_have_the_loss_of_each_one_scored_alone_from_a_zero_state():
+    model, params = model_and_params()
+    ids = IDS[:701].copy()
+    ids[[0, -1]] = 0  # 0 is the boundary. Two neighbouring boundaries would be an empty document.
+    ids = ids[np.append(True, (ids[1:] != 0) | (ids[:-1] != 0))]
+    documents = [np.concatenate([[0], each[each != 0], [0]]) for each in np.split(ids, np.flatnonzero(ids == 0)[1:-1])]
+    alone = make_scorer(model, VOCAB, BATCHING)
+    expected = [alone(params, each.astype(np.uint8), options(num_streams=1)).nats for each in documents]
+    together = make_scorer(model.clone(boundary=0), VOCAB, BATCHING)
+    for num_streams in (1, 9, 64):
+        score = together(params, ids, options(num_streams, context=0), per_symbol=True)
+        assert abs(score.nats - sum(expected)) < 1e-5 * sum(expected)
+        assert score.count == sum(len(each) - 1 for each in documents)
+        found = document_scores(ids, score.nats_N, VOCAB, 0)
+        np.testing.assert_allclose([each["nats"] for each in found], expected, rtol=1e-5, atol=1e-5)
+        assert [each["text"] for each in found] == [VOCAB.decode(each[1:-1]) for each in documents]
+        assert sum(each["count"] for each in found) == score.count
 
 
 def test_one_stream_reads_the_whole_text_from_a_zero_state():

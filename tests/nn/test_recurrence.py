@@ -14,6 +14,7 @@ from charlm.nn import inputs as layer_inputs
 from charlm.nn import products, recurrence
 from charlm.nn.cell import Cell, Matrix, Vector, blocks
 from charlm.nn.cells import CELLS
+from charlm.nn.resets import Resets
 
 T, B, H, V, E = 7, 3, 5, 11, 4
 
@@ -68,6 +69,30 @@ def check_against(update, cell):
 @pytest.mark.parametrize("name", CELLS)
 def test_values_and_all_gradients_equal_plain_autodiff(x64, name):
     check_against(reference.CELLS.get(name) or reference.of_update(CELLS[name]), CELLS[name])
+
+
+# Resets in the first step, in two neighbouring steps, in the last step; and a row without resets.
+RESET_TB = np.zeros((T, B), bool)
+RESET_TB[[0, 2, 3], 0] = RESET_TB[T - 1, 1] = True
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_values_and_all_gradients_with_resets_equal_plain_autodiff(x64, name):
+    """The carry at a reset is that of the cell, or a learned one, so its gradient counts too."""
+    *args, carry = inputs(name)
+    initial = jax.tree.map(lambda each: 0.3 * each[:1].T + 0.2, carry)
+
+    def fast(params, matrices, x_TKB, both):
+        resets = Resets(jnp.asarray(RESET_TB), both[1])
+        return recurrence.unroll(CELLS[name], params, matrices, x_TKB, both[0], jnp.float64, resets=resets)
+
+    def plain(params, matrices, x_TKB, both):
+        return reference.unroll(reference.CELLS[name], params, matrices, x_TKB, both[0], (RESET_TB, both[1]))
+
+    args = *args, (carry, initial)
+    close(fast(*args), plain(*args))
+    every = (0, 1, 2, 3)
+    close(jax.jit(jax.grad(objective(fast), every))(*args), jax.jit(jax.grad(objective(plain), every))(*args))
 
 
 @pytest.mark.parametrize("name", [name for name, cell in CELLS.items() if cell.derivative])

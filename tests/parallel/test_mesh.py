@@ -96,6 +96,13 @@ def test_devices_share_a_batch_without_changing_the_training(small_config, alone
 
 
 @pytest.mark.slow
+def test_processes_share_batches_of_documents(small_config, tmp_path):
+    flags = "--config.data.documents=lines", "--config.eval.context=0"
+    together = train(tmp_path / "together", small_config, 2, 2, *flags, HOST_PATH)
+    check_close(together, train(tmp_path / "alone", small_config, 1, 1, *flags))
+
+
+@pytest.mark.slow
 def test_two_devices_of_a_cpu_draw_large_first_states(small_config, tmp_path):
     """Orthogonal kernels of this size that were drawn at the same time, for two layers or devices, once caused a deadlock."""
     large = "--config.model.hidden_size=384", "--config.model.num_layers=2"

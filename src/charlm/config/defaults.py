@@ -52,6 +52,9 @@ def default_config() -> ConfigDict:
     data.path = unset(str)
     data.val_path = unset(str)  # The validation text, as for `path`. The text of `path` or `url` is then not split.
     data.test_path = unset(str)  # The test text, as for `path`. "#test.txt" is a member of the archive of `path` or `url`.
+    # How the text is split into separate documents, which are shuffled in each epoch, with the state reset between them: lines
+    # (one document a line), or the string between two documents. This needs layout stream. Empty: the text is not split.
+    data.documents = ""
     data.separator = "\n"  # The text between two files. Files are read in the order of their paths.
     data.url = unset(str)  # The URL of a UTF-8 text or of an archive, which is downloaded once.
     data.sha256 = unset(str)  # The sha256 of the file at `url`, in hexadecimal digits.

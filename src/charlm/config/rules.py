@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from ml_collections import ConfigDict
 
 from charlm.config import LENGTH_KEYS, RESUMABLE_KEYS, default_config, flatten
+from charlm.config.document_rules import check_documents, resolve_documents
 from charlm.config.split_rules import check_split
 from charlm.data.batching import LAYOUTS, LOSSES_ON
 from charlm.data.vocab import KINDS
@@ -114,9 +115,10 @@ def set_key(config: ConfigDict, key: str, value: Any, where: str) -> None:
 
 
 def resolve(config: ConfigDict) -> None:
-    """Set the keys that other keys determine: with `train.deterministic` the recurrence is scan."""
+    """Set the keys that other keys determine: with `train.deterministic` the recurrence is scan (and `resolve_documents`)."""
     if config.train.deterministic:
         config.model.recurrence = "scan"
+    resolve_documents(config)
 
 
 def unknown_key_message(key: str) -> str:
@@ -159,6 +161,7 @@ def check(config: ConfigDict, where: str) -> None:
     _check_cell(values, where, refuse)
     _check_ranges(values, refuse)
     _check_data(values, refuse)
+    check_documents(values, refuse)
     _check_combinations(values, refuse)
 
 

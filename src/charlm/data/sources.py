@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from charlm.data import text as texts
 from charlm.data.archives import File, find_texts, split_member
+from charlm.data.documents import Documents
 from charlm.data.download import fetch
 from charlm.system.cache import cache_dir
 from charlm.system.errors import CorpusError
@@ -24,6 +25,10 @@ Split = tuple[float, float, float]
 Advance = Callable[[int], None]
 # Returns a text from its beginning, in pieces.
 Pieces = Callable[[Advance], Iterable[str]]
+# Returns the files of a text, each in pieces.
+Files = Callable[[Advance], Iterable[Iterable[str]]]
+# Returns (index of the part, piece) for all documents of a source, from the beginning.
+Parts = Callable[[Advance], Iterable[tuple[int, str]]]
 
 
 class Source(NamedTuple):
@@ -37,6 +42,7 @@ class Source(NamedTuple):
         separator: the text between two files.
         options: a JSON value, what the texts depend on besides the files and the separator; None: nothing.
         sha256: the value of `Corpus.sha256`; None: the fingerprint.
+        documents: the documents of all texts, with the part of each; None: the texts have no documents.
     """
 
     name: str
@@ -46,6 +52,7 @@ class Source(NamedTuple):
     separator: str = ""
     options: Any = None
     sha256: str | None = None
+    documents: Parts | None = None
 
     def num_bytes(self) -> int | None:
         """Return the size of the files in bytes; None without files."""
@@ -139,6 +146,9 @@ def _files_source(data: ConfigDict, name: str, files: list[Path], member: str | 
     def pieces(files: list[Path], member: str | None) -> Pieces:
         return lambda advance: texts.read_files(files, data.separator, data.lowercase, advance, member, as_bytes)
 
+    def each(files: list[Path], member: str | None) -> Files:
+        return lambda advance: texts.read_each(files, data.lowercase, advance, member)
+
     return Source(
         name,
         tuple(part and pieces(*part) for part in parts),
@@ -146,7 +156,29 @@ def _files_source(data: ConfigDict, name: str, files: list[Path], member: str | 
         [file for part in given for file in part[0]],
         data.separator,
         None if len(given) == 1 and member is None else [part and [len(part[0]), part[1]] for part in parts],
+        documents=document_parts(data, [part and each(*part) for part in parts], split),
     )
+
+
+def document_parts(data: ConfigDict, texts: Sequence[Files | None], split: Split) -> Parts | None:
+    """Return the documents of a text, and of the texts for validation and for test; None without `data.documents`.
+
+    Args:
+        data: `config.data`.
+        texts: the files of the three texts; None: there is no such text.
+        split: the fractions of the documents of the first text that are for training, validation and test.
+    """
+    documents = Documents.from_config(data)
+    if documents is None:
+        return None
+
+    def parts(advance: Advance) -> Iterator[tuple[int, str]]:
+        for i, files in enumerate(texts):
+            if files is not None:
+                fractions = split if i == 0 else tuple(float(part == i) for part in range(3))
+                yield from documents.split_into_parts(files(advance), fractions)
+
+    return parts
 
 
 def _part_files(data: ConfigDict, key: str, files: list[Path]) -> tuple[list[Path], str | None] | None:

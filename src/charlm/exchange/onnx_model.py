@@ -27,7 +27,8 @@ def write_onnx(model: LanguageModel, path: Path) -> None:
 
     Inputs: `ids` (T, B), int64, and for each layer k the state `h_k` (1, B, H), for an LSTM `c_k` too, float32. Outputs:
     `logits` (T, B, V) and the states after the last symbol, `h_k_out` and `c_k_out`. T and B are free. The metadata of the
-    file hold the vocabulary as JSON under the key `vocab`.
+    file hold the vocabulary as JSON under the key `vocab`. For a model of documents they hold the id of the boundary under
+    `boundary`, where the graph does not reset the states.
 
     Raises:
         ConfigError: a part of the model has no counterpart in ONNX, or onnx is not installed.
@@ -36,6 +37,8 @@ def write_onnx(model: LanguageModel, path: Path) -> None:
     check_counterpart(model.config.model, "ONNX")
     proto = _make_model(onnx, model)
     proto.metadata_props.add(key="vocab", value=json.dumps(model.vocab.to_json()))
+    if model.boundary is not None:
+        proto.metadata_props.add(key="boundary", value=str(model.boundary))
     onnx.checker.check_model(proto, full_check=True)
     with new_path(path) as partial:
         partial.write_bytes(proto.SerializeToString())

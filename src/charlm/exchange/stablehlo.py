@@ -31,7 +31,8 @@ def write_stablehlo(model: LanguageModel, path: Path, batch: int = 1, window: in
 
     `step`: (params, ids_B, state) -> (logits_BV, state). `score`: (params, ids_TB, state) -> (nats_TB, state), where row t is
     the cross-entropy of symbol t + 1 and T + 1 symbols are read. Both programs have fixed shapes. A state is a list of arrays
-    (B, H): for each layer its carry. The parameters are a dict from dotted path to array.
+    (B, H): for each layer its carry. For a model of documents both programs reset the state before they read the boundary. The
+    parameters are a dict from dotted path to array.
 
     Args:
         model: the model.
@@ -82,6 +83,7 @@ def write_stablehlo(model: LanguageModel, path: Path, batch: int = 1, window: in
         "platforms": PLATFORMS,
         "state": [[batch, model.config.model.hidden_size]] * num_arrays,
         "vocab": model.vocab.to_json(),
+        "boundary": model.boundary,
         "jax": jax.__version__,
     }
     with new_path(path) as partial, zipfile.ZipFile(partial, "w") as archive:

@@ -4,7 +4,7 @@ Letters: N samples, K symbols in a block, V vocabulary, S states of the UTF-8 au
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from charlm.data.batching import uniform
+from charlm.data.documents import Documents
 from charlm.data.text import normalise
 from charlm.data.vocab import Vocab, utf8_transitions
 from charlm.nn.model import CharLM
@@ -188,34 +189,39 @@ class SampleDecoder:
 
     Args:
         vocab: the vocabulary of the ids.
-        stop: the string that ends the sample and does not belong to it; None: nothing ends it early.
+        stops: the strings that end the sample and do not belong to it. The one that begins first ends it.
 
     Attributes:
-        stopped: whether the stop string was found.
+        stopped: whether a stop string was found.
     """
 
-    def __init__(self, vocab: Vocab, stop: str | None = None):
-        self._decode, self._stop, self._held, self.stopped = vocab.decoder(), stop, "", False
+    def __init__(self, vocab: Vocab, stops: Sequence[str] = ()):
+        self._decode, self._stops, self._held, self.stopped = vocab.decoder(), stops, "", False
 
     def feed(self, ids: np.ndarray) -> str:
-        """Return the text that the next ids add. What may be the beginning of the stop string is held back."""
-        if self.stopped or not self._stop:
+        """Return the text that the next ids add. What may be the beginning of a stop string is held back."""
+        if self.stopped or not self._stops:
             return "" if self.stopped else self._decode(ids)
         text = self._held + self._decode(ids)
-        end = text.find(self._stop)
-        self.stopped = end >= 0
-        if not self.stopped:
-            end = len(text) - max(n for n in range(len(self._stop)) if text.endswith(self._stop[:n]))
+        # A stop string that may still be completed can begin before one that is complete.
+        sure = len(text) - max(n for stop in self._stops for n in range(len(stop)) if text.endswith(stop[:n]))
+        end = self._find_stop(text)
+        self.stopped = end <= sure and end < len(text)
+        end = min(end, sure)
         self._held = text[end:]
         return text[:end]
 
     def flush(self) -> str:
         """Return the text that was held back, after the last ids."""
-        return "" if self.stopped else self._held
+        return "" if self.stopped else self._held[: self._find_stop(self._held)]
+
+    def _find_stop(self, text: str) -> int:
+        """Return where the first stop string begins; the length of the text if there is none."""
+        return min((at for stop in self._stops if (at := text.find(stop)) >= 0), default=len(text))
 
 
 def decode_samples(
-    pieces: Iterator[np.ndarray], vocab: Vocab, num_samples: int, stop: str | None = None
+    pieces: Iterator[np.ndarray], vocab: Vocab, num_samples: int, stops: Sequence[str] = ()
 ) -> Iterator[list[str]]:
     """Yield the new text of each sample for each piece of ids from `generate`; end when all samples have stopped.
 
@@ -223,9 +229,9 @@ def decode_samples(
         pieces: ids of shape (num_samples, up to K).
         vocab: the vocabulary of the ids.
         num_samples: the number of samples.
-        stop: see `SampleDecoder`.
+        stops: see `SampleDecoder`.
     """
-    decoders = [SampleDecoder(vocab, stop) for _ in range(num_samples)]
+    decoders = [SampleDecoder(vocab, stops) for _ in range(num_samples)]
     for piece in pieces:
         yield [decoder.feed(ids) for decoder, ids in zip(decoders, piece)]
         if all(decoder.stopped for decoder in decoders):
@@ -238,7 +244,8 @@ def make_prompt(config: ConfigDict, vocab: Vocab, train_ids: np.ndarray | None, 
 
     The prompt is `sample.prompt`. Without it, the prompt is `sample.random_prompt` symbols of the training text, from a
     position that the seed determines. Without both, the prompt is empty and the sample starts after a line end, or after the
-    first symbol of the vocabulary if it has no line end.
+    first symbol of the vocabulary if it has no line end. For documents the prompt is the beginning of a document, so the sample
+    starts from a boundary and the prompt.
 
     Args:
         config: the run's config, with `config.sample` as it is to be used.
@@ -247,17 +254,20 @@ def make_prompt(config: ConfigDict, vocab: Vocab, train_ids: np.ndarray | None, 
         seed: the seed of the sample.
 
     Raises:
-        ConfigError: a symbol is not in the vocabulary, or the prompt is shorter than `sample.window`.
+        ConfigError: a symbol is not in the vocabulary, the prompt is shorter than `sample.window`, or it ends a document.
     """
+    documents = Documents.from_config(config.data)
     prompt = normalise(config.sample.prompt or "", config.data.lowercase)
     if any("\ud800" <= c <= "\udfff" for c in prompt):
         raise ConfigError(f"sample.prompt is {prompt!r}; it must be UTF-8")
+    if documents and (documents.separator in prompt or documents.boundary in prompt):
+        raise ConfigError(f"sample.prompt is {prompt!r}; it must not contain {documents.separator!r}, which ends a document")
     if not prompt and config.sample.random_prompt is not None:
         ids = _random_prompt(train_ids, vocab, config.sample.random_prompt, seed)
         prompt = vocab.decode(ids)
     else:
         try:
-            ids = vocab.encode(prompt or start_text(vocab))
+            ids = vocab.encode(start_text(vocab, documents) + prompt if documents else prompt or start_text(vocab))
         except CorpusError as error:
             raise ConfigError(f"sample.prompt: {error}") from None
     if len(ids) < config.sample.window:
@@ -268,8 +278,10 @@ def make_prompt(config: ConfigDict, vocab: Vocab, train_ids: np.ndarray | None, 
     return prompt, ids
 
 
-def start_text(vocab: Vocab) -> str:
-    """Return the text after which a sample without a prompt starts."""
+def start_text(vocab: Vocab, documents: Documents | None = None) -> str:
+    """Return the text after which a sample without a prompt starts: for documents the boundary."""
+    if documents is not None:
+        return documents.boundary
     return "\n" if "\n" in vocab.symbols else vocab.symbols[0]
 
 
@@ -291,7 +303,13 @@ def _random_prompt(train_ids: np.ndarray, vocab: Vocab, length: int, seed: int) 
 
 
 def sample_text(
-    sampler: Sampler, params: Any, vocab: Vocab, config_sample: ConfigDict, seed: int, prompt_ids: np.ndarray
+    sampler: Sampler,
+    params: Any,
+    vocab: Vocab,
+    config_sample: ConfigDict,
+    seed: int,
+    prompt_ids: np.ndarray,
+    stops: Sequence[str] = (),
 ) -> list[str]:
     """Return `config.sample.num_samples` samples as text, without the prompt.
 
@@ -302,8 +320,9 @@ def sample_text(
         config_sample: `config.sample`.
         seed: the seed of the samples.
         prompt_ids: ids of at least one symbol.
+        stops: see `SampleDecoder`.
     """
     settings = Settings.from_config(config_sample, vocab.size)
     keys_N = sample_keys(seed, config_sample.num_samples)
-    pieces = list(generate(sampler, params, vocab, prompt_ids, keys_N, config_sample.length, settings))
-    return [vocab.decode(ids) for ids in np.concatenate(pieces, axis=1)]
+    pieces = generate(sampler, params, vocab, prompt_ids, keys_N, config_sample.length, settings)
+    return ["".join(texts) for texts in zip(*decode_samples(pieces, vocab, config_sample.num_samples, stops))]

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from charlm.data.documents import document_positions
 from charlm.data.vocab import Vocab
 from charlm.nn.model import CharLM
 from charlm.parallel import mesh as meshes
@@ -99,6 +100,20 @@ def cut_streams(num_chars: int, num_streams: int, context: int) -> Streams:
     return Streams(np.maximum(first - 1 - context, 0), first, end)
 
 
+def cut_documents(boundaries: np.ndarray, num_symbols: int, num_streams: int) -> Streams:
+    """Cut a text of documents into streams that begin at boundaries, so that they need no context (`cut_streams`).
+
+    Args:
+        boundaries: the positions of the boundaries (`documents.document_positions`).
+        num_symbols: the length of the text.
+        num_streams: the number of streams; there are fewer if the documents are few.
+    """
+    even = np.arange(1, num_streams) * (num_symbols - 1) // num_streams
+    seams = boundaries[np.minimum(np.searchsorted(boundaries, even), len(boundaries) - 1)]
+    start = np.unique(np.concatenate([[0], seams[seams < num_symbols - 1]])).astype(np.int64)
+    return Streams(start, start + 1, np.append(start[1:], num_symbols - 1) + 1)
+
+
 def min_text_length(batching: ConfigDict) -> int:
     """Return the number of symbols that a text needs, so that a model trained with `config.batching` can score it."""
     return 2 if batching.loss_on == "all" else batching.seq_len + 1
@@ -109,8 +124,9 @@ def make_scorer(
 ) -> Scorer:
     """Return a scorer with one compiled program for all texts.
 
-    It scores every symbol of a text except the first; for a many-to-one model, `eval.max_chars` of them. Each device of a mesh
-    scores its share, and every process returns the whole score.
+    It scores every symbol of a text except the first; for a many-to-one model, `eval.max_chars` of them. Documents are scored
+    from the initial state, each with the boundary at its end. Each device of a mesh scores its share, and every process returns
+    the whole score.
 
     Args:
         model: its architecture.
@@ -172,7 +188,10 @@ def _make_stream_scorer(model: CharLM, mesh: Mesh | None, metrics: Sequence[str]
     def sum_over(
         params: Any, ids: np.ndarray, config_eval: ConfigDict, watch: Watch, nats_N: np.ndarray | None
     ) -> tuple[dict[str, float], int]:
-        streams = cut_streams(len(ids), config_eval.num_streams, config_eval.context)
+        if model.boundary is None:
+            streams = cut_streams(len(ids), config_eval.num_streams, config_eval.context)
+        else:
+            streams = cut_documents(document_positions(ids, model.boundary), len(ids), config_eval.num_streams)
         batch = meshes.round_up(mesh, min(config_eval.batch_size * meshes.num_devices(mesh), len(streams.start)))
         totals: dict[str, float] = {}
         for group in range(0, len(streams.start), batch):

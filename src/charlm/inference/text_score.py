@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from charlm.data.documents import document_positions
 from charlm.data.vocab import UNKNOWN, Vocab
 from charlm.inference.scorer import Score
 from charlm.system.errors import CorpusError
@@ -36,6 +37,29 @@ def describe_score(score: Score, vocab: Vocab, ids: np.ndarray) -> dict[str, Any
         found["bytes"] = score.count
     if vocab.unknown:
         found["unknown"] = int(np.count_nonzero(ids == vocab.symbols.index(UNKNOWN)))
+    return found
+
+
+def document_scores(ids: np.ndarray, nats_N: np.ndarray, vocab: Vocab, boundary: int) -> list[dict[str, Any]]:
+    """Return the score of each document: {"text", "nats", "nats_per_char", "count"}, in the order of the text.
+
+    `nats` is the sum over the characters of the document and the boundary at its end, and `count` is the number of these
+    characters. The sum of all `nats` is that of the text.
+
+    Args:
+        ids: the text, shape (symbols,), with a boundary before each document and after the last.
+        nats_N: the cross-entropy of every symbol but the first (`Score.nats_N`).
+        vocab: the map between symbols and ids.
+        boundary: the id of the boundary.
+    """
+    at = document_positions(ids, boundary)
+    sums = np.add.reduceat(nats_N.astype(np.float64), at[:-1])
+    found = []
+    for start, end, nats in zip(at[:-1].tolist(), at[1:].tolist(), sums.tolist()):
+        count = vocab.num_chars(ids[start + 1 : end + 1])
+        found.append(
+            {"text": vocab.decode(ids[start + 1 : end]), "nats": nats, "nats_per_char": nats / max(count, 1), "count": count}
+        )
     return found
 
 

@@ -20,6 +20,7 @@ from charlm.nn.cell import Carry, Cell, Initializer, Matrix
 from charlm.nn.cells import find_cell, layer_norm
 from charlm.nn.inputs import Inputs, from_ids, from_layer
 from charlm.nn.products import matmul
+from charlm.nn.resets import Resets, start_step
 
 ENCODINGS = ("embedding", "one_hot", "scalar")
 DTYPES = ("float32", "bfloat16")
@@ -48,8 +49,8 @@ class RecurrentLayer(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, inputs: Inputs, carry: Carry, train: bool) -> tuple[jax.Array, Carry]:
-        """Return the outputs h_TBH and the carry after the last step."""
+    def __call__(self, inputs: Inputs, carry: Carry, train: bool, reset_TB: jax.Array | None = None) -> tuple[jax.Array, Carry]:
+        """Return the outputs h_TBH and the carry after the last step. `reset_TB` selects steps that start a text."""
         cell, hidden = find_cell(self.cell), self.hidden_size
         shapes = cell.shapes(hidden, inputs.size)
         init_x = _weight_init(self.init_std, nn.initializers.lecun_normal())
@@ -59,9 +60,12 @@ class RecurrentLayer(nn.Module):
         b = self.param("b", _bias_init(cell, hidden, self.forget_bias), shapes["b"], jnp.float32)
         vectors = {each.name: self._vector(*each) for each in cell.vectors}
         scale_x = self._vector("scale_x", len(cell.gates), 1.0) if cell.norm_groups else None
-        if self.learn_initial_state:
-            for k in range(len(cell.carries)):
-                self._vector(f"first_{k}", 1, cell.initial_value(k))  # `CharLM.initial_carry` reads these parameters.
+        first = [cell.initial_value(k) for k in range(len(cell.carries))]
+        if self.learn_initial_state:  # `CharLM.initial_carry` reads these parameters too.
+            first = [self._vector(f"first_{k}", 1, value) for k, value in enumerate(first)]
+        resets = None
+        if reset_TB is not None:
+            resets = Resets(reset_TB, tuple(jnp.broadcast_to(jnp.asarray(each, b.dtype), hidden)[:, None] for each in first))
 
         def finish(product: jax.Array) -> jax.Array:  # (..., G, columns)
             product = product.astype(b.dtype)
@@ -78,13 +82,14 @@ class RecurrentLayer(nn.Module):
         else:
             x_TKB = inputs.project(W_x, finish, self.dtype)
         if self.is_mutable_collection("gates") and not self.is_initializing():
-            values = recurrence.first_gate_values(cell, vectors, matrices, x_TKB, carry, self.dtype)
+            start = tuple(each.T for each in start_step(resets, 0, tuple(each.T for each in carry)))
+            values = recurrence.first_gate_values(cell, vectors, matrices, x_TKB, start, self.dtype)
             self.sow("gates", "values", values)
         noise_TKB = None
         if train and cell.noise:
             shape = (len(x_TKB), cell.noise * hidden, x_TKB.shape[2])
             noise_TKB = jax.random.uniform(self.make_rng("dropout"), shape, b.dtype)
-        return recurrence.unroll(cell, vectors, matrices, x_TKB, carry, self.dtype, noise_TKB)
+        return recurrence.unroll(cell, vectors, matrices, x_TKB, carry, self.dtype, noise_TKB, resets)
 
     def _vector(self, name: str, blocks: int, init: float | Initializer) -> jax.Array:
         """Return a vector parameter of `blocks` times H elements, all of which start at `init`, or which `init` draws."""
@@ -157,7 +162,9 @@ def _bias_init(cell: Cell, hidden: int, forget_bias: float | jax.Array) -> Initi
 class CharLM(nn.Module):
     """A recurrent language model over V symbols.
 
-    Attributes: the keys of `config.model`, and `vocab_size` V. `recurrence` is scan or cudnn, not auto.
+    Attributes: the keys of `config.model`, and `vocab_size` V. `recurrence` is scan or cudnn, not auto. `boundary` is the id of
+    the symbol between the documents of a text; None for a text that has none. A layer that reads this symbol replaces its carry
+    by the initial carry first, so nothing passes from a document to the next one.
     """
 
     vocab_size: int
@@ -177,12 +184,18 @@ class CharLM(nn.Module):
     forget_bias: float
     recurrence: str
     dtype: str
+    boundary: int | None = None
 
     @classmethod
-    def from_config(cls, model: ConfigDict, vocab_size: int) -> "CharLM":
-        """Return the model of `config.model`, with cuDNN if the config allows it and the device supports it, else the scan."""
+    def from_config(cls, model: ConfigDict, vocab_size: int, boundary: int | None = None) -> "CharLM":
+        """Return the model of `config.model`, with cuDNN if the config allows it and the device supports it, else the scan.
+
+        With a boundary the model uses the scan, because cuDNN has no reset inside a window.
+        """
         use_cudnn = model.recurrence != "scan" and cudnn.supports(model.cell, model.dtype) and cudnn.is_available()
-        return cls(vocab_size=vocab_size, **model.to_dict() | {"recurrence": "cudnn" if use_cudnn else "scan"})
+        use_cudnn = use_cudnn and boundary is None
+        fields = model.to_dict() | {"recurrence": "cudnn" if use_cudnn else "scan", "boundary": boundary}
+        return cls(vocab_size=vocab_size, **fields)
 
     @nn.compact
     def __call__(
@@ -191,7 +204,8 @@ class CharLM(nn.Module):
         """Return the logits of the character after each input.
 
         Args:
-            ids_TB: character ids; or the `Inputs` of the first layer, for gradients with respect to them (`features`).
+            ids_TB: character ids; or the `Inputs` of the first layer, for gradients with respect to them (`features`). No
+                step then replaces the carry.
             carry: one carry for each layer, from `initial_carry` or from an earlier call.
             train: whether to apply dropout, which needs an rng named `dropout`. `variational_dropout` draws one mask for all
                 steps (Gal and Ghahramani 2016). Here it applies to the outputs of the layers, not to the recurrent state.
@@ -209,7 +223,10 @@ class CharLM(nn.Module):
             init = _weight_init(self.init_std, nn.initializers.normal(self.hidden_size**-0.5 if self.tie_weights else 1.0))
             learned_VE = self.param("embedding", init, (self.vocab_size, self.embedding_size), jnp.float32)
         embedding_VE = self._embedding(learned_VE, carry[0][0].dtype)
-        inputs = ids_TB if isinstance(ids_TB, Inputs) else from_ids(ids_TB, embedding_VE, self.vocab_size)
+        inputs, reset_TB = ids_TB, None
+        if not isinstance(ids_TB, Inputs):
+            inputs = from_ids(ids_TB, embedding_VE, self.vocab_size)
+            reset_TB = None if self.boundary is None else ids_TB == self.boundary
         h_TBH, last = None, []
         for layer in range(self.num_layers):
             output_TBH, layer_carry = RecurrentLayer(
@@ -223,7 +240,7 @@ class CharLM(nn.Module):
                 self.recurrence,
                 self.dtype,
                 name=f"layer_{layer}",
-            )(inputs, carry[layer], train)
+            )(inputs, carry[layer], train, reset_TB)
             last.append(layer_carry)
             steps = slice(-1, None) if only_last and layer == self.num_layers - 1 else slice(None)
             used_TBH = output_TBH[steps]

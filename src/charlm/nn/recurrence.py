@@ -13,6 +13,9 @@ Three measures make this faster than differentiating a plain `jax.lax.scan`. All
   come before the first write to them; otherwise it copies the whole buffer. This determines the order of the writes in
   `_write_rows`. It is also why the backward loop reads the rows of a step one iteration early and passes them on.
 
+The carry before a step may be replaced by the initial carry (`resets`). The gradient is cut there, in the products after the
+loop too, and continues into the initial carry.
+
 A cell with a hand-written derivative has a loop of its own (`_unroll_by_hand`). All other cells share `_unroll_by_autodiff`,
 which differentiates one step at a time. A linear recurrence needs no loop on an accelerator (`linear_recurrence`).
 
@@ -20,7 +23,7 @@ Letters: B batch, T time, H hidden, I input features, G gates times hidden, K an
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +33,17 @@ from jax.typing import DTypeLike
 from charlm.nn.cell import Blocks, Carry, Cell, Params
 from charlm.nn.linear_recurrence import linear_recurrence
 from charlm.nn.products import kernel_gradient, materialize, product
+from charlm.nn.resets import (
+    Resets,
+    cotangent,
+    reset_coefficients,
+    start_all_steps,
+    start_gradient,
+    start_product,
+    start_step,
+    step_numbers,
+    zero_gradient,
+)
 
 # Name -> a matrix of the cell.
 Matrices = Mapping[str, jax.Array]
@@ -43,10 +57,11 @@ def unroll(
     carry: Carry,
     dtype: DTypeLike = jnp.float32,
     noise_TKB: jax.Array | None = None,
+    resets: Resets | None = None,
 ) -> tuple[jax.Array, Carry]:
     """Run a cell over T steps.
 
-    The result is differentiable in reverse mode with respect to `params`, `matrices`, `x_TKB` and `carry`.
+    The result is differentiable in reverse mode with respect to `params`, `matrices`, `x_TKB`, `carry` and `resets.initial`.
 
     Args:
         cell: an entry of `cells.CELLS`.
@@ -56,18 +71,19 @@ def unroll(
         carry: the carry before the first step, arrays of shape (B, H).
         dtype: the dtype of the operands of the products. Sums and carries keep the dtype of the parameters.
         noise_TKB: the random numbers of a cell with noise in training (`Cell.noise`).
+        resets: the steps that start from the initial carry, whose arrays have shape (H, 1); None: all steps continue.
 
     Returns:
         The outputs h_TBH and the carry after the last step.
     """
     carry, dtype, params = tuple(each.T for each in carry), jnp.dtype(dtype), dict(params)
     if cell.coefficients is not None:
-        h_THB, last = linear_recurrence(*cell.coefficients(params, x_TKB), carry[0])
+        h_THB, last = linear_recurrence(*reset_coefficients(resets, *cell.coefficients(params, x_TKB)), carry[0])
         carry = (last,)
     elif cell.derivative is not None:
-        h_THB, carry = _unroll_by_hand(cell, dtype, params, matrices["W_h"], x_TKB, carry)
+        h_THB, carry = _unroll_by_hand(cell, dtype, params, matrices["W_h"], x_TKB, carry, resets)
     else:
-        h_THB, carry = _unroll_by_autodiff(cell, dtype, params, dict(matrices), x_TKB, carry, noise_TKB)
+        h_THB, carry = _unroll_by_autodiff(cell, dtype, params, dict(matrices), x_TKB, carry, noise_TKB, resets)
     return jnp.swapaxes(h_THB, 1, 2), tuple(each.T for each in carry)
 
 
@@ -86,26 +102,27 @@ def first_gate_values(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _unroll_by_hand(cell, dtype, params, W_h_GH, x_proj_TGB, carry):
+def _unroll_by_hand(cell, dtype, params, W_h_GH, x_proj_TGB, carry, resets):
     """Return `unroll` with feature-major arrays: the outputs h_THB and the last carry. The derivative is written by hand."""
-    W_h = W_h_GH.astype(dtype)
+    h_proj = _recurrent_projection(W_h_GH.astype(dtype), resets)
 
-    def step(carry, x_proj_GB):
-        carry, _ = cell.derivative.forward(params, x_proj_GB, product(W_h, carry[0]), carry)
+    def step(carry, inputs):
+        x_proj_GB, t = inputs
+        carry, _ = cell.derivative.forward(params, x_proj_GB, h_proj(t, carry), start_step(resets, t, carry))
         return carry, carry[0]
 
-    carry, h_THB = jax.lax.scan(step, carry, x_proj_TGB)
+    carry, h_THB = jax.lax.scan(step, carry, (x_proj_TGB, step_numbers(resets)))
     return h_THB, carry
 
 
-def _unroll_by_hand_fwd(cell, dtype, params, W_h_GH, x_proj_TGB, carry):
+def _unroll_by_hand_fwd(cell, dtype, params, W_h_GH, x_proj_TGB, carry, resets):
     """Return `_unroll_by_hand` and its residuals: all carries, shape (T + 1, H, B), and what the cell saves of each step."""
-    W_h = W_h_GH.astype(dtype)
+    h_proj = _recurrent_projection(W_h_GH.astype(dtype), resets)
     num_steps, _, batch = x_proj_TGB.shape
 
     def step(t, state):
         carry, saved, carries = state
-        carry, blocks = cell.derivative.forward(params, _read_rows(saved[0], t), product(W_h, carry[0]), carry)
+        carry, blocks = cell.derivative.forward(params, _read_rows(saved[0], t), h_proj(t, carry), start_step(resets, t, carry))
         saved = tuple(_write_rows(buffer, t, each) for buffer, each in zip(saved, blocks))
         carries = tuple(_write_rows(buffer, t + 1, (each,)) for buffer, each in zip(carries, carry))
         return carry, saved, carries
@@ -115,12 +132,12 @@ def _unroll_by_hand_fwd(cell, dtype, params, W_h_GH, x_proj_TGB, carry):
     saved = x_proj_TGB, *(jnp.zeros((num_steps, each, batch), x_proj_TGB.dtype) for each in rows)
     carries = tuple(jnp.zeros((num_steps + 1, *each.shape), each.dtype).at[0].set(each) for each in carry)
     last, saved, carries = jax.lax.fori_loop(0, num_steps, step, (carry, saved, carries))
-    return (carries[0][1:], last), (params, W_h_GH, saved, carries)
+    return (carries[0][1:], last), (params, W_h_GH, saved, carries, resets)
 
 
 def _unroll_by_hand_bwd(cell, dtype, residuals, grads):
     """Return the gradients of `_unroll_by_hand`. The gradient of each step overwrites what the step saved."""
-    params, W_h_GH, saved, carries = residuals
+    params, W_h_GH, saved, carries, resets = residuals
     dh_THB, dcarry = grads
     num_steps, num_rows, _ = saved[0].shape
     # For the first rows the gradient with respect to h_proj is that with respect to x_proj. The last rows have a separate one.
@@ -133,24 +150,34 @@ def _unroll_by_hand_bwd(cell, dtype, residuals, grads):
 
     def step(k, state):
         t = num_steps - 1 - k
-        dcarry, dparams, rows, saved = state
+        dcarry, dinitial, dparams, rows, saved = state
         before, after = (tuple(_read_rows(buffer, t + i) for buffer in carries) for i in (0, 1))
+        before = start_step(resets, t, before)
         dcarry = dcarry[0] + _read_rows(dh_THB, t), *dcarry[1:]
         dp, *blocks, dcarry = cell.derivative.backward(params, rows, before, after, dcarry)
         saved = tuple(_write_rows(buffer, t, each) for buffer, each in zip(saved, blocks))
         parts = h_proj_gradient(*(_read_rows(buffer, t) for buffer in saved))
         dh_HB = sum(product(W, part) for W, part in zip(W_h_HK, parts))
         rows = tuple(_read_rows(buffer, jnp.maximum(t - 1, 0)) for buffer in saved)
-        return (dcarry[0] + dh_HB, *dcarry[1:]), jax.tree.map(jnp.add, dparams, dp), rows, saved
+        dcarry, dinitial = start_gradient(resets, t, (dcarry[0] + dh_HB, *dcarry[1:]), dinitial)
+        return dcarry, dinitial, jax.tree.map(jnp.add, dparams, dp), rows, saved
 
     zeros = jax.tree.map(jnp.zeros_like, params)
     rows = tuple(buffer[-1] for buffer in saved)
-    dcarry, dparams, _, grads = jax.lax.fori_loop(0, num_steps, step, (dcarry, zeros, rows, saved))
-    dW_h_GH = jnp.concatenate([kernel_gradient(part, carries[0][:-1], dtype) for part in h_proj_gradient(*grads)])
-    return dparams, dW_h_GH, grads[0], dcarry
+    state = dcarry, zero_gradient(resets, dcarry), zeros, rows, saved
+    dcarry, dinitial, dparams, _, grads = jax.lax.fori_loop(0, num_steps, step, state)
+    h_THB = start_all_steps(resets, carries, 0)
+    dW_h_GH = jnp.concatenate([kernel_gradient(part, h_THB, dtype) for part in h_proj_gradient(*grads)])
+    return dparams, dW_h_GH, grads[0], dcarry, cotangent(resets, dinitial)
 
 
 _unroll_by_hand.defvjp(_unroll_by_hand_fwd, _unroll_by_hand_bwd)
+
+
+def _recurrent_projection(W_h_GH: jax.Array, resets: Resets | None) -> Callable[[Any, Carry], jax.Array]:
+    """Return a function (t, carry before a reset) -> h_proj_GB of step t."""
+    initial_G1 = None if resets is None else product(W_h_GH, resets.initial[0])
+    return lambda t, carry: start_product(resets, t, product(W_h_GH, carry[0]), initial_G1)
 
 
 class _Product(NamedTuple):
@@ -192,19 +219,21 @@ def _update(cell: Cell, params, x_KB, carry, dot, noise_KB):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _unroll_by_autodiff(cell, dtype, params, matrices, x_TKB, carry, noise_TKB):
+def _unroll_by_autodiff(cell, dtype, params, matrices, x_TKB, carry, noise_TKB, resets):
     """Return `unroll` with feature-major arrays: the outputs h_THB and the last carry. JAX differentiates the steps."""
     matrices = {name: W.astype(dtype) for name, W in matrices.items()}
 
     def step(carry, inputs):
-        carry = _update(cell, params, inputs[0], carry, lambda name, x: product(matrices[name], x), inputs[1])
+        x_KB, noise_KB, t = inputs
+        carry = start_step(resets, t, carry)
+        carry = _update(cell, params, x_KB, carry, lambda name, x: product(matrices[name], x), noise_KB)
         return carry, carry[0]
 
-    carry, h_THB = jax.lax.scan(step, carry, (x_TKB, noise_TKB))
+    carry, h_THB = jax.lax.scan(step, carry, (x_TKB, noise_TKB, step_numbers(resets)))
     return h_THB, carry
 
 
-def _unroll_by_autodiff_fwd(cell, dtype, params, matrices, x_TKB, carry, noise_TKB):
+def _unroll_by_autodiff_fwd(cell, dtype, params, matrices, x_TKB, carry, noise_TKB, resets):
     """Return `_unroll_by_autodiff` and its residuals: all carries, shape (T + 1, H, B), all products and their operands."""
     lowered = {name: W.astype(dtype) for name, W in matrices.items()}
     num_steps, _, batch = x_TKB.shape
@@ -213,7 +242,7 @@ def _unroll_by_autodiff_fwd(cell, dtype, params, matrices, x_TKB, carry, noise_T
 
     def step(t, state):
         carry, outs, operands, carries = state
-        found = []
+        carry, found = start_step(resets, t, carry), []
 
         def dot(name, operand):
             found.append((product(lowered[name], operand), operand))
@@ -234,7 +263,7 @@ def _unroll_by_autodiff_fwd(cell, dtype, params, matrices, x_TKB, carry, noise_T
     operands = buffers([each.columns for each in products if each.carry is None])
     carries = tuple(jnp.zeros((num_steps + 1, *each.shape), each.dtype).at[0].set(each) for each in carry)
     last, outs, operands, carries = jax.lax.fori_loop(0, num_steps, step, (carry, outs, operands, carries))
-    return (carries[0][1:], last), (params, matrices, x_TKB, noise_TKB, outs, operands, carries)
+    return (carries[0][1:], last), (params, matrices, x_TKB, noise_TKB, outs, operands, carries, resets)
 
 
 @jax.custom_vjp
@@ -260,7 +289,7 @@ _known_product.defvjp(_known_product_fwd, _known_product_bwd)
 
 def _unroll_by_autodiff_bwd(cell, dtype, residuals, grads):
     """Return the gradients of `_unroll_by_autodiff`. The gradients of each step overwrite its input and its products."""
-    params, matrices, x_TKB, noise_TKB, outs, operands, carries = residuals
+    params, matrices, x_TKB, noise_TKB, outs, operands, carries, resets = residuals
     dh_THB, dcarry = grads
     num_steps = len(x_TKB)
     first_noise = None if noise_TKB is None else noise_TKB[0]
@@ -269,8 +298,8 @@ def _unroll_by_autodiff_bwd(cell, dtype, residuals, grads):
 
     def step(k, state):
         t = num_steps - 1 - k
-        dcarry, dparams, rows, saved = state
-        before = tuple(_read_rows(buffer, t) for buffer in carries)
+        dcarry, dinitial, dparams, rows, saved = state
+        before = start_step(resets, t, tuple(_read_rows(buffer, t) for buffer in carries))
         noise_KB = None if noise_TKB is None else _read_rows(noise_TKB, t)
         dcarry = dcarry[0] + _read_rows(dh_THB, t), *dcarry[1:]
 
@@ -284,17 +313,19 @@ def _unroll_by_autodiff_bwd(cell, dtype, residuals, grads):
         dp, dx_KB, dcarry, douts = pullback(dcarry)
         saved = tuple(_write_rows(buffer, t, (each,)) for buffer, each in zip(saved, (dx_KB, *douts)))
         rows = tuple(_read_rows(buffer, jnp.maximum(t - 1, 0)) for buffer in saved)
-        return dcarry, jax.tree.map(jnp.add, dparams, dp), rows, saved
+        dcarry, dinitial = start_gradient(resets, t, dcarry, dinitial)
+        return dcarry, dinitial, jax.tree.map(jnp.add, dparams, dp), rows, saved
 
     saved = x_TKB, *outs
     rows = tuple(buffer[-1] for buffer in saved)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    dcarry, dparams, _, (dx_TKB, *douts) = jax.lax.fori_loop(0, num_steps, step, (dcarry, zeros, rows, saved))
+    state = dcarry, zero_gradient(resets, dcarry), zeros, rows, saved
+    dcarry, dinitial, dparams, _, (dx_TKB, *douts) = jax.lax.fori_loop(0, num_steps, step, state)
     dmatrices, computed = jax.tree.map(jnp.zeros_like, matrices), iter(operands)
     for each, dout_TKB in zip(products, douts):
-        operand_TKB = next(computed) if each.carry is None else carries[each.carry][:-1]
+        operand_TKB = next(computed) if each.carry is None else start_all_steps(resets, carries, each.carry)
         dmatrices[each.matrix] += kernel_gradient(dout_TKB, operand_TKB, dtype)
-    return dparams, dmatrices, dx_TKB, dcarry, None
+    return dparams, dmatrices, dx_TKB, dcarry, None, cotangent(resets, dinitial)
 
 
 _unroll_by_autodiff.defvjp(_unroll_by_autodiff_fwd, _unroll_by_autodiff_bwd)

@@ -233,7 +233,8 @@ class Host:
         seed = (config.seed + self.at) % (LARGEST_SEED + 1)
         _, prompt_ids = make_prompt(config, corpus.vocab, corpus.train, seed)
         params = meshes.gather_locally(self._mesh, state().eval_params)
-        texts = sample_text(self._sampler, params, corpus.vocab, config.sample, seed, prompt_ids)
+        stops = () if corpus.boundary is None else (corpus.vocab.symbols[corpus.boundary],)
+        texts = sample_text(self._sampler, params, corpus.vocab, config.sample, seed, prompt_ids, stops)
         self._tracker.sample(self.at, texts)
         self._bar.say(f"step {self.at}  a sample:\n{texts[0]}")
 

@@ -1,6 +1,5 @@
 """A trained model: sample from it, score texts with it, and look into it. The commands `sample` and `evaluate` use it too."""
 
-import copy
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
@@ -11,20 +10,20 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from charlm.config.rules import LARGEST_SEED, check
 from charlm.data.corpus import Corpus, encode_file
-from charlm.data.text import normalise
+from charlm.data.documents import Documents
+from charlm.data.encode import encode_text
 from charlm.data.vocab import Vocab
 from charlm.inference import sampler, states
 from charlm.inference.dynamic import check_dynamic, dynamic_cross_entropy
 from charlm.inference.scorer import Score, Scorer, make_scorer, min_text_length
 from charlm.inference.states import State, Step
-from charlm.inference.text_score import TextScore, describe_score, losses_in_all_units
+from charlm.inference.text_score import TextScore, describe_score, document_scores, losses_in_all_units
 from charlm.nn.model import CharLM
 from charlm.runs.curves import curves_figure
-from charlm.runs.memory import check_memory
 from charlm.runs.prompts import sample_each
 from charlm.runs.run_corpus import load_run_corpus
+from charlm.runs.sample_options import with_sample_options
 from charlm.runs.saved_model import write_model
 from charlm.runs.tracking import read_metrics
 from charlm.runs.workdir import check_corpus
@@ -72,7 +71,16 @@ class LanguageModel:
     @functools.cached_property
     def module(self) -> CharLM:
         """The Flax module. `module.apply({"params": params}, ids_TB, carry)` returns logits and the next carry."""
-        return CharLM.from_config(self.config.model, self.vocab.size)
+        return CharLM.from_config(self.config.model, self.vocab.size, self.boundary)
+
+    @functools.cached_property
+    def boundary(self) -> int | None:
+        """The id of the symbol between the documents of the training text; None if it has no documents."""
+        return self._documents and self._documents.boundary_id(self.vocab)
+
+    @functools.cached_property
+    def _documents(self) -> Documents | None:
+        return Documents.from_config(self.config.data)
 
     def sample(
         self,
@@ -95,7 +103,8 @@ class LanguageModel:
         An argument that is None has the value of `config.sample`, except `num_samples`.
 
         Args:
-            prompt: the text to continue; without one, the sample starts after a line break. Of a list, each has one sample.
+            prompt: the text to continue; without one, the sample starts after a line break. Of a list, each has one sample. For
+                documents it is the beginning of one, and a sample is the rest of it.
             length: the number of characters to draw; of bytes for the byte vocabulary.
             temperature: the divisor of the logits. Values below 1 prefer probable symbols.
             top_k: draw only from the k most probable symbols.
@@ -142,32 +151,20 @@ class LanguageModel:
 
         Raises ConfigError as `sample` does.
         """
-        config, vocab = copy.deepcopy(self.config), self.vocab
-        for name, value in named.items():
-            if name not in config.sample:
-                raise ConfigError(f"sampling has no argument {name!r}; it has {', '.join(config.sample)}, seed and stop")
-            if value is not None:
-                try:
-                    config.sample[name] = value.item() if isinstance(value, np.generic) else value
-                except (TypeError, ValueError):
-                    raise ConfigError(f"{name} is {value!r}, a value of type {type(value).__name__}") from None
-        check(config, "the arguments of the sample")
-        if not isinstance(seed, int | np.integer) or not 0 <= seed <= LARGEST_SEED:
-            raise ConfigError(f"the seed is {seed!r}; it must be an integer between 0 and {LARGEST_SEED}")
-        if stop is not None and (not isinstance(stop, str) or not stop):
-            raise ConfigError(f"stop is {stop!r}; it must be a string of at least one character")
-        check_memory(config, vocab.size, training=False)
+        config, vocab = with_sample_options(self.config, named, seed, stop, self.vocab.size), self.vocab
         settings = config.sample
         train_ids = self.corpus().train if settings.random_prompt is not None and not settings.prompt else None
         prompt, prompt_ids = sampler.make_prompt(config, vocab, train_ids, seed)
         how = sampler.Settings.from_config(settings, vocab.size)
-        keys_N = sampler.sample_keys(seed, settings.num_samples, first)
-        compiled = self._sampler(settings.window, settings.dtype)
+        keys_N, compiled = sampler.sample_keys(seed, settings.num_samples, first), self._sampler(settings.window, settings.dtype)
         ids = sampler.generate(compiled, self.params, vocab, prompt_ids, keys_N, settings.length, how)
-        return prompt, sampler.decode_samples(ids, vocab, settings.num_samples, stop)
+        stops = [each for each in (stop, self._documents and self._documents.boundary) if each]
+        return prompt, sampler.decode_samples(ids, vocab, settings.num_samples, stops)
 
     def score(self, text: str) -> TextScore:
         """Return the cross-entropy of a text. The command `evaluate --text` prints the same loss.
+
+        For documents the text is split as the training text is, and a boundary stands before each document and after the last.
 
         Args:
             text: a text of at least two symbols; for a many-to-one model, more than `batching.seq_len`.
@@ -175,25 +172,30 @@ class LanguageModel:
         Raises:
             CorpusError: the text is too short, or has a symbol that is not in the vocabulary.
         """
-        ids = self._encode(text)
+        ids = self._encode(text, split=True)
         found = self._score_ids("the text", ids, per_symbol=True)
         return TextScore(ids, self.vocab, found.nats_N, found)
 
-    def evaluate(self, split: str = "val", file: str | Path | None = None, dynamic: bool = False) -> dict[str, Any]:
+    def evaluate(
+        self, split: str = "val", file: str | Path | None = None, dynamic: bool = False, per_document: bool = False
+    ) -> dict[str, Any]:
         """Return what the command `evaluate --json` prints: the loss on a text in every unit.
 
         Args:
             split: `train`, `val` or `test`, a part of the run's corpus.
             file: a UTF-8 text file to score instead.
             dynamic: report a second loss, that of a model that learns from the text that it has scored.
+            per_document: report the loss of each document too (`text_score.document_scores`).
 
         Raises:
             WorkdirError: the corpus of the run has changed.
             CorpusError: the text cannot be read, is too short, or has a symbol that is not in the vocabulary.
-            ConfigError: dynamic evaluation is not possible for this run.
+            ConfigError: dynamic evaluation is not possible for this run, or its text has no documents.
         """
+        if per_document and self.boundary is None:
+            raise ConfigError("per_document: the text of this run has no documents, because its data.documents is not set")
         if file is not None:
-            name, ids = str(file), encode_file(Path(file), self.vocab, self.config.data.lowercase)
+            name, ids = str(file), encode_file(Path(file), self.vocab, self.config.data.lowercase, self._documents)
         else:
             if split not in ("train", "val", "test"):
                 raise ConfigError(f"split is {split!r}; it must be train, val or test")
@@ -202,8 +204,10 @@ class LanguageModel:
         train_ids = self.corpus().train if dynamic else None
         if dynamic:
             check_dynamic(self.config, train_ids)
-        score = self._score_ids(name, ids)
+        score = self._score_ids(name, ids, per_document)
         found = {"text": name, "checkpoint": self.num_steps, **describe_score(score, self.vocab, ids)}
+        if per_document:
+            found["documents"] = document_scores(ids, score.nats_N, self.vocab, self.boundary)
         if train_ids is not None:
             adapted = score._replace(nats=dynamic_cross_entropy(self.module, self.params, train_ids, ids, self.config.eval))
             found |= {f"dynamic_{key}": value for key, value in losses_in_all_units(adapted, self.vocab).items()}
@@ -213,7 +217,7 @@ class LanguageModel:
         """Return the k most probable symbols after a text, with their probabilities, the most probable first.
 
         Args:
-            text: the text; an empty one is read as a line break, as in `sample`.
+            text: the text; an empty one is read as a line break, as in `sample`. For documents it is the beginning of one.
             k: the number of symbols.
 
         Returns:
@@ -223,7 +227,9 @@ class LanguageModel:
             ConfigError: k is not above 0.
             CorpusError: the text has a symbol that is not in the vocabulary.
         """
-        ids_N = self._encode(text if text != "" else sampler.start_text(self.vocab))
+        if self._documents or text == "":
+            text = sampler.start_text(self.vocab, self._documents) + text
+        ids_N = self._encode(text)
         ids_N = ids_N[-self.config.sample.window :]  # 0: all of them.
         logits_1V, _ = states.step_through(self._step, self.params, ids_N, self.initial_state())
         return states.most_probable(logits_1V[0], self.vocab, k)
@@ -332,14 +338,8 @@ class LanguageModel:
             raise WorkdirError("this model comes from no workdir, so it has no metrics")
         return self.path
 
-    def _encode(self, text: str) -> np.ndarray:
-        """Return the ids of a text, which is normalised like the corpus."""
-        if not isinstance(text, str):
-            raise CorpusError(f"the text is of type {type(text).__name__}; it must be a str")
-        text = text.removeprefix("\ufeff")  # A byte-order mark, as in a file.
-        if any("\ud800" <= char <= "\udfff" for char in text):
-            raise CorpusError("the text has half of a surrogate pair; it must be valid Unicode")
-        return self.vocab.encode(normalise(text, self.config.data.lowercase))
+    def _encode(self, text: str, split: bool = False) -> np.ndarray:
+        return encode_text(text, self.vocab, self.config.data.lowercase, self._documents if split else None)
 
     def _score_ids(self, name: str, ids: np.ndarray, per_symbol: bool = False) -> Score:
         if len(ids) < (shortest := min_text_length(self.config.batching)):

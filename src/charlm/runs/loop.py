@@ -165,11 +165,11 @@ def _train_one_run(
 ) -> None:
     """Train one run to step `end`."""
     config, corpus, layout, num_steps, *_ = prepared
-    program = Program(config, corpus.vocab.size, num_steps, layout.carries_state, mesh)
+    program = Program(config, corpus.vocab.size, num_steps, layout.carries_state, mesh, corpus.boundary)
     hyperparameters = {"seed": np.uint32(config.seed)}
     shapes = functools.partial(jax.eval_shape, functools.partial(init_state, program), hyperparameters)
     shardings = None if mesh is None else state_shardings(program, shapes())
-    model = CharLM.from_config(config.model, corpus.vocab.size)
+    model = CharLM.from_config(config.model, corpus.vocab.size, corpus.boundary)
     score = make_scorer(model, corpus.vocab, config.batching, mesh, config.eval.metrics)
     sampler = make_sampler(model, corpus.vocab, config.sample.window, config.sample.dtype)
     with contextlib.ExitStack() as stack:

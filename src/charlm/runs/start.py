@@ -15,6 +15,7 @@ from charlm.config.modules import import_modules
 from charlm.config.rules import check, check_keys, resolve
 from charlm.data.batching import Layout, make_layout
 from charlm.data.corpus import Corpus
+from charlm.data.documents import document_positions
 from charlm.inference.sampler import make_prompt
 from charlm.inference.scorer import min_text_length
 from charlm.nn import cudnn
@@ -74,7 +75,8 @@ def prepare(config: ConfigDict, path: Path | None = None, text: str | None = Non
     manifest = workdir.load_run(path).manifest if exists else None
     corpus = load_run_corpus(config, path, manifest, text)
     source = None if exists else warm_start.load_source(config, corpus.vocab)
-    layout = make_layout(config.batching, config.seed, len(corpus.train))
+    boundaries = None if corpus.boundary is None else document_positions(corpus.train, corpus.boundary)
+    layout = make_layout(config.batching, config.seed, len(corpus.train), boundaries)
     num_steps = _num_steps(config, layout)
     shortest = min_text_length(config.batching)
     if len(corpus.val) < shortest and config.train.patience is not None and config.train.best_by == "val":

@@ -78,7 +78,7 @@ def write_page(model: LanguageModel, output: Path, text: Path | None, length: in
         WorkdirError: there is no `text`, and the corpus of the run has changed.
         OSError: the file cannot be written.
     """
-    check_supported(model.config.model)
+    check_supported(model.config)
     if text is None:
         shown, source = page_text(model, length)
     else:
@@ -102,7 +102,7 @@ def build_page(model: LanguageModel, text: str, source: str, dtype: str = "float
         ConfigError: the page cannot compute the model, or `dtype` cannot hold its weights.
         CorpusError: the text is empty, or has a symbol that is not in the vocabulary.
     """
-    check_supported(model.config.model)
+    check_supported(model.config)
     ids_N = model.vocab.encode(text)
     if len(ids_N) < 2:
         raise CorpusError(f"{source} has {len(ids_N)} symbols; the page needs at least 2")

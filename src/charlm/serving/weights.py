@@ -19,10 +19,13 @@ CELLS = ("rnn", "lstm", "gru", "ln_lstm", "ln_gru")
 DTYPES = ("float32", "float16")
 
 
-def check_supported(model: ConfigDict) -> None:
-    """Raise ConfigError if the page cannot compute a model. `model` is `config.model`."""
-    if model.cell not in CELLS:
-        raise ConfigError(f"model.cell is {model.cell!r}, which the page cannot compute; it computes {', '.join(CELLS)}")
+def check_supported(config: ConfigDict) -> None:
+    """Raise ConfigError if the page cannot compute the model of a config."""
+    cell = config.model.cell
+    if cell not in CELLS:
+        raise ConfigError(f"model.cell is {cell!r}, which the page cannot compute; it computes {', '.join(CELLS)}")
+    if config.data.documents:
+        raise ConfigError(f"data.documents is {config.data.documents!r}; the page only computes models of one text")
 
 
 def describe_model(model: LanguageModel) -> dict[str, Any]:
@@ -55,7 +58,7 @@ def page_weights(model: LanguageModel, dtype: str = "float32") -> dict[str, np.n
     Raises:
         ConfigError: the page cannot compute the cell.
     """
-    check_supported(model.config.model)
+    check_supported(model.config)
     cell = find_cell(model.config.model.cell)
     params = model.module.fold_params(model.params, "float32")
     arrays = {}

@@ -218,8 +218,8 @@ def _train_side_by_side(started: Sequence[tuple[NamedRun, Prepared]], folder: Pa
     # The same number of runs for each device: the last run is trained several times, and the copies are dropped.
     padded = [*prepared, *[prepared[-1]] * (-len(prepared) % len(devices))]
     hyperparameters_R = _hyperparameters([each.config for each in padded])
-    program = Program(config, corpus.vocab.size, num_steps, layout.carries_state)
-    model = CharLM.from_config(config.model, corpus.vocab.size)
+    program = Program(config, corpus.vocab.size, num_steps, layout.carries_state, boundary=corpus.boundary)
+    model = CharLM.from_config(config.model, corpus.vocab.size, corpus.boundary)
     score = make_scorer(model, corpus.vocab, config.batching, metrics=config.eval.metrics)
     sampler = make_sampler(model, corpus.vocab, config.sample.window, config.sample.dtype)
     with contextlib.ExitStack() as stack:

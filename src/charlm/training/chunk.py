@@ -66,8 +66,11 @@ def compile_train_chunk(
     program: Program, state: TrainState, hyperparameters: Hyperparameters, ids_N: jax.ShapeDtypeStruct
 ) -> Callable[..., tuple[TrainState, Metrics, jax.Array]]:
     """Return `train_chunk` compiled for such ids, so no step waits for the compiler. It donates the state."""
-    mesh, shape_KB = program.mesh, (MAX_STEPS_PER_DISPATCH, program.config.batching.batch_size)
-    starts_KB, reset_KB = (meshes.shape(mesh, shape_KB, dtype, STEPS_BATCH_SHARDED) for dtype in (jnp.int32, bool))
+    mesh, batching = program.mesh, program.config.batching
+    shape_KB = MAX_STEPS_PER_DISPATCH, batching.batch_size
+    starts_shape = shape_KB if program.boundary is None else (*shape_KB, batching.seq_len + 1)
+    starts_KB = meshes.shape(mesh, starts_shape, jnp.int32, STEPS_BATCH_SHARDED)
+    reset_KB = meshes.shape(mesh, shape_KB, bool, STEPS_BATCH_SHARDED)
     chunk, out_shardings = functools.partial(train_chunk, program), None
     if mesh is not None:
         chunk = functools.partial(chunk, ids_spec=ids_N.sharding.spec)

@@ -87,6 +87,7 @@ class Program(NamedTuple):
         num_steps: the length of a run, for schedules that span it.
         carries_state: whether the layout carries states from window to window.
         mesh: the devices that share a batch (`mesh.make_mesh`); None: one device.
+        boundary: the id of the symbol between documents (`CharLM`); None: the text has no documents.
     """
 
     config: ConfigDict
@@ -94,6 +95,7 @@ class Program(NamedTuple):
     num_steps: int
     carries_state: bool
     mesh: Mesh | None = None
+    boundary: int | None = None
 
     def bind(self, hyperparameters: Hyperparameters) -> tuple[ConfigDict, CharLM, optax.GradientTransformation]:
         """Return (config, model, optimizer) of the run with these hyperparameters."""
@@ -102,7 +104,8 @@ class Program(NamedTuple):
             for key, value in hyperparameters.items():
                 *groups, name = key.split(".")
                 functools.reduce(operator.getitem, groups, config)[name] = value
-        return config, CharLM.from_config(config.model, self.vocab_size), make_optimizer(config.optimizer, self.num_steps)
+        model = CharLM.from_config(config.model, self.vocab_size, self.boundary)
+        return config, model, make_optimizer(config.optimizer, self.num_steps)
 
 
 def init_state(program: Program, hyperparameters: Hyperparameters) -> TrainState:

@@ -96,7 +96,8 @@ def _gradient(
             mutable=["activations"] if penalised else [],
         )
         loss = cross_entropy(logits_TBV, targets_TB).mean()
-        penalty = activation_penalty(config.optimizer, sown["activations"]) if penalised else 0.0
+        starts_TB = None if model.boundary is None else ids_TB == model.boundary
+        penalty = activation_penalty(config.optimizer, sown["activations"], starts_TB) if penalised else 0.0
         measured = measure_targets(config.train.metrics, logits_TBV, targets_TB)
         metrics = {"loss": loss, **{name: values.mean() for name, values in measured.items()}}
         return (loss + penalty) * scale, (metrics, last)
