@@ -135,7 +135,7 @@ def test_the_next_symbols_have_the_probabilities_of_the_last_logits(model, lengt
 )
 def test_a_sample_ends_before_the_first_stop_string_however_it_is_cut(text, stop, cuts):
     vocab, ends = Vocab.from_chars("ab"), [0, *sorted(cuts), 30]
-    decoder = SampleDecoder(vocab, stop)
+    decoder = SampleDecoder(vocab, [stop])
     parts = [decoder.feed(vocab.encode(text[a:b])) for a, b in zip(ends, ends[1:])]
     assert "".join(parts) + decoder.flush() == text.split(stop)[0]
     assert decoder.stopped == (stop in text)

@@ -123,11 +123,14 @@ def test_the_command_writes_a_page_of_a_text(run, tmp_path):
     assert code == 2 and "text.txt has 1 symbols; the page needs at least 2" in err
 
 
-def test_a_cell_that_the_page_cannot_compute_is_refused():
+def test_a_model_that_the_page_cannot_compute_is_refused():
     config = default_config()
     config.model.cell = "mgu"
     with pytest.raises(ConfigError, match="'mgu', which the page cannot compute; it computes rnn, lstm, gru, ln_lstm, ln_gru$"):
-        check_supported(config.model)
+        check_supported(config)
+    config.model.cell, config.data.documents = "gru", "lines"
+    with pytest.raises(ConfigError, match="data.documents is 'lines'"):
+        check_supported(config)
 
 
 def test_weights_that_float16_cannot_hold_are_refused():
