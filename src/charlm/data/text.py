@@ -97,10 +97,23 @@ def read_files(
         as_bytes: whether to keep every byte.
     """
     separator = separator if as_bytes else normalise(separator, lowercase)
-    for i, file in enumerate(file for path in paths for file in find_texts(path, member)):
+    for i, pieces in enumerate(read_texts(paths, lowercase, advance, member, as_bytes)):
         if i and separator:
             yield separator
-        yield from read_pieces(file, lowercase, advance, as_bytes)
+        yield from pieces
+
+
+def read_texts(
+    paths: Sequence[Path],
+    lowercase: bool,
+    advance: Callable[[int], None],
+    member: str | None = None,
+    as_bytes: bool = False,
+) -> Iterator[Iterator[str]]:
+    """Yield the pieces of each text in some files, one text after another. See `read_files`."""
+    for path in paths:
+        for file in find_texts(path, member):
+            yield read_pieces(file, lowercase, advance, as_bytes)
 
 
 def read_pieces(
