@@ -156,7 +156,10 @@ class LanguageModel:
         train_ids = self.corpus().train if settings.random_prompt is not None and not settings.prompt else None
         prompt, prompt_ids = sampler.make_prompt(config, vocab, train_ids, seed)
         how = sampler.Settings.from_config(settings, vocab.size)
-        keys_N, compiled = sampler.sample_keys(seed, settings.num_samples, first), self._sampler(settings.window, settings.dtype)
+        keys_N, compiled = (
+            sampler.sample_keys(seed, settings.num_samples, first),
+            self._sampler(settings.window, settings.dtype),
+        )
         ids = sampler.generate(compiled, self.params, vocab, prompt_ids, keys_N, settings.length, how)
         stops = [each for each in (stop, self._documents and self._documents.boundary) if each]
         return prompt, sampler.decode_samples(ids, vocab, settings.num_samples, stops)
