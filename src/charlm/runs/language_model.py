@@ -156,10 +156,8 @@ class LanguageModel:
         train_ids = self.corpus().train if settings.random_prompt is not None and not settings.prompt else None
         prompt, prompt_ids = sampler.make_prompt(config, vocab, train_ids, seed)
         how = sampler.Settings.from_config(settings, vocab.size)
-        keys_N, compiled = (
-            sampler.sample_keys(seed, settings.num_samples, first),
-            self._sampler(settings.window, settings.dtype),
-        )
+        keys_N = sampler.sample_keys(seed, settings.num_samples, first)
+        compiled = self._sampler(settings.window, settings.dtype)
         ids = sampler.generate(compiled, self.params, vocab, prompt_ids, keys_N, settings.length, how)
         stops = [each for each in (stop, self._documents and self._documents.boundary) if each]
         return prompt, sampler.decode_samples(ids, vocab, settings.num_samples, stops)
@@ -232,8 +230,7 @@ class LanguageModel:
         """
         if self._documents or text == "":
             text = sampler.start_text(self.vocab, self._documents) + text
-        ids_N = self._encode(text)
-        ids_N = ids_N[-self.config.sample.window :]  # 0: all of them.
+        ids_N = self._encode(text)[-self.config.sample.window :]  # 0: all of them.
         logits_1V, _ = states.step_through(self._step, self.params, ids_N, self.initial_state())
         return states.most_probable(logits_1V[0], self.vocab, k)
 
