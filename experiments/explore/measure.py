@@ -117,8 +117,10 @@ def largest_differences(vocabs: dict[str, Vocab], text: str, driver: Any) -> str
             model = charlm.LanguageModel(config.lock(), vocab, module.initial_params(jax.random.key(0)))
             logits = np.asarray(model.step(text)[0])
             payload = {"model": describe_model(model), "vocab": describe_vocab(model), "weights": pack(page_weights(model))}
-            found.append(np.abs(np.reshape(call(driver, code, payload, text), logits.shape) - logits).max())
-        lines.append(f"{cell}: {max(found):.1e} in {len(found)} untrained models")
+            differences = np.abs(np.reshape(call(driver, code, payload, text), logits.shape) - logits)
+            found.append((differences[:100].max(), differences.max()))
+        early, late = np.max(found, axis=0)
+        lines.append(f"{cell}: {early:.1e} over 100 characters, {late:.1e} over all, in {len(found)} untrained models")
     return "\n".join(lines)
 
 
