@@ -17,33 +17,45 @@ from charlm.config import default_config
 
 
 def get_config(setting: str = "cpu"):
-    """Return the config for two CPU cores, or with the setting `gpu` the config for a GPU."""
+    """Return the config for two CPU cores (`cpu`, or with more time `ten_minutes`) or for a GPU (`gpu`)."""
     config = default_config()
     config.data.corpus = "tinyshakespeare"
     config.batching.batch_size = 32
     config.batching.seq_len = 64
     config.model.cell = "lstm"
-    config.model.hidden_size = 256
+    config.model.hidden_size = 288
     config.model.embedding_size = 64
     config.model.forget_bias = 0.0
-    config.optimizer.learning_rate = 1e-2
+    config.optimizer.name = "muon"
+    config.optimizer.newton_schulz_steps = 3
+    config.optimizer.learning_rate = 1.5e-2
+    config.optimizer.schedule = "warmup_cosine"
+    config.optimizer.warmup_steps = 50
+    config.optimizer.final_learning_rate = 1e-3
     config.optimizer.clip_norm = 1.0
     config.optimizer.activation_reg = 2.0
-    config.train.ema_decay = 0.99  # Replaces a learning-rate schedule.
-    config.train.steps = 1300
+    config.train.ema_decay = 0.99
+    config.train.steps = 1200
     config.train.log_every = 50
-    config.train.eval_every = 650
-    config.train.checkpoint_every = 650
-    config.train.sample_every = 650
+    config.train.eval_every = 600
+    config.train.checkpoint_every = 600
+    config.train.sample_every = 1200
     config.sample.temperature = 0.8
-    if setting == "gpu":
+    if setting == "ten_minutes":
+        config.batching.batch_size = 64
+        config.model.hidden_size = 512
+        config.model.dropout = 0.4
+        config.optimizer.learning_rate = 1e-2
+        config.optimizer.final_learning_rate = 5e-4
+        config.train.steps = 1950
+    elif setting == "gpu":
         config.batching.batch_size = 64
         config.batching.seq_len = 128
         config.model.hidden_size = 512
         config.model.num_layers = 2
         config.model.dropout = 0.5
+        config.optimizer.name = "adam"
         config.optimizer.learning_rate = 4e-3
-        config.optimizer.schedule = "warmup_cosine"
         config.optimizer.warmup_steps = 100
         config.optimizer.final_learning_rate = 4e-4
         config.train.ema_decay = 0.999
@@ -53,5 +65,5 @@ def get_config(setting: str = "cpu"):
         config.train.checkpoint_every = 1000
         config.train.sample_every = 2000
     elif setting != "cpu":
-        raise ValueError(f"unknown setting {setting!r}; the settings are cpu and gpu")
+        raise ValueError(f"unknown setting {setting!r}; the settings are cpu, ten_minutes and gpu")
     return config

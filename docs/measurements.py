@@ -93,7 +93,7 @@ def headline() -> str:
     """The numbers for the front page, the unfavourable ones among them."""
     quick = latest(read("quickstart"), lambda record: tuple(record["flags"]))
     small, equal = quick[()], quick.get(("--config.model.hidden_size=256",))
-    tiny, scaling = read("tinyshakespeare")[-1], latest(read("scaling"), lambda record: record["processes"])
+    tiny, scaling = _tinyshakespeare()["cpu"], latest(read("scaling"), lambda record: record["processes"])
     steps = [record for record in _steps().values() if is_cpu(record)]
     one = next(r for r in _sampling().values() if is_cpu(r) and (r["hidden"], r["batch"]) == (512, 1))
     start = latest(_throughput("startup"), lambda record: is_cpu(record))[True]
@@ -102,8 +102,8 @@ def headline() -> str:
     rows = [
         Row([f"quickstart, validation loss of {len(seeds)} seeds", f"{losses} nats per character", ""], seeds),
         Row(["quickstart, train and sample commands", f"{small['charlm_seconds']:.0f} s", _against(small)], [small]),
-        Row(["tiny Shakespeare, validation loss", f"{tiny['val_nats_per_char']:.3f} nats per character", ""], [tiny]),
-        Row(["the same with dynamic evaluation", f"{tiny['dynamic_val_nats_per_char']:.3f} nats per character", ""], [tiny]),
+        Row(["tiny Shakespeare, validation loss", f"{_mean(tiny, 'val_nats_per_char')} nats per character", ""], tiny),
+        Row(["the same with dynamic evaluation", f"{_mean(tiny, 'dynamic_val_nats_per_char')} nats per character", ""], tiny),
         *(
             Row([f"training steps, batch {batch}", *_range(steps, batch)], [each for each in steps if each["batch"] == batch])
             for batch in (64, 256)
@@ -155,12 +155,27 @@ def quickstart() -> str:
 
 
 def tinyshakespeare() -> str:
-    """The config for tiny Shakespeare beside PyTorch's bare steps."""
-    record = read("tinyshakespeare")[-1]
-    cells = [chars(record["chars"]), f"{record['val_nats_per_char']:.3f}", f"{record['dynamic_val_nats_per_char']:.3f}"]
-    cells += [f"{record['charlm_seconds']:.1f}", f"{record['torch_seconds']:.1f}", f"{record['ratio']:.2f}"]
-    columns = ["characters", "validation loss", "with dynamic evaluation", "charlm, seconds", "PyTorch, seconds"]
-    return measured([*columns, "charlm / PyTorch"], [Row(cells, [record])], "tinyshakespeare")
+    """The settings of the config for tiny Shakespeare beside PyTorch's bare steps; means over seeds."""
+    rows = []
+    for setting, found in _tinyshakespeare().items():
+        torch_chars = found[0].get("torch_chars", 3.5e6)
+        cells = [f"`{setting}`", chars(found[0]["chars"]), _mean(found, "val_nats_per_char")]
+        cells += [_mean(found, "dynamic_val_nats_per_char"), f"{len(found)}"]
+        times = [statistics.fmean(record[name] for record in found) for name in ("charlm_seconds", "torch_seconds", "ratio")]
+        rows.append(Row([*cells, f"{times[0]:.0f}", chars(torch_chars), f"{times[1]:.0f}", f"{times[2]:.2f}"], found))
+    columns = ["setting", "characters", "validation loss", "with dynamic evaluation", "seeds", "charlm, seconds"]
+    columns += ["PyTorch, characters", "PyTorch, seconds", "charlm / PyTorch"]
+    return measured(columns, rows, "tinyshakespeare")
+
+
+def _tinyshakespeare() -> dict[str, list[Record]]:
+    """Return the latest records of each setting, one for each seed. The oldest records name neither."""
+    found = latest(read("tinyshakespeare"), lambda record: (record.get("setting", "cpu"), record.get("seed", 0)))
+    return {setting: [each for key, each in found.items() if key[0] == setting] for setting, _ in found}
+
+
+def _mean(records: Sequence[Record], name: str) -> str:
+    return mean_and_deviation([record[name] for record in records])
 
 
 def seeds() -> str:

@@ -30,24 +30,24 @@ STEPS = 400
 class Model(torch.nn.Module):
     """The model in the usual style of PyTorch."""
 
-    def __init__(self):
+    def __init__(self, hidden: int):
         super().__init__()
-        self.embedding = torch.nn.Embedding(VOCAB, HIDDEN)
-        self.lstm = torch.nn.LSTM(HIDDEN, HIDDEN)
-        self.head = torch.nn.Linear(HIDDEN, VOCAB)
+        self.embedding = torch.nn.Embedding(VOCAB, hidden)
+        self.lstm = torch.nn.LSTM(hidden, hidden)
+        self.head = torch.nn.Linear(hidden, VOCAB)
 
     def forward(self, ids, state):
         h, state = self.lstm(self.embedding(ids), state)
         return self.head(h), state
 
 
-def torch_chars_per_second() -> float:
-    """Return the rate of STEPS training steps with a carried state. Ten untimed steps come first."""
-    model = Model()
+def torch_chars_per_second(hidden: int = HIDDEN, steps: int = STEPS) -> float:
+    """Return the rate of training steps with a carried state. Ten untimed steps come first."""
+    model = Model(hidden)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     ids = torch.randint(0, VOCAB, (SEQ_LEN + 1, BATCH))
-    state = (torch.zeros(1, BATCH, HIDDEN), torch.zeros(1, BATCH, HIDDEN))
-    for step in range(STEPS + 10):
+    state = (torch.zeros(1, BATCH, hidden), torch.zeros(1, BATCH, hidden))
+    for step in range(steps + 10):
         if step == 10:
             start = time.perf_counter()
         logits, state = model(ids[:-1], state)
@@ -56,7 +56,7 @@ def torch_chars_per_second() -> float:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return STEPS * BATCH * SEQ_LEN / (time.perf_counter() - start)
+    return steps * BATCH * SEQ_LEN / (time.perf_counter() - start)
 
 
 def charlm_seconds(folder: str, flags: list[str]) -> tuple[float, dict]:
