@@ -122,18 +122,18 @@ def test_every_file_of_the_page_is_used_and_can_be_inside_a_page():
 
 
 def test_the_command_writes_a_page_of_a_text(run, tmp_path):
-    small_model("rnn", **{"data.unknown": False}).save(tmp_path / "run")
+    small_model("rnn", **{"data.unknown": False, "data.documents": "lines"}).save(tmp_path / "run")
     (tmp_path / "text.txt").write_text(TEXT)
     flags = f"--workdir={tmp_path / 'run'}", f"--text={tmp_path / 'text.txt'}", f"--output={tmp_path / 'page.html'}"
     code, _, err = run("explore", *flags, "--length=20", "--dtype=float16")
     assert code == 0 and "the page shows the first 20" in err and str(tmp_path / "page.html") in err
     html = (tmp_path / "page.html").read_text(encoding="utf-8")
     data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1])
-    assert data["text"] == TEXT[:20] and str(tmp_path) not in html
+    assert data["text"] == "\n" + TEXT[:19] and str(tmp_path) not in html  # A document begins after a boundary.
     assert {each["dtype"] for each in data["weights"]["arrays"]} == {"float32", "float16"}
-    (tmp_path / "text.txt").write_text("t")
+    (tmp_path / "text.txt").write_text("")
     code, _, err = run("explore", *flags)
-    assert code == 2 and "text.txt has 1 symbols; the page needs at least 2" in err
+    assert code == 2 and "text.txt has 0 symbols; the page needs at least 2" in err
 
 
 def test_the_page_has_a_step_for_every_cell_of_charlm():
