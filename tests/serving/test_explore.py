@@ -29,7 +29,7 @@ ATTACK = "</script><script>document.title='owned'</script><img src=x onerror=\"d
 
 
 # A reach that is shorter and one that is longer than the text.
-# The boundary "s" is symbol 8. The sLSTM has an initial carry that is not 0.
+# The boundary "s" is symbol 8 of 17, so both documents have one compiled program. The initial carry of the sLSTM is not 0.
 @pytest.mark.parametrize(
     "cell, encoding, reach, documents",
     [
@@ -40,10 +40,12 @@ ATTACK = "</script><script>document.title='owned'</script><img src=x onerror=\"d
 )
 def test_the_influence_is_the_norm_of_the_gradient_over_the_whole_text(cell, encoding, reach, documents):
     model = small_model(cell, 2, **{"model.encoding": encoding, "data.documents": documents})
-    ids = model.vocab.encode(TEXT[:14])
-    found = influence(model, ids, model.states(TEXT[:14]), reach)
+    ids = model.vocab.encode(TEXT[:17])
+    found = influence(model, ids, model.states(TEXT[:17]), reach)
 
-    def log_probabilities(x_TIB, next_T):
+    @jax.jit
+    @jax.jacobian
+    def jacobian(x_TIB, next_T):  # Of the log-probabilities.
         logits, _ = model.module.apply({"params": model.params}, from_layer(x_TIB), model.initial_state())
         return jax.nn.log_softmax(logits[:, 0])[jnp.arange(len(next_T)), next_T]
 
@@ -52,8 +54,8 @@ def test_the_influence_is_the_norm_of_the_gradient_over_the_whole_text(cell, enc
     cuts = [0, 8, len(ids) - 1] if documents else [0, len(ids) - 1]
     for start, end in zip(cuts, cuts[1:]):
         x_TIB = model.module.features(model.params, ids[start:end, None].astype(np.int32))
-        jacobian = jax.jit(jax.jacobian(log_probabilities))(x_TIB, ids[start + 1 : end + 1].astype(int))
-        norms[start + 1 : end + 1, start:end] = np.linalg.norm(jacobian[..., 0], axis=-1)
+        jacobian_TTIB = jacobian(x_TIB, ids[start + 1 : end + 1].astype(int))
+        norms[start + 1 : end + 1, start:end] = np.linalg.norm(jacobian_TTIB[..., 0], axis=-1)
     expected = [[norms[t, t - 1 - k] if t - 1 - k >= 0 else 0 for k in range(reach)] for t in range(len(ids))]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
