@@ -16,10 +16,12 @@ from hypothesis.extra import numpy as arrays
 from models import TEXT, small_model
 
 from charlm.config import default_config
+from charlm.nn.cells import CELLS
 from charlm.nn.inputs import from_layer
 from charlm.serving.influence import influence
 from charlm.serving.packing import GATE_STEPS, SIGNED_STEPS, pack, quantise_gate, quantise_signed
 from charlm.serving.page import ENGINE, FILES, VIEW, build_page
+from charlm.serving.weights import CELLS as PAGE_CELLS
 from charlm.serving.weights import check_supported, page_weights
 from charlm.system.errors import ConfigError
 
@@ -27,21 +29,34 @@ ATTACK = "</script><script>document.title='owned'</script><img src=x onerror=\"d
 
 
 # A reach that is shorter and one that is longer than the text.
+# The boundary "s" is symbol 8 of 17, so both documents have one compiled program. The initial carry of the sLSTM is not 0.
 @pytest.mark.parametrize(
-    "cell, encoding, reach", [("rnn", "embedding", 5), pytest.param("ln_lstm", "one_hot", 20, marks=pytest.mark.slow)]
+    "cell, encoding, reach, documents",
+    [
+        ("rnn", "embedding", 5, "s"),
+        pytest.param("ln_lstm", "one_hot", 20, None, marks=pytest.mark.slow),
+        pytest.param("slstm", "embedding", 20, "s", marks=pytest.mark.slow),
+    ],
 )
-def test_the_influence_is_the_norm_of_the_gradient_over_the_whole_text(cell, encoding, reach):
-    model = small_model(cell, 2, **{"model.encoding": encoding})
-    ids = model.vocab.encode(TEXT[:14])
-    found = influence(model, ids, model.states(TEXT[:14]), reach)
+def test_the_influence_is_the_norm_of_the_gradient_over_the_whole_text(cell, encoding, reach, documents):
+    model = small_model(cell, 2, **{"model.encoding": encoding, "data.documents": documents})
+    ids = model.vocab.encode(TEXT[:17])
+    found = influence(model, ids, model.states(TEXT[:17]), reach)
 
-    def log_probabilities(x_TIB):
+    @jax.jit
+    @jax.jacobian
+    def jacobian(x_TIB, next_T):  # Of the log-probabilities.
         logits, _ = model.module.apply({"params": model.params}, from_layer(x_TIB), model.initial_state())
-        return jax.nn.log_softmax(logits[:-1, 0])[jnp.arange(len(ids) - 1), ids[1:].astype(int)]
+        return jax.nn.log_softmax(logits[:, 0])[jnp.arange(len(next_T)), next_T]
 
-    x_TIB = model.module.features(model.params, ids[:, None].astype(np.int32))
-    norms = np.linalg.norm(jax.jit(jax.jacobian(log_probabilities))(x_TIB)[..., 0], axis=-1)  # Of symbol t + 1, at symbol s.
-    expected = [[norms[t - 1, t - 1 - k] if t - 1 - k >= 0 else 0 for k in range(reach)] for t in range(len(ids))]
+    norms = np.zeros((len(ids), len(ids)))  # Of symbol t, at symbol s.
+    # Each document is a text of its own. It begins with a boundary.
+    cuts = [0, 8, len(ids) - 1] if documents else [0, len(ids) - 1]
+    for start, end in zip(cuts, cuts[1:]):
+        x_TIB = model.module.features(model.params, ids[start:end, None].astype(np.int32))
+        jacobian_TTIB = jacobian(x_TIB, ids[start + 1 : end + 1].astype(int))
+        norms[start + 1 : end + 1, start:end] = np.linalg.norm(jacobian_TTIB[..., 0], axis=-1)
+    expected = [[norms[t, t - 1 - k] if t - 1 - k >= 0 else 0 for k in range(reach)] for t in range(len(ids))]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -109,27 +124,29 @@ def test_every_file_of_the_page_is_used_and_can_be_inside_a_page():
 
 
 def test_the_command_writes_a_page_of_a_text(run, tmp_path):
-    small_model("rnn", **{"data.unknown": False}).save(tmp_path / "run")
+    small_model("rnn", **{"data.unknown": False, "data.documents": "lines"}).save(tmp_path / "run")
     (tmp_path / "text.txt").write_text(TEXT)
     flags = f"--workdir={tmp_path / 'run'}", f"--text={tmp_path / 'text.txt'}", f"--output={tmp_path / 'page.html'}"
     code, _, err = run("explore", *flags, "--length=20", "--dtype=float16")
     assert code == 0 and "the page shows the first 20" in err and str(tmp_path / "page.html") in err
     html = (tmp_path / "page.html").read_text(encoding="utf-8")
     data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1])
-    assert data["text"] == TEXT[:20] and str(tmp_path) not in html
+    assert data["text"] == "\n" + TEXT[:19] and str(tmp_path) not in html  # A document begins after a boundary.
     assert {each["dtype"] for each in data["weights"]["arrays"]} == {"float32", "float16"}
-    (tmp_path / "text.txt").write_text("t")
+    (tmp_path / "text.txt").write_text("")
     code, _, err = run("explore", *flags)
-    assert code == 2 and "text.txt has 1 symbols; the page needs at least 2" in err
+    assert code == 2 and "text.txt has 0 symbols; the page needs at least 2" in err
 
 
-def test_a_model_that_the_page_cannot_compute_is_refused():
+def test_the_page_has_a_step_for_every_cell_of_charlm():
+    steps = re.findall(r"^  (\w+): \w+Step,$", (FILES / "engine/cells.js").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(steps) == set(PAGE_CELLS) == set(CELLS)
+
+
+def test_a_cell_from_outside_the_package_is_refused():
     config = default_config()
-    config.model.cell = "mgu"
-    with pytest.raises(ConfigError, match="'mgu', which the page cannot compute; it computes rnn, lstm, gru, ln_lstm, ln_gru$"):
-        check_supported(config)
-    config.model.cell, config.data.documents = "gru", "lines"
-    with pytest.raises(ConfigError, match="data.documents is 'lines'"):
+    config.model.cell = "my_cells:lstm"
+    with pytest.raises(ConfigError, match="'my_cells:lstm', which the page cannot compute; it computes rnn, .*, min_lstm$"):
         check_supported(config)
 
 

@@ -13,6 +13,7 @@ from models import TEXT, small_model
 from test_explore import ATTACK
 
 import charlm
+from charlm.nn.cells import CELLS
 from charlm.serving.packing import pack
 from charlm.serving.page import build_page
 from charlm.serving.weights import describe_model, describe_vocab, page_weights
@@ -36,6 +37,24 @@ MODELS = [
     ("gru", 2, "chars", {"model.encoding": "one_hot", "model.learn_initial_state": True}),
     ("ln_lstm", 2, "chars", {"model.residual": True, "model.tie_weights": True, "model.embedding_size": 12}),
     ("ln_gru", 3, "bytes", {}),
+    ("slstm", 2, "bytes", {"data.documents": "lines"}),
+    (
+        "mogrifier_lstm",
+        3,
+        "chars",
+        {"data.documents": "; ", "data.lowercase": True, "model.tie_weights": True, "model.embedding_size": 12},
+    ),
+]
+# The other cells: samples follow from logits, so only logits and states are compared.
+OTHER_CELLS = [
+    ("mlstm", 2, "bytes", {}),
+    ("mogrifier_lstm", 1, "bytes", {"model.encoding": "one_hot"}),
+    ("slstm", 1, "chars", {"model.learn_initial_state": True}),
+    ("cifg_lstm", 3, "chars", {"model.residual": True}),
+    ("mgu", 2, "chars", {"model.encoding": "scalar"}),
+    ("indrnn", 3, "bytes", {}),
+    ("min_gru", 2, "chars", {"data.documents": "lines", "model.learn_initial_state": True}),
+    ("min_lstm", 1, "bytes", {}),
 ]
 
 
@@ -91,17 +110,9 @@ def tab(browser, name):
     browser.find_element("id", f"tab-{name}").click()
 
 
-@pytest.mark.parametrize("cell, layers, kind, changes", MODELS)
-def test_logits_states_and_samples_are_those_of_python(browser, cell, layers, kind, changes):
-    model = small_model(cell, layers, kind, scale=1.0, **changes)
+def assert_computes(browser, model, text, how):
+    """Assert that the page computes the logits and the states of a text, and the samples of some settings."""
     payload = {"model": describe_model(model), "vocab": describe_vocab(model), "weights": pack(page_weights(model))}
-    how = [
-        {"temperature": 1.0, "seed": 2**32 - 2},
-        {"temperature": 0.7, "top_k": 5},
-        {"temperature": 1.3, "top_p": 0.6, "seed": 7},
-        {"greedy": True},
-        {"temperature": 1e-35, "stop": "e"},
-    ]
     code = """
         const [payload, text, how] = args
         const engine = new charlm.Engine()
@@ -119,15 +130,64 @@ def test_logits_states_and_samples_are_those_of_python(browser, cell, layers, ki
         const lists = Object.fromEntries(Object.entries(states).map(([name, { data }]) => [name, Array.from(data)]))
         return { logits: Array.from(logits), states: lists, texts }
     """
-    text = TEXT[:200] if kind == "chars" else "caf\u00e9 \u20ac " + TEXT[:100]
     found = ask(browser, code, payload, text, how)
     logits, _ = model.step(text)
     np.testing.assert_allclose(np.reshape(found["logits"], logits.shape), logits, atol=1e-4)
     for name, values in model.states(text, gates=True).items():
-        if cell != "rnn" or "gate" not in name:  # The gate of the RNN is its state.
+        if not name.endswith("gate_h"):  # The gate of the RNN is its state.
+            if "gate_" in name:
+                is_logistic = name.split("gate_")[1] in payload["model"]["cell"]["logistic"]
+                assert is_logistic == (values.min() >= 0 and values.max() <= 1)
             np.testing.assert_allclose(np.reshape(found["states"].pop(name), values.T.shape), values.T, atol=1e-4, rtol=1e-4)
     assert not found["states"]
     assert found["texts"] == [model.sample("the ", length=60, **each) for each in how]
+
+
+@pytest.mark.parametrize("cell, layers, kind, changes", MODELS)
+def test_logits_states_and_samples_are_those_of_python(browser, cell, layers, kind, changes):
+    documents = changes.get("data.documents")
+    symbols = TEXT + "\x1e" if documents == "; " else TEXT
+    model = small_model(cell, layers, kind, scale=1.0, text=symbols, **changes)
+    text = TEXT[:200] if kind == "chars" else "caf\u00e9 \u20ac " + TEXT[:100]
+    if documents:
+        text = model.vocab.symbols[model.boundary] + text.replace("; ", "\x1e")
+    how = [
+        {"temperature": 1.0, "seed": 2**32 - 2},
+        {"temperature": 0.7, "top_k": 5},
+        {"temperature": 1.3, "top_p": 0.6, "seed": 7},
+        {"greedy": True},
+        {"temperature": 1e-35, "stop": "e"},
+    ]
+    assert_computes(browser, model, text, how)
+
+
+@pytest.mark.parametrize("cell, layers, kind, changes", OTHER_CELLS)
+def test_logits_and_states_of_the_other_cells_are_those_of_python(browser, cell, layers, kind, changes):
+    model = small_model(cell, layers, kind, scale=1.0, **changes)
+    assert_computes(browser, model, "\n" + TEXT[:120], [])
+
+
+def test_every_cell_of_charlm_is_compared():
+    assert {cell for cell, *_ in MODELS + OTHER_CELLS} == set(CELLS)
+
+
+def test_the_page_splits_a_text_into_documents_as_python_does(browser):
+    model = small_model("gru", text=TEXT + "\x1e", **{"data.documents": "; "})
+    payload = {"model": describe_model(model), "vocab": describe_vocab(model), "weights": pack(page_weights(model))}
+    code = """
+        const [payload, text] = args
+        const engine = new charlm.Engine()
+        await engine.ask("load", payload)
+        let nats = []
+        await engine.ask("read", { text, known: 0 }, ({ from, nats: found }) => (nats = [...nats.slice(0, from), ...found]))
+        const error = await engine.ask("write", { prompt: "cat; ", length: 1 }).catch((refusal) => refusal.message)
+        engine.worker.terminate()
+        return { nats, error }
+    """
+    text = "the cat; the dog sat; "
+    found = ask(browser, code, payload, text)
+    np.testing.assert_allclose(found["nats"], model.score(text).nats, atol=1e-4)
+    assert 'must not contain "; "' in found["error"]
 
 
 def test_float16_weights_give_nearly_the_same_logits(browser):

@@ -22,7 +22,7 @@ def influence(model: LanguageModel, ids_N: np.ndarray, states: Mapping[str, np.n
 
     Entry [t, k] is the Euclidean norm of the gradient of log p(symbol t | the symbols before it) with respect to the input
     features of symbol t - 1 - k, as in the connectivity of Madsen (2019). The features are the embedding, or the one-hot
-    vector. It is 0 where there is no such symbol.
+    vector. It is 0 where there is no such symbol, and where a boundary between documents stands between the two symbols.
 
     Args:
         model: the model.
@@ -48,11 +48,15 @@ def influence(model: LanguageModel, ids_N: np.ndarray, states: Mapping[str, np.n
         gradient_TIB = jax.grad(log_probability)(module.features(params, ids_TB))
         return jnp.sqrt(jnp.square(gradient_TIB).sum(axis=1))
 
-    before = _states_before(model, states)
+    # The model replaces its state at a boundary, so a window does not begin before the last boundary of its symbols.
+    is_boundary_N = np.asarray(ids_N) == model.boundary
+    begins_N = np.maximum.accumulate(np.where(is_boundary_N, np.arange(len(ids_N)), 0))
+    before = _states_before(model, states, is_boundary_N)
     for first in range(1, len(ids_N), _BATCH):
         targets_B = np.minimum(np.arange(first, first + _BATCH), len(ids_N) - 1)  # The last batch repeats the last target.
-        starts_B = np.maximum(targets_B - width, 0)
-        ids_TB = np.asarray(ids_N[starts_B + np.arange(width)[:, None]], np.int32)
+        starts_B = np.maximum(targets_B - width, begins_N[targets_B - 1])
+        # What follows the target does not count.
+        ids_TB = np.asarray(ids_N[np.minimum(starts_B + np.arange(width)[:, None], len(ids_N) - 1)], np.int32)
         carry = tuple(tuple(each[starts_B] for each in layer) for layer in before)
         places_B = targets_B - 1 - starts_B
         norms_TB = np.asarray(gradient_norms(params, ids_TB, np.asarray(ids_N[targets_B], np.int32), places_B, carry))
@@ -61,10 +65,14 @@ def influence(model: LanguageModel, ids_N: np.ndarray, states: Mapping[str, np.n
     return found
 
 
-def _states_before(model: LanguageModel, states: Mapping[str, np.ndarray]) -> list[list[np.ndarray]]:
-    """Return for each layer its carries before each symbol, arrays (N, H)."""
+def _states_before(model: LanguageModel, states: Mapping[str, np.ndarray], is_boundary_N: np.ndarray) -> list[list[np.ndarray]]:
+    """Return for each layer the carries from which each symbol is read, arrays (N, H)."""
     names = find_cell(model.config.model.cell).carries
+
+    def before(name: str, first_1H: np.ndarray) -> np.ndarray:
+        return np.where(is_boundary_N[:, None], first_1H, np.concatenate([first_1H, states[name][:-1]]))
+
     return [
-        [np.concatenate([np.asarray(first_1H), states[f"layer_{k}.{name}"][:-1]]) for name, first_1H in zip(names, carry)]
+        [before(f"layer_{k}.{name}", np.asarray(first_1H)) for name, first_1H in zip(names, carry)]
         for k, carry in enumerate(model.initial_state())
     ]

@@ -23,13 +23,14 @@ from typing import Any
 import numpy as np
 
 from charlm.data.corpus import encode_file
+from charlm.data.documents import Documents
 from charlm.inference.states import record_states
 from charlm.nn.model import num_params
 from charlm.runs.language_model import LanguageModel
 from charlm.runs.workdir import read_result
 from charlm.serving.influence import influence
 from charlm.serving.packing import pack, quantise_gate, quantise_signed
-from charlm.serving.weights import check_supported, describe_model, describe_vocab, page_weights
+from charlm.serving.weights import CELLS, check_supported, describe_model, describe_vocab, page_weights, shown_gates
 from charlm.system.errors import CorpusError
 from charlm.system.files import write_text
 from charlm.system.progress import say
@@ -56,8 +57,6 @@ VIEW = (
     "panels/matters",
     "main",
 )
-# The gates that are logistic functions, so their values lie between 0 and 1.
-_LOGISTIC = ("gate_i", "gate_f", "gate_o", "gate_r", "gate_z")
 # How many symbols back the influence reaches, and the steps of its largest value.
 REACH, INFLUENCE_STEPS = 50, 31
 
@@ -82,7 +81,7 @@ def write_page(model: LanguageModel, output: Path, text: Path | None, length: in
     if text is None:
         shown, source = page_text(model, length)
     else:
-        ids_N = encode_file(text, model.vocab, model.config.data.lowercase)
+        ids_N = encode_file(text, model.vocab, model.config.data.lowercase, Documents.from_config(model.config.data))
         shown, source = model.vocab.decode(ids_N[:length]), text.name
         if len(ids_N) > length:
             say(f"charlm: {text} has {len(ids_N):,} symbols; the page shows the first {length:,} (--length)")
@@ -106,8 +105,8 @@ def build_page(model: LanguageModel, text: str, source: str, dtype: str = "float
     ids_N = model.vocab.encode(text)
     if len(ids_N) < 2:
         raise CorpusError(f"{source} has {len(ids_N)} symbols; the page needs at least 2")
-    # The gate of the RNN is its state.
-    states = record_states(model.module, gates=model.config.model.cell != "rnn")(model.params, ids_N)
+    cell = model.config.model.cell
+    states = record_states(model.module, gates=bool(shown_gates(cell)))(model.params, ids_N)
     data = {
         "about": _about(model, source, dtype),
         "model": describe_model(model),
@@ -115,7 +114,7 @@ def build_page(model: LanguageModel, text: str, source: str, dtype: str = "float
         "sample": _sample_settings(model),
         "text": text,
         "weights": pack(page_weights(model, dtype)),
-        "activations": pack(_quantised(states)),
+        "activations": pack(_quantised(states, CELLS[cell])),
         "influence": pack({"influence": _relative(influence(model, ids_N, states, REACH))}),
     }
     return _render(model.path.name if model.path else "charlm", data)
@@ -146,11 +145,16 @@ def _sample_settings(model: LanguageModel) -> dict[str, Any]:
     return {name: sample[name] for name in ("prompt", "length", "temperature", "top_k", "top_p", "greedy")}
 
 
-def _quantised(states: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return activations for the page: uint8 arrays (H, N), and for each signed one its scale (H,) as NAME.scale."""
+def _quantised(states: Mapping[str, np.ndarray], logistic: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Return activations for the page: uint8 arrays (H, N), and for each signed one its scale (H,) as NAME.scale.
+
+    Args:
+        states: from `record_states`.
+        logistic: the gates whose values lie between 0 and 1.
+    """
     arrays = {}
     for name, values_NH in states.items():
-        if name.endswith(_LOGISTIC):
+        if name.endswith(tuple(f"gate_{gate}" for gate in logistic)):
             arrays[name] = quantise_gate(values_NH)
         else:
             arrays[name], arrays[f"{name}.scale"] = quantise_signed(values_NH)

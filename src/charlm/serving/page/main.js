@@ -10,7 +10,7 @@ function showAbout({ name, cell, layers, hidden, symbols, parameters, steps, los
   byId("name").replaceChildren(...shown(name))
   const count = (number, one, many = `${one}s`) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`
   const facts = [
-    `${layers > 1 ? `${layers} × ` : ""}${cell.toUpperCase().replace("LN_", "layer-normalised ")} of ${count(hidden, "unit")}`,
+    `${layers > 1 ? `${layers} × ` : ""}${cell.toUpperCase().replace("LN_", "layer-normalised ").replaceAll("_", " ")} of ${count(hidden, "unit")}`,
     `${symbols} symbols`,
     count(parameters, "parameter"),
     `step ${steps.toLocaleString("en")}`,
@@ -50,10 +50,9 @@ async function start() {
   const showTab = connectTabs()
   showAbout(data.about)
   const encoded = vocab.encode(data.text)
-  data.carries = CARRIES[data.model.cell]
   const loaded = engine.ask("load", { model: data.model, vocab: data.vocab, weights: data.weights })
   const write = new WritePanel(engine, vocab, data)
-  const given = new Activations(await unpack(data.activations), encoded)
+  const given = new Activations(await unpack(data.activations), encoded, data.model.cell.logistic)
   const inside = new InsidePanel(given, (...held) => {
     write.addClamp(...held)
     showTab("write")
@@ -98,7 +97,7 @@ function connectSource(inside, given, read) {
       { text: byId("read-input").value },
       (pieces) => (note.textContent = `reading: ${Math.round(100 * pieces)} %`),
     )
-    inside.setActivations(new Activations(arrays, vocab.encode(byId("read-input").value)))
+    inside.setActivations(new Activations(arrays, vocab.encode(byId("read-input").value), data.model.cell.logistic))
   }
   for (const name of ["inside-given", "inside-typed"]) byId(name).addEventListener("change", show)
   return show

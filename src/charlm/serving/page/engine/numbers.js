@@ -75,6 +75,10 @@ function sigmoid(a) {
   return 1 / (1 + Math.exp(-a))
 }
 
+function logSigmoid(a) {
+  return Math.min(a, 0) - Math.log1p(Math.exp(-Math.abs(a)))
+}
+
 /** Return -log of the probability of each symbol in nats, from logits. */
 function negativeLogProbabilities(logits) {
   let largest = -Infinity

@@ -11,7 +11,7 @@ class Reader {
     this.nats = []
     this.top = [] // Before each symbol, and after the last one: [[id, probability], ...].
     this.saved = [] // saved[k] is the place before symbol k * STATE_EVERY.
-    this.place = { state: model.initialState(), costs: null } // After the symbols that have been read.
+    this.place = null // After the symbols that have been read: the state, and the costs of the symbols that may follow.
   }
 
   /** Begin to read a text. What it shares with the text before stays. Returns the number of symbols that are read already. */
@@ -27,6 +27,10 @@ class Reader {
       this.top.length = shared ? shared + 1 : 0
       this.saved.length = shared / STATE_EVERY
     }
+    if (!this.nats.length) {
+      const { state, logits } = this.model.begin(ids)
+      this.place = { state, costs: logits && negativeLogProbabilities(logits) }
+    }
     return this.nats.length
   }
 
@@ -41,11 +45,16 @@ class Reader {
     if (at % STATE_EVERY === 0) this.saved.push(copyPlace(this.place))
     const { state, costs: before } = this.place
     this.nats.push(before ? before[this.ids[at]] : NaN) // Nothing predicts the first symbol.
-    if (!at) this.top.push([])
+    if (!at) this.top.push(mostProbable(before))
     const costs = negativeLogProbabilities(this.model.step(this.ids[at], state))
     this.place = { state, costs }
-    this.top.push(smallest(costs, NUM_TOP).map((id) => [id, Math.exp(-costs[id])]))
+    this.top.push(mostProbable(costs))
   }
+}
+
+/** Return the most probable symbols, [[id, probability], ...]; none if nothing is predicted. */
+function mostProbable(costs) {
+  return costs ? smallest(costs, NUM_TOP).map((id) => [id, Math.exp(-costs[id])]) : []
 }
 
 /** `costs` are never changed, so only the state is copied. */

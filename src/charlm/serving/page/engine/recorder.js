@@ -3,7 +3,7 @@
 /** Yield the number of symbols that are read; return {name: {data, shape: [units, symbols]}}, float32, with unit after unit. */
 function* record(model, ids) {
   const arrays = {}
-  const state = model.initialState()
+  const { state } = model.begin(ids)
   model.layers.forEach(({ cell, hidden }, k) => {
     for (const name of [...cell.carries, ...cell.gates.map((gate) => `gate_${gate}`)]) {
       arrays[`layer_${k}.${name}`] = { data: new Float32Array(hidden * ids.length), shape: [hidden, ids.length] }

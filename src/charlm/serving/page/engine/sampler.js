@@ -69,25 +69,35 @@ function* generate(model, promptIds, settings, transitions) {
   }
 }
 
-/** Cut a growing text before a stop string. What may be the beginning of the stop string is held back. */
+/** Cut a growing text before the first of some stop strings. What may be the beginning of a stop string is held back. */
 class StopFinder {
-  constructor(stop) {
-    Object.assign(this, { stop, held: "", stopped: false })
+  constructor(stops) {
+    Object.assign(this, { stops, held: "", stopped: false })
   }
 
   /** Return the text that a piece adds. */
   feed(piece) {
-    if (this.stopped || !this.stop) return this.stopped ? "" : piece
+    if (this.stopped || !this.stops.length) return this.stopped ? "" : piece
     const text = this.held + piece
-    let end = text.indexOf(this.stop)
-    this.stopped = end >= 0
-    for (let n = this.stop.length - 1; end < 0; n--) if (text.endsWith(this.stop.slice(0, n))) end = text.length - n
+    // A stop string that may still be completed can begin before one that is complete.
+    let sure = text.length
+    for (const stop of this.stops) {
+      for (let n = 1; n < stop.length; n++) if (text.endsWith(stop.slice(0, n))) sure = Math.min(sure, text.length - n)
+    }
+    const found = this.find(text)
+    this.stopped = found <= sure && found < text.length
+    const end = Math.min(found, sure)
     this.held = text.slice(end)
     return text.slice(0, end)
   }
 
   /** Return what was held back, at the end of the text. */
   flush() {
-    return this.stopped ? "" : this.held
+    return this.stopped ? "" : this.held.slice(0, this.find(this.held))
+  }
+
+  /** Return where the first stop string begins; the length of the text if there is none. */
+  find(text) {
+    return Math.min(text.length, ...this.stops.map((stop) => text.indexOf(stop)).filter((at) => at >= 0))
   }
 }

@@ -49,7 +49,7 @@ const METHODS = {
   /** Return the logits after each symbol of a text, {logits: Float32Array of symbols times V}. */
   async logits({ text }) {
     const { ids } = vocab.encode(text)
-    const state = model.initialState()
+    const { state } = model.begin(ids)
     const logits = new Float32Array(ids.length * vocab.size)
     ids.forEach((id, t) => logits.set(model.step(id, state), t * vocab.size))
     return { logits }
@@ -58,8 +58,8 @@ const METHODS = {
   /** Continue a prompt; each piece is new text. `settings` are those of `generate`, and `stop`. */
   async write({ prompt, stop, ...settings }, id, show) {
     const decode = vocab.decoder(),
-      finder = new StopFinder(stop)
-    const { ids } = vocab.encode(prompt || vocab.startText())
+      finder = new StopFinder([stop, vocab.documents?.boundary].filter(Boolean))
+    const ids = vocab.encodePrompt(prompt)
     if (ids.length < sampleWindow)
       throw new Error(`The model reads ${sampleWindow} symbols before each draw; write a longer prompt.`)
     function* stopping() {

@@ -82,7 +82,7 @@ class InsidePanel {
   setArray(layer, kind) {
     Object.assign(this, { layer, kind })
     this.kindSelect.replaceChildren(
-      ...this.activations.kinds(layer).map((each) => make("option", { value: each }, kindLabel(each))),
+      ...this.activations.kinds(layer).map((each) => make("option", { value: each }, this.activations.label(each))),
     )
     this.kindSelect.value = kind
     this.layerSelect.value = layer
@@ -154,7 +154,7 @@ class InsidePanel {
     this.unit = unit
     if (Number(this.unitInput.value) !== unit || this.unitInput.value === "") this.unitInput.value = unit
     this.values = this.activations.unit(this.name, unit)
-    this.largest = Activations.largest(this.name, this.values)
+    this.largest = this.activations.largest(this.name, this.values)
     this.view.paint((i) => divergingColor(this.values[i] / this.largest))
     for (const item of byId("ranked").children) item.setAttribute("aria-selected", item.unit === unit)
     this.drawHistogram()
@@ -168,7 +168,7 @@ class InsidePanel {
     this.place = place
     const r = this.ranked[this.rankOf[this.unit]].r
     byId("inside-title").textContent =
-      `${this.activations.layers.length > 1 ? `Layer ${this.layer}, ` : ""}${kindLabel(this.kind)}, unit ${this.unit}`
+      `${this.activations.layers.length > 1 ? `Layer ${this.layer}, ` : ""}${this.activations.label(this.kind)}, unit ${this.unit}`
     byId("inside-correlation").textContent = `correlation ${signed(r)}`
     byId("inside-value").textContent =
       place === null
@@ -178,7 +178,7 @@ class InsidePanel {
   }
 
   drawHistogram() {
-    const low = Activations.isLogistic(this.name) ? 0 : -this.largest
+    const low = this.activations.isLogistic(this.name) ? 0 : -this.largest
     const counts = histogram(this.values, this.split.on, low, this.largest, 31)
     byId("histogram").replaceChildren(histogramChart(counts, low, this.largest))
     const label = this.detector === "own" ? "the expression" : DETECTORS.find(([key]) => key === this.detector)[1]
@@ -190,7 +190,7 @@ class InsidePanel {
   drawHeat() {
     const row = (unit) => {
       const values = this.activations.unit(this.name, unit)
-      const largest = Activations.largest(this.name, values)
+      const largest = this.activations.largest(this.name, values)
       return { unit, color: (i) => divergingColor(values[i] / largest) }
     }
     // The units of a brushed span come first, then those that follow the detector.
@@ -201,11 +201,11 @@ class InsidePanel {
 
   drawSaturation() {
     this.saturatedLayer = this.layer
-    const gates = this.activations.kinds(this.layer).filter((kind) => Activations.isLogistic(`.${kind}`))
+    const gates = this.activations.kinds(this.layer).filter((kind) => this.activations.isLogistic(kind))
     byId("saturation-section").hidden = !gates.length
     const charts = gates.map((kind) => {
       const points = saturation(this.activations, `layer_${this.layer}.${kind}`)
-      return saturationChart(kindLabel(kind), points, this.unit, (unit) => {
+      return saturationChart(this.activations.label(kind), points, this.unit, (unit) => {
         if (this.kind !== kind) this.setArray(this.layer, kind)
         this.choose(unit)
       })

@@ -10,7 +10,7 @@ class ReadPanel {
       onRead,
       nats: [],
       top: [],
-      encoded: { chars: [], ids: [], ends: [] },
+      encoded: { chars: [], ids: [], ends: [], missing: new Set() },
       spans: [],
       drawn: [],
       lines: [],
@@ -44,12 +44,6 @@ class ReadPanel {
     running.catch((error) => (byId("read-status").textContent = error.message))
   }
 
-  /** Whether the model cannot read a character. */
-  isMissing(i) {
-    const { ends } = this.encoded
-    return ends[i] === (i ? ends[i - 1] : 0)
-  }
-
   /** Make the characters behind the input equal to those in it. Each line is a block, so the browser lays out only new lines. */
   draw(chars) {
     let same = 0
@@ -62,7 +56,7 @@ class ReadPanel {
       }
       const span = document.createElement("span")
       span.textContent = chars[i]
-      if (this.isMissing(i)) span.className = "missing"
+      if (this.encoded.missing.has(i)) span.className = "missing"
       this.spans.push(span)
       this.lines.at(-1).block.append(span)
     }
@@ -70,7 +64,8 @@ class ReadPanel {
   }
 
   showMissing() {
-    const missing = [...new Set(this.encoded.chars.filter((_, i) => this.isMissing(i)))].map(visible)
+    const { chars, missing: places } = this.encoded
+    const missing = [...new Set(chars.filter((_, i) => places.has(i)))].map(visible)
     byId("read-missing").textContent = missing.length
       ? `The model has no symbol for ${missing.slice(0, 8).join(" ")}${missing.length > 8 ? " …" : ""} and reads on without ${missing.length > 1 ? "them" : "it"}.`
       : ""
@@ -102,7 +97,8 @@ class ReadPanel {
     const sum = known.reduce((total, each) => total + each, 0)
     const { chars, ends, ids } = this.encoded
     const read = ends.filter((end, i) => end > (i ? ends[i - 1] : 0) && end <= this.nats.length).length
-    const scored = read - 1 // Nothing predicts the first symbol, so the first character does not count.
+    // Nothing predicts the first symbol of a text, so its first character does not count. A document begins after a boundary.
+    const scored = read - !Number.isFinite(this.nats[0])
     byId("read-score").textContent = scored > 0 ? (sum / scored).toFixed(3) : "–"
     byId("read-bits").textContent = scored > 0 ? `${(sum / scored / Math.LN2).toFixed(3)} bits` : ""
     byId("read-status").textContent =
@@ -140,9 +136,9 @@ class ReadPanel {
     this.marked?.classList.add("pointed")
     if (at < chars.length) {
       title.textContent =
-        first && ends[at] <= this.nats.length && ends[at] > first
+        ends[at] > first && Number.isFinite(this.cost(at))
           ? `${visible(chars[at])} costs ${this.cost(at).toFixed(2)} nats: ${(100 * Math.exp(-this.cost(at))).toPrecision(3)} %`
-          : `${visible(chars[at])}${at ? "" : ": nothing predicts the first symbol"}`
+          : `${visible(chars[at])}${Number.isNaN(this.nats[0]) && !at ? ": nothing predicts the first symbol" : ""}`
     } else title.textContent = chars.length ? "What comes next" : "Type or paste a text"
     const entries = this.top[first] ?? []
     const items = entries.map(([id, probability]) => {

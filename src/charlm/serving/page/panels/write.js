@@ -11,7 +11,7 @@ class WritePanel {
         id: "write-prompt",
         rows: 3,
         value: sample.prompt ?? "",
-        placeholder: "empty: the text begins after a line end",
+        placeholder: vocab.documents ? "empty: a new document" : "empty: the text begins after a line end",
         spellcheck: false,
       }),
       temperature: number("temperature", sample.temperature, { min: 0.01, step: 0.05 }),
@@ -62,17 +62,17 @@ class WritePanel {
   }
 
   clampEditor(model) {
-    const carries = this.data.carries
+    const { carries } = model.cell
     this.clampInputs = {
       layer: select(Array.from({ length: model.layers }, (_, k) => [k, `layer ${k}`])),
-      name: select(carries.map((name) => [name, kindLabel(name)])),
+      name: select(carries.map((name) => [name, carryLabel(name)])),
       unit: make("input", { type: "number", min: 0, max: model.hidden - 1, value: 0, id: "clamp-unit" }),
       value: make("input", { type: "number", step: 0.1, value: 1, id: "clamp-value" }),
     }
     const { layer, name, unit, value } = this.clampInputs
     layer.id = "clamp-layer"
     name.id = "clamp-name"
-    name.value = carries.at(-1)
+    name.value = carries.includes("c") ? "c" : "h"
     const add = make(
       "button",
       {

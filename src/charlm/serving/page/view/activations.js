@@ -5,9 +5,13 @@ const GATE_STEPS = 15,
   SIGNED_STEPS = 31
 
 class Activations {
-  /** `arrays` are those of `record` in the worker, or of the packed activations. `chars` and `ends` are from `Vocab.encode`. */
-  constructor(arrays, { chars, ends }) {
+  /**
+   * `arrays` are those of `record` in the worker, or of the packed activations. `chars` and `ends` are from `Vocab.encode`.
+   * `logistic` are the names of the gates whose values lie between 0 and 1.
+   */
+  constructor(arrays, { chars, ends }, logistic) {
     this.arrays = arrays
+    this.logistic = logistic
     this.chars = chars
     this.ends = ends
     this.names = Object.keys(arrays).filter((name) => !name.endsWith(".scale"))
@@ -27,9 +31,17 @@ class Activations {
     return this.arrays[name].shape[0]
   }
 
-  /** Whether the values lie between 0 and 1. */
-  static isLogistic(name) {
-    return /\.gate_[iforz]$/.test(name)
+  /** Whether the values of an array, such as layer_0.gate_f or gate_f, lie between 0 and 1. */
+  isLogistic(name) {
+    return this.logistic.some((gate) => name.endsWith(`gate_${gate}`))
+  }
+
+  /** Return the name of an array for people. */
+  label(kind) {
+    if (!kind.startsWith("gate_")) return carryLabel(kind)
+    const gate = kind.slice("gate_".length)
+    if (!this.isLogistic(kind)) return gate === "m" ? "intermediate state m" : `candidate ${gate}`
+    return `${{ i: "input", f: "forget", o: "output", r: "reset", z: "update" }[gate]} gate ${gate}`
   }
 
   /** Return the values of a unit after each character, Float32Array. A character of several bytes has the value after its last. */
@@ -47,25 +59,12 @@ class Activations {
   }
 
   /** Return the largest magnitude of a unit, by which its colours are scaled: 1 for a gate. */
-  static largest(name, values) {
-    return Activations.isLogistic(name) ? 1 : values.reduce((most, value) => Math.max(most, Math.abs(value)), 0) || 1
+  largest(name, values) {
+    return this.isLogistic(name) ? 1 : values.reduce((most, value) => Math.max(most, Math.abs(value)), 0) || 1
   }
 }
 
-// The arrays of the carry of each cell.
-const CARRIES = { rnn: ["h"], lstm: ["h", "c"], gru: ["h"], ln_lstm: ["h", "c"], ln_gru: ["h"] }
-
-/** Return the name of an array for people. */
-function kindLabel(kind) {
-  const gates = {
-    i: "input gate i",
-    f: "forget gate f",
-    g: "candidate g",
-    o: "output gate o",
-    r: "reset gate r",
-    z: "update gate z",
-    n: "candidate n",
-  }
-  if (kind.startsWith("gate_")) return gates[kind.slice(5)]
-  return { h: "output h", c: "cell state c" }[kind]
+/** Return the name of an array of the carry for people. */
+function carryLabel(name) {
+  return { h: "output h", c: "cell state c", n: "normaliser n", m: "stabiliser m" }[name]
 }

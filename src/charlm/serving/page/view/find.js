@@ -21,7 +21,7 @@ function findAlike(activations, name, span) {
   const found = []
   for (let unit = 0; unit < activations.units(name); unit++) {
     const values = activations.unit(name, unit)
-    const largest = Activations.largest(name, values)
+    const largest = activations.largest(name, values)
     let inSpan = 0
     for (let i = start; i < end; i++) inSpan += values[i]
     const factor = (inSpan < 0 ? -1 : 1) / largest
