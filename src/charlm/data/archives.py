@@ -18,7 +18,8 @@ from typing import IO, Any, NamedTuple
 
 from charlm.system.errors import CorpusError
 
-# An archive may expand to this many times its size, or to so many bytes if it is small. Text hardly shrinks below a tenth.
+# An archive that expands to more than 200 times its size is refused, unless it expands to at most 64 MiB. Compression rarely
+# makes text smaller than a tenth, so an ordinary archive stays far below these limits.
 _MAX_RATIO, _ALWAYS_ALLOWED_BYTES = 200, 1 << 26
 _SUFFIXES = {".zip": "zip", ".gz": "gzip", ".bz2": "bzip2"}
 _HINT = "extract the text from it, and name the text"
