@@ -3,28 +3,33 @@
     python experiments/explore/measure.py --workdir runs/quickstart [--seeds 20] [--length 500] [--picture FILE]
 
 The script needs the extra `browser`, Chromium and its driver. It also makes the page of an untrained LSTM with 1,024 units and
-5,000 characters, for the times of choosing a unit and of typing.
+5,000 characters, for the times of choosing a unit and of typing. It prints the record that it appends to results.jsonl.
 """
 
 import argparse
 import itertools
+import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
+sys.path.insert(0, str(Path(__file__).parents[2]))  # So that the script finds the other experiments.
 
-import charlm
-from charlm.config import default_config
-from charlm.data.vocab import Vocab
-from charlm.nn.model import CharLM
-from charlm.serving import page
-from charlm.serving.packing import pack
-from charlm.serving.weights import CELLS, describe_model, describe_vocab, page_weights
-from experiments.page import measure
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+import charlm  # noqa: E402
+from charlm.config import default_config  # noqa: E402
+from charlm.data.vocab import Vocab  # noqa: E402
+from charlm.nn.model import CharLM  # noqa: E402
+from charlm.serving import page  # noqa: E402
+from charlm.serving.packing import pack  # noqa: E402
+from charlm.serving.weights import CELLS, describe_model, describe_vocab, page_weights  # noqa: E402
+from experiments import records  # noqa: E402
+from experiments.page import measure  # noqa: E402
 
 # Called with an asynchronous function body and its arguments.
 _CALL = (
@@ -95,8 +100,12 @@ def large_model(model: charlm.LanguageModel) -> charlm.LanguageModel:
     return charlm.LanguageModel(config.lock(), model.vocab, module.initial_params(jax.random.key(0)))
 
 
-def largest_differences(vocabs: dict[str, Vocab], text: str, driver: Any) -> str:
-    """Return in words the largest difference of a logit for each cell, over depths, vocabularies and encodings, untrained."""
+def largest_differences(vocabs: dict[str, Vocab], text: str, driver: Any) -> dict[str, list[float]]:
+    """Return the largest differences of a logit in untrained models, over depths, vocabularies and encodings.
+
+    Returns:
+        {cell: [the largest difference over the first 100 characters, that over all of them]}.
+    """
     code = """
         const [payload, text] = args
         const engine = new charlm.Engine()
@@ -105,7 +114,7 @@ def largest_differences(vocabs: dict[str, Vocab], text: str, driver: Any) -> str
         engine.worker.terminate()
         return Array.from(logits)
     """
-    lines = []
+    largest = {}
     for cell in CELLS:
         found = []
         for layers, (kind, vocab) in itertools.product((1, 2, 3), vocabs.items()):
@@ -119,14 +128,13 @@ def largest_differences(vocabs: dict[str, Vocab], text: str, driver: Any) -> str
             payload = {"model": describe_model(model), "vocab": describe_vocab(model), "weights": pack(page_weights(model))}
             differences = np.abs(np.reshape(call(driver, code, payload, text), logits.shape) - logits)
             found.append((differences[:100].max(), differences.max()))
-        early, late = np.max(found, axis=0)
-        lines.append(f"{cell}: {early:.1e} over 100 characters, {late:.1e} over all, in {len(found)} untrained models")
-    return "\n".join(lines)
+        largest[cell] = [float(f"{each:.1e}") for each in np.max(found, axis=0)]
+    return largest
 
 
-def count_differences(model: charlm.LanguageModel, driver: Any, seeds: int, length: int) -> str:
-    """Return in words in how many samples of several settings the page and Python differ, and where first."""
-    lines = []
+def count_equal(model: charlm.LanguageModel, driver: Any, seeds: int, length: int) -> dict[str, dict[str, Any]]:
+    """Return for several settings how many texts of the page and of Python are equal, and where the others first differ."""
+    counts = {}
     for name, how in {
         "sampled": {},
         "top-k 10": {"top_k": 10},
@@ -141,16 +149,16 @@ def count_differences(model: charlm.LanguageModel, driver: Any, seeds: int, leng
             found = call(driver, _WRITE, {**settings, "greedy": how.get("greedy", False)})
             if found != expected:
                 first.append(next((k for k, pair in enumerate(zip(found, expected)) if pair[0] != pair[1]), length))
-        lines.append(f"{name}: {count - len(first)} of {count} texts of {length} characters are equal {first or ''}")
-    return "\n".join(lines)
+        counts[name] = {"texts": count, "equal": count - len(first), "first_differences": first}
+    return counts
 
 
-def best_units(driver: Any) -> str:
-    """Return for each detector the unit that follows it most closely, and its correlation."""
+def best_units(driver: Any) -> dict[str, list[Any]]:
+    """Return for each detector the unit that follows it most closely: {detector: [layer, carry, unit, correlation]}."""
     code = """
         const found = []
         for (const [key, label] of charlm.DETECTORS) {
-            for (const layer of charlm.inside.activations.layers) for (const kind of charlm.data.carries) {
+            for (const layer of charlm.inside.activations.layers) for (const kind of charlm.data.model.cell.carries) {
                 charlm.inside.setDetector(key)
                 charlm.inside.setArray(layer, kind)
                 found.push([label, layer, kind, charlm.inside.ranked[0].unit, charlm.inside.ranked[0].r])
@@ -162,7 +170,7 @@ def best_units(driver: Any) -> str:
     for label, *unit, r in call(driver, code):
         if abs(r) > abs(best.get(label, [0])[-1]):
             best[label] = [*unit, r]
-    return "\n".join(f"{label}: layer {layer}, {kind}, unit {unit}, {r:+.2f}" for label, (layer, kind, unit, r) in best.items())
+    return {label: [*unit, round(r, 2)] for label, (*unit, r) in best.items()}
 
 
 def take_picture(driver: Any, path: Path) -> None:
@@ -191,33 +199,30 @@ def main() -> None:
         driver.set_script_timeout(300)
         path = Path(folder) / "page.html"
         page.write_page(model, path, None, 2000)
-        seconds = [open_page(driver, path) for _ in range(5)]
-        times = ", ".join(f"{each:.2f}" for each in seconds)
-        print(f"{model}: {path.stat().st_size / 1e6:.2f} MB; seconds to open: {times}")
+        found: dict[str, Any] = {"length": args.length, "megabytes": round(path.stat().st_size / 1e6, 2)}
+        found["seconds_to_open"] = [round(open_page(driver, path), 2) for _ in range(5)]
         logits = np.asarray(model.step(text)[0])
         difference = np.abs(np.reshape(call(driver, _LOGITS, text), logits.shape) - logits).max()
-        print(f"largest difference of a logit over {len(text):,} characters: {difference:.1e}")
-        print(largest_differences({"chars": model.vocab, "bytes": Vocab.all_bytes()}, text, driver))
-        print(count_differences(model, driver, args.seeds, args.length))
-        print(best_units(driver))
+        found["logit_difference"] = float(f"{difference:.1e}")
+        found["untrained"] = largest_differences({"chars": model.vocab, "bytes": Vocab.all_bytes()}, text, driver)
+        found["texts"] = count_equal(model, driver, args.seeds, args.length)
+        found["units"] = best_units(driver)
         if args.picture:
             take_picture(driver, args.picture)
-        print(f"errors in the console: {[each for each in driver.get_log('browser') if each['level'] == 'SEVERE']}")
+        found["console_errors"] = [each["message"] for each in driver.get_log("browser") if each["level"] == "SEVERE"]
         # The influence of 1,024 units takes minutes, and none of these times depends on it.
         page.influence = lambda model, ids_N, states, reach: np.zeros((len(ids_N), reach), np.float32)
         shown = model.vocab.decode(model.corpus().split("val")[:5000])
         path.write_text(page.build_page(large_model(model), shown, source), encoding="utf-8")
-        print(f"1,024 units, 5,000 characters: {path.stat().st_size / 1e6:.1f} MB; opens in {open_page(driver, path):.2f} s")
+        large = {"megabytes": round(path.stat().st_size / 1e6, 1), "seconds_to_open": round(open_page(driver, path), 2)}
         call(driver, "while (charlm.write.running) await new Promise((resolve) => setTimeout(resolve, 50))")
         driver.find_element("id", "tab-inside").click()
         chosen = call(driver, _CHOOSE)
-        print(f"choosing a unit: median {statistics.median(chosen):.0f} ms, largest {max(chosen):.0f} ms")
+        large["choosing_ms"] = {"median": round(statistics.median(chosen)), "largest": round(max(chosen))}
         driver.find_element("id", "tab-read").click()
         typed = call(driver, _TYPE)
-        rate = 1000 * len(typed) / sum(typed)
-        print(
-            f"typing: {rate:.0f} characters/s; a character takes {statistics.median(typed):.0f} ms, at most {max(typed):.0f} ms"
-        )
+        large["typed_chars_per_second"] = round(1000 * len(typed) / sum(typed))
+    print(json.dumps(records.append(Path(__file__).parent, found | {"large": large}), indent=1))
 
 
 if __name__ == "__main__":

@@ -129,9 +129,8 @@ def default_config() -> ConfigDict:
     # For adam, adamw and muon: the decay of the mean of the gradient. For lion: its weight. For schedule_free_adamw: the weight
     # of the averaged parameters where the gradient is computed.
     optimizer.b1 = 0.9
-    optimizer.b2 = (
-        0.999  # For adam and its relatives: the decay of the mean square of the gradient. For lion: that of the mean.
-    )
+    # For adam, adamw, muon and schedule_free_adamw: the decay of the mean square of the gradient. For lion: that of the mean.
+    optimizer.b2 = 0.999
     optimizer.eps = 1e-8  # The constant in the denominator, except for sgd and lion.
     optimizer.weight_decay = 0.0  # For adamw, lion, muon and schedule_free_adamw: the weight decay.
     optimizer.muon_momentum = 0.95  # For muon: the decay of the mean of the gradient of a kernel.
