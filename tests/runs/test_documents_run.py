@@ -49,9 +49,9 @@ def test_a_stopped_run_whose_text_stays_on_disk_has_the_same_bits(workdir, tmp_p
     config = charlm.load(workdir).config
     config.data.device_bytes = 0  # The host reads the windows ahead of their use.
     config.train.steps = 11
-    train(config, tmp_path / "run", silent=True)
+    train(config, tmp_path / "run")
     config.train.steps = 30
-    train(config, tmp_path / "run", extend=True, silent=True)
+    train(config, tmp_path / "run", extend=True)
     hashes = [json.loads((path / "result.json").read_text())["params_sha256"] for path in (workdir, tmp_path / "run")]
     assert hashes[0] == hashes[1]
 

@@ -260,6 +260,7 @@ def test_fit_trains_on_a_string_and_returns_the_best_model(tmp_path, capfd):
     assert len(model.plot().axes) == 1 and not capfd.readouterr().err
     again = charlm.fit(fast_config(), tmp_path / "run", text, progress=False)
     assert sha256(flatten_state(again.params)) == sha256(flatten_state(model.params)) and len(again.metrics()) == len(lines)
+    assert capfd.readouterr() == ("", "")  # The command says that the run is finished.
     with pytest.raises(WorkdirError, match="is another text than"):
         charlm.fit(fast_config(), tmp_path / "run", text + "!", progress=False)
 

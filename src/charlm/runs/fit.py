@@ -11,6 +11,7 @@ from charlm.runs.load import load_model
 from charlm.runs.loop import train
 from charlm.runs.run_corpus import RUN_TEXT
 from charlm.system.errors import ConfigError, Exit
+from charlm.system.progress import quiet
 
 
 def fit(
@@ -35,7 +36,8 @@ def fit(
         config: from `charlm.default_config()`.
         workdir: the run's folder.
         text: the text to train on. It is kept in the folder as text.txt. None: the text that `config.data` names.
-        progress: whether to show the progress: in a terminal and in a notebook a live line, elsewhere plain lines.
+        progress: whether to show the progress: in a terminal and in a notebook a live line, elsewhere plain lines. If it is
+            False, nothing at all is printed.
         callback: called with each line of metrics.jsonl, a dict, after it was written. It may raise KeyboardInterrupt to stop
             the run.
         extend: allow a finished run to be continued to a larger length.
@@ -50,13 +52,14 @@ def fit(
         raise ConfigError(f"callback is {callback!r}; it must be a function of one line of metrics")
     if text is not None:
         config = _name_text(config, text)
-    try:
-        train(config, path, extend, silent=not progress, callback=callback, text=text)
-    except Exit as error:
-        if error.code == 130:
-            raise KeyboardInterrupt("the run was stopped; everything is saved, and the same call continues it") from None
-        raise SystemExit(error.code) from None
-    return load_model(path)
+    with quiet(not progress):
+        try:
+            train(config, path, extend, callback=callback, text=text)
+        except Exit as error:
+            if error.code == 130:
+                raise KeyboardInterrupt("the run was stopped; everything is saved, and the same call continues it") from None
+            raise SystemExit(error.code) from None
+        return load_model(path)
 
 
 def _name_text(config: ConfigDict, text: str) -> ConfigDict:

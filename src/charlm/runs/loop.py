@@ -41,7 +41,6 @@ def train(
     path: str | Path,
     extend: bool = False,
     until: int | None = None,
-    silent: bool = False,
     callback: Callback | None = None,
     text: str | None = None,
 ) -> None:
@@ -52,7 +51,6 @@ def train(
         path: the run's folder.
         extend: allow a finished run to be continued to a larger length.
         until: stop at this step, as if a limit had been reached.
-        silent: whether to show no progress.
         callback: called with each line of metrics.jsonl after it was written. What it raises ends the run, except
             KeyboardInterrupt, which stops the run as SIGINT does.
         text: the text of a run that keeps it in its folder (`run_corpus.RUN_TEXT`); None: `config.data` names the text.
@@ -72,7 +70,7 @@ def train(
             return
         with record_failure(prepared.config, path):
             end = prepared.num_steps if until is None else min(until, prepared.num_steps)
-            _train_one_run(path, prepared, mesh, end, silent, callback)
+            _train_one_run(path, prepared, mesh, end, callback)
 
 
 class ChunkResult(NamedTuple):
@@ -160,9 +158,7 @@ class _OneRun:
         return self._state
 
 
-def _train_one_run(
-    path: Path, prepared: Prepared, mesh: Mesh | None, end: int, silent: bool, callback: Callback | None
-) -> None:
+def _train_one_run(path: Path, prepared: Prepared, mesh: Mesh | None, end: int, callback: Callback | None) -> None:
     """Train one run to step `end`."""
     config, corpus, layout, num_steps, *_ = prepared
     program = Program(config, corpus.vocab.size, num_steps, layout.carries_state, mesh, corpus.boundary)
@@ -174,7 +170,7 @@ def _train_one_run(
     sampler = make_sampler(model, corpus.vocab, config.sample.window, config.sample.dtype)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals())
-        host = Host(path, prepared, end, signals, model, score, sampler, mesh, shardings, silent, callback)
+        host = Host(path, prepared, end, signals, model, score, sampler, mesh, shardings, callback=callback)
         stack.enter_context(host)
         if (flat := host.restore(lambda checkpoints: checkpoints.restore_latest(say))) is not None:
             state = meshes.put_tree(mesh, flat_state.unflatten_state(shapes(), flat), shardings)

@@ -1,9 +1,10 @@
 """Progress on stderr while a command works: a live line in a terminal, and plain lines elsewhere."""
 
 import contextlib
+import contextvars
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 # Shorter work shows no progress.
@@ -14,10 +15,25 @@ _LINE_SECONDS = 10.0
 _NOTEBOOK_SECONDS = 0.2
 
 
+# Whether this thread prints nothing (`quiet`).
+_IS_QUIET = contextvars.ContextVar("charlm_is_quiet", default=False)
+
+
+@contextlib.contextmanager
+def quiet(yes: bool = True) -> Iterator[None]:
+    """Print no progress and no message in this thread within the context. If `yes` is False, do nothing."""
+    token = _IS_QUIET.set(yes or _IS_QUIET.get())
+    try:
+        yield
+    finally:
+        _IS_QUIET.reset(token)
+
+
 def say(text: str) -> None:
     """Print a line on stderr. A closed or full stderr must not end a run, so errors are ignored."""
-    with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
+    if not _IS_QUIET.get():
+        with contextlib.suppress(OSError, ValueError):
+            print(text, file=sys.stderr, flush=True)
 
 
 class _TerminalLine:
@@ -99,8 +115,8 @@ class ProgressLine:
 
     def __init__(self, num_steps: int, step: int, silent: bool = False):
         self._num_steps = num_steps
-        self._silent = silent
-        self._live = None if silent else _live_line(num_steps, step)
+        self._silent = silent or _IS_QUIET.get()
+        self._live = None if self._silent else _live_line(num_steps, step)
         self._seconds_per_step = 0.0
 
     def say(self, text: str) -> None:
@@ -179,7 +195,7 @@ class ByteProgress:
         now = time.monotonic()
         if self._bar:
             self._bar.update(self._task, completed=self._done)
-        elif sys.stderr.isatty() and now - self._started > _QUIET_SECONDS:
+        elif sys.stderr.isatty() and now - self._started > _QUIET_SECONDS and not _IS_QUIET.get():
             from rich.console import Console
             from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
