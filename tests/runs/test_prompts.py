@@ -52,7 +52,7 @@ def test_the_command_draws_a_sample_for_each_line_of_a_file(path, run, tmp_path)
 def test_what_is_no_prompt_is_refused(path):
     model = charlm.load(path)
     for prompts, changes, message in (
-        (["the", 3], {}, "prompt 2 of 2 is of type int"),
+        (["the", 3], {}, r"prompt is \['the', 3\], of type list; it must be of type str or Sequence\[str\] or None"),
         (["the", ""], {}, "prompt 2 of 2 is empty"),
         (["the"], {"num_samples": 2}, "num_samples is 2, but each of several prompts has one sample"),
         (["the"], {"temperature": 0.0}, "prompt 1 of 1: .*sample.temperature is 0.0"),

@@ -18,10 +18,10 @@ from ml_collections import ConfigDict, config_flags
 
 from charlm.config import default_config, flatten
 from charlm.config.modules import import_modules
-from charlm.config.rules import check, check_keys, short, unknown_key_message
+from charlm.config.rules import check, check_keys, unknown_key_message
 from charlm.parallel import processes
 from charlm.system.cache import enable_compilation_cache
-from charlm.system.errors import ConfigError, Exit, RunFailed, UserError, is_out_of_memory
+from charlm.system.errors import ConfigError, Exit, RunFailed, UserError, is_out_of_memory, short
 from charlm.system.progress import say
 from charlm.system.streams import discard_output, prepare_streams, write_output
 

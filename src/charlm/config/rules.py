@@ -16,7 +16,7 @@ from charlm.data.vocab import KINDS
 from charlm.nn import cudnn
 from charlm.nn.cells import find_cell
 from charlm.nn.model import DTYPES, ENCODINGS, RECURRENCES, RECURRENT_INITS
-from charlm.system.errors import ConfigError
+from charlm.system.errors import ConfigError, short
 from charlm.system.progress import say
 from charlm.training.chunk import MAX_STEPS_PER_DISPATCH
 from charlm.training.metrics import GRADIENT_METRICS, TARGET_METRICS
@@ -342,9 +342,3 @@ def _type_of(config: ConfigDict, key: str) -> type:
 def _one_line(error: Exception) -> str:
     """Return the message of an error on one line."""
     return short(" ".join(str(error).split()), 500)
-
-
-def short(text: str, most: int = 200) -> str:
-    """Return a text in printable characters, shortened to `most` of them, for a message of one line."""
-    text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= most else f"{text[:most]}..."

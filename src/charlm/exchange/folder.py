@@ -31,6 +31,7 @@ from charlm.runs.language_model import LanguageModel
 from charlm.runs.load import load_model
 from charlm.runs.memory import check_memory
 from charlm.runs.workdir import read_result, read_vocab
+from charlm.system.arguments import check_arguments
 from charlm.system.errors import ConfigError
 from charlm.system.files import read_text, write_text
 from charlm.system.modules import import_module
@@ -55,6 +56,7 @@ def write_folder(model: LanguageModel, path: Path) -> None:
         write_text(partial / "README.md", card)
 
 
+@check_arguments
 def load(path: str | Path, checkpoint: str | int = "best", cell_module: str | None = None) -> LanguageModel:
     """Load a trained model from a workdir, or from a folder that `charlm.export --format safetensors` wrote.
 

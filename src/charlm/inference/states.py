@@ -62,19 +62,40 @@ def most_probable(logits_V: jax.Array, vocab: Vocab, k: int) -> list[tuple[str |
     Raises:
         ConfigError: k is not above 0.
     """
-    if not isinstance(k, int | np.integer) or k < 1:
-        raise ConfigError(f"k is {k!r}; it must be an integer above 0")
+    if k < 1:
+        raise ConfigError(f"k is {k}; it must be above 0")
     probs_V = np.asarray(jax.nn.softmax(logits_V), np.float64)
     symbols = [bytes([i]) for i in range(256)] if vocab.kind == "bytes" else vocab.symbols
     return [(symbols[i], float(probs_V[i])) for i in np.argsort(-probs_V, kind="stable")[:k]]
 
 
-def check_ids(ids: np.ndarray, vocab_size: int) -> None:
-    """Raise CorpusError if an array does not hold symbols of a vocabulary, of shape (T,) or (T, B)."""
+def check_ids(symbols: Any, vocab_size: int) -> np.ndarray:
+    """Return ids as an array. Raises CorpusError unless they are symbols of a vocabulary, of shape (T,) or (T, B)."""
+    try:
+        ids = np.asarray(symbols)
+    except ValueError:  # Sequences of different lengths.
+        raise CorpusError("the symbols have no shape; they must have shape (T,) or (T, B)") from None
     if ids.ndim not in (1, 2) or not ids.size:
         raise CorpusError(f"the symbols have shape {ids.shape}; they must have shape (T,) or (T, B), and not be empty")
     if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0 or ids.max() >= vocab_size:
         raise CorpusError(f"ids must be integers from 0 to {vocab_size - 1}, the last symbol of the vocabulary")
+    return ids
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise ConfigError if a number of texts is not above 0, or more than an array can have."""
+    if not 1 <= batch_size < 1 << 31:
+        raise ConfigError(f"batch_size is {batch_size}; it must be above 0, and small enough for the memory")
+
+
+def check_state(state: State, initial: State) -> None:
+    """Raise CorpusError if a state has not the arrays of another state of the same texts, or has values of another kind."""
+    same = jax.tree.structure(state) == jax.tree.structure(initial)
+    if not same or any(np.shape(a) != np.shape(b) for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(initial))):
+        num_texts = jax.tree.leaves(initial)[0].shape[0]
+        raise CorpusError(f"the state does not belong to {num_texts} text(s) of this model; see initial_state()")
+    if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(state)):
+        raise CorpusError("the state must hold floating-point numbers; see initial_state()")
 
 
 def check_gates(model: CharLM) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from charlm.data.documents import document_positions
 from charlm.data.vocab import UNKNOWN, Vocab
 from charlm.inference.scorer import Score
+from charlm.system.arguments import check_arguments_of_methods
 from charlm.system.errors import CorpusError
 
 # A notebook draws at most this many characters.
@@ -63,6 +64,7 @@ def document_scores(ids: np.ndarray, nats_N: np.ndarray, vocab: Vocab, boundary:
     return found
 
 
+@check_arguments_of_methods
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextScore:
     """The loss of a model on a text, in total and symbol by symbol. A notebook draws it as text coloured by surprise.
@@ -117,8 +119,6 @@ class TextScore:
         The other model may have another vocabulary. Raises CorpusError if the two models read different texts, for example
         because an unknown symbol was replaced, or if they score no character in common.
         """
-        if not isinstance(other, TextScore):
-            raise CorpusError(f"compare: found {type(other).__name__}; expected a TextScore, as LanguageModel.score returns it")
         (chars, nats), (other_chars, other_nats) = zip(*self.chars()), zip(*other.chars())
         if chars != other_chars:
             at = next((i for i, pair in enumerate(zip(chars, other_chars)) if pair[0] != pair[1]), None)

@@ -5,15 +5,18 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from charlm.config.rules import check_keys
 from charlm.runs.host import Callback
 from charlm.runs.language_model import LanguageModel
 from charlm.runs.load import load_model
 from charlm.runs.loop import train
 from charlm.runs.run_corpus import RUN_TEXT
+from charlm.system.arguments import check_arguments
 from charlm.system.errors import ConfigError, Exit
 from charlm.system.progress import quiet
 
 
+@check_arguments
 def fit(
     config: ConfigDict,
     workdir: str | Path,
@@ -48,8 +51,6 @@ def fit(
         KeyboardInterrupt: the run was stopped; everything is saved.
     """
     path = Path(workdir)
-    if callback is not None and not callable(callback):
-        raise ConfigError(f"callback is {callback!r}; it must be a function of one line of metrics")
     if text is not None:
         config = _name_text(config, text)
     with quiet(not progress):
@@ -64,12 +65,11 @@ def fit(
 
 def _name_text(config: ConfigDict, text: str) -> ConfigDict:
     """Return a copy of the config that names the text in the run's folder."""
-    if not isinstance(config, ConfigDict):
-        raise ConfigError(f"the config is of type {type(config).__name__}; it must come from charlm.default_config()")
+    check_keys(config, "the config")
     for key in ("path", "url"):
         if config.data[key] is not None:
             raise ConfigError(f"data.{key} is {config.data[key]!r}, and a text is given too; give one of them")
-    if not isinstance(text, str) or any("\ud800" <= char <= "\udfff" for char in text):
+    if any("\ud800" <= char <= "\udfff" for char in text):
         raise ConfigError("the text must be a str of valid Unicode")
     config = copy.deepcopy(config)
     with config.unlocked():

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,23 +10,24 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from charlm.data.corpus import Corpus, encode_file
+from charlm.data.corpus import Corpus
 from charlm.data.documents import Documents
 from charlm.data.encode import encode_text
 from charlm.data.vocab import Vocab
 from charlm.inference import sampler, states
-from charlm.inference.dynamic import check_dynamic, dynamic_cross_entropy
 from charlm.inference.scorer import Score, Scorer, make_scorer, min_text_length
 from charlm.inference.states import State, Step
-from charlm.inference.text_score import TextScore, describe_score, document_scores, losses_in_all_units
+from charlm.inference.text_score import TextScore
 from charlm.nn.model import CharLM
 from charlm.runs.curves import curves_figure
+from charlm.runs.evaluation import evaluate
 from charlm.runs.prompts import sample_each
 from charlm.runs.run_corpus import load_run_corpus
 from charlm.runs.sample_options import with_sample_options
 from charlm.runs.saved_model import write_model
 from charlm.runs.tracking import read_metrics
 from charlm.runs.workdir import check_corpus
+from charlm.system.arguments import check_arguments_of_methods
 from charlm.system.errors import ConfigError, CorpusError, WorkdirError
 from charlm.system.progress import ByteProgress
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@check_arguments_of_methods
 @dataclasses.dataclass(frozen=True, eq=False)
 class LanguageModel:
     """A recurrent language model with its parameters. `charlm.load` and `charlm.fit` return it.
@@ -84,7 +86,7 @@ class LanguageModel:
 
     def sample(
         self,
-        prompt: str | list[str] | None = None,
+        prompt: str | Sequence[str] | None = None,
         length: int | None = None,
         temperature: float | None = None,
         *,
@@ -174,7 +176,7 @@ class LanguageModel:
             CorpusError: the text is too short, or has a symbol that is not in the vocabulary.
         """
         ids = self._encode(text, split=True)
-        found = self._score_ids("the text", ids, per_symbol=True)
+        found = self.score_ids("the text", ids, per_symbol=True)
         return TextScore(ids, self.vocab, found.nats_N, found)
 
     def evaluate(
@@ -193,26 +195,7 @@ class LanguageModel:
             CorpusError: the text cannot be read, is too short, or has a symbol that is not in the vocabulary.
             ConfigError: dynamic evaluation is not possible for this run, or its text has no documents.
         """
-        if per_document and self.boundary is None:
-            raise ConfigError("per_document: the text of this run has no documents, because its data.documents is not set")
-        if file is not None:
-            name, ids = str(file), encode_file(Path(file), self.vocab, self.config.data.lowercase, self._documents)
-        else:
-            if split not in ("train", "val", "test"):
-                raise ConfigError(f"split is {split!r}; it must be train, val or test")
-            corpus = self.corpus()
-            name, ids = f"{corpus.name} {split}", corpus.split(split)
-        train_ids = self.corpus().train if dynamic else None
-        if dynamic:
-            check_dynamic(self.config, train_ids)
-        score = self._score_ids(name, ids, per_document)
-        found = {"text": name, "checkpoint": self.num_steps, **describe_score(score, self.vocab, ids)}
-        if per_document:
-            found["documents"] = document_scores(ids, score.nats_N, self.vocab, self.boundary)
-        if train_ids is not None:
-            adapted = score._replace(nats=dynamic_cross_entropy(self.module, self.params, train_ids, ids, self.config.eval))
-            found |= {f"dynamic_{key}": value for key, value in losses_in_all_units(adapted, self.vocab).items()}
-        return found
+        return evaluate(self, split, file, dynamic, per_document)
 
     def next(self, text: str = "", k: int = 10) -> list[tuple[str | bytes, float]]:
         """Return the k most probable symbols after a text, with their probabilities, the most probable first.
@@ -259,9 +242,12 @@ class LanguageModel:
 
     def initial_state(self, batch_size: int = 1) -> State:
         """Return the state at the start of a text: for each layer a tuple of arrays (batch_size, H)."""
+        states.check_batch_size(batch_size)
         return self.module.initial_carry(self.params, batch_size)
 
-    def step(self, symbols: str | np.ndarray, state: State | None = None) -> tuple[jax.Array, State]:
+    def step(
+        self, symbols: str | Sequence[Any] | np.ndarray | jax.Array, state: State | None = None
+    ) -> tuple[jax.Array, State]:
         """Return the logits after each symbol, and the state after the last one. This is all that a recurrent model does.
 
             logits, state = model.step("To be", None)
@@ -278,12 +264,12 @@ class LanguageModel:
         Raises:
             CorpusError: a symbol is not in the vocabulary.
         """
-        ids = self._encode(symbols) if isinstance(symbols, str) else np.asarray(symbols)
-        states.check_ids(ids, self.vocab.size)
+        ids = self._encode(symbols) if isinstance(symbols, str) else symbols
+        ids = states.check_ids(ids, self.vocab.size)
         ids_TB = (ids[:, None] if ids.ndim == 1 else ids).astype(np.int32)
         initial = self.initial_state(ids_TB.shape[1])
-        if state is not None and jax.tree.map(jax.numpy.shape, state) != jax.tree.map(jax.numpy.shape, initial):
-            raise CorpusError(f"the state does not belong to {ids_TB.shape[1]} text(s) of this model; see initial_state()")
+        if state is not None:
+            states.check_state(state, initial)
         logits_TBV, state = self._step(self.params, ids_TB, initial if state is None else state)
         return (logits_TBV[:, 0] if ids.ndim == 1 else logits_TBV), state
 
@@ -341,7 +327,8 @@ class LanguageModel:
     def _encode(self, text: str, split: bool = False) -> np.ndarray:
         return encode_text(text, self.vocab, self.config.data.lowercase, self._documents if split else None)
 
-    def _score_ids(self, name: str, ids: np.ndarray, per_symbol: bool = False) -> Score:
+    def score_ids(self, name: str, ids: np.ndarray, per_symbol: bool = False) -> Score:
+        """Return the score of a text of ids, shape (symbols,). `name` is that of the text in messages."""
         if len(ids) < (shortest := min_text_length(self.config.batching)):
             raise CorpusError(f"{name} has {len(ids)} characters; a score needs at least {shortest}")
         with ByteProgress(f"scoring {name}", ids.nbytes) as progress:

@@ -46,9 +46,8 @@ def draw_each(
             raise ConfigError(f"{name} is {named[name]!r}, but each of several prompts has one sample; leave it out")
     drawn = []
     for i, prompt in enumerate(prompts):
-        if not isinstance(prompt, str) or not prompt:
-            found = "empty" if prompt == "" else f"of type {type(prompt).__name__}"
-            raise ConfigError(f"prompt {i + 1} of {len(prompts)} is {found}; it must be text")
+        if not prompt:
+            raise ConfigError(f"prompt {i + 1} of {len(prompts)} is empty; it must be text")
         try:
             drawn.append(model.draw({**named, "prompt": prompt, "num_samples": 1}, seed, stop, first=i))
         except ConfigError as error:

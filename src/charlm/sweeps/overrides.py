@@ -3,15 +3,17 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from charlm.data.batching import uniform
+from charlm.system.arguments import check_arguments
 from charlm.system.errors import ConfigError
 
 # What one run changes: dotted config key -> value.
 Overrides = dict[str, Any]
 
 
+@runtime_checkable
 class Distribution(Protocol):
     """A distribution of values of a config key."""
 
@@ -22,11 +24,13 @@ class Distribution(Protocol):
         """Return whether a value lies within the range of the distribution."""
 
 
+@check_arguments
 def product(values: Mapping[str, Sequence[Any]]) -> list[Overrides]:
     """Return all combinations of the values of some keys. The value of the last key changes fastest."""
     return [dict(zip(values, each)) for each in itertools.product(*values.values())]
 
 
+@check_arguments
 def zipped(values: Mapping[str, Sequence[Any]]) -> list[Overrides]:
     """Return the overrides with the first value of every key, those with the second value of every key, and so on.
 
@@ -38,6 +42,7 @@ def zipped(values: Mapping[str, Sequence[Any]]) -> list[Overrides]:
     return [dict(zip(values, each)) for each in zip(*values.values())]
 
 
+@check_arguments
 def chain(*parts: Sequence[Overrides]) -> list[Overrides]:
     """Return the overrides of all parts, one part after another."""
     return list(itertools.chain(*parts))
@@ -56,6 +61,7 @@ class Sampled(list[Overrides]):
         self.distributions, self.seed = dict(distributions), seed
 
 
+@check_arguments
 def sample(num_runs: int, draws: Mapping[str, Distribution], seed: int = 0) -> Sampled:
     """Return the overrides of some runs with random values.
 
@@ -65,7 +71,13 @@ def sample(num_runs: int, draws: Mapping[str, Distribution], seed: int = 0) -> S
         num_runs: the number of runs.
         draws: dotted key -> the distribution of its values.
         seed: changing it changes all values.
+
+    Raises:
+        ConfigError: a number is negative or too large.
     """
+    for name, value in (("num_runs", num_runs), ("seed", seed)):
+        if not 0 <= value < 1 << 63:
+            raise ConfigError(f"{name} is {value}; it must be at least 0 and below 2^63")
     found = []
     for run in range(num_runs):
         numbers = uniform(seed, run, len(draws)).tolist()
@@ -121,21 +133,38 @@ class Choices(NamedTuple):
         return value in self.values
 
 
+@check_arguments
 def log_uniform(low: float, high: float) -> Floats:
     """Return the distribution of numbers from low to high whose logarithm is uniform, rounded to four digits."""
+    _check_range(low, high)
+    if low <= 0:
+        raise ConfigError(f"low is {low!r}; a logarithm needs a number above 0")
     return Floats(low, high, log=True)
 
 
+@check_arguments
 def uniform_between(low: float, high: float) -> Floats:
     """Return the uniform distribution of numbers from low to high, rounded to four digits."""
+    _check_range(low, high)
     return Floats(low, high)
 
 
+@check_arguments
 def integer(low: int, high: int) -> Integers:
     """Return the uniform distribution of integers from low to high, both included."""
+    _check_range(low, high)
     return Integers(low, high)
 
 
+@check_arguments
 def choice(values: Sequence[Any]) -> Choices:
     """Return the uniform distribution over a list of values."""
+    if not values:
+        raise ConfigError("choice() got no values; it needs at least one")
     return Choices(tuple(tuple(value) if isinstance(value, list) else value for value in values))
+
+
+def _check_range(low: float, high: float) -> None:
+    """Raise ConfigError unless two numbers are finite and the first is not above the second."""
+    if not -math.inf < low <= high < math.inf:
+        raise ConfigError(f"the range from {low!r} to {high!r} is empty or not finite; give the lower number first")

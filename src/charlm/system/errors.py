@@ -47,3 +47,9 @@ class Exit(Exception):
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether an error says that the host or the device has too little memory."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def short(text: str, most: int = 200) -> str:
+    """Return a text in printable characters, shortened to `most` of them, for a message of one line."""
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= most else f"{text[:most]}..."
