@@ -48,7 +48,8 @@ def write_stablehlo(model: LanguageModel, path: Path, batch: int = 1, window: in
 
     module = model.module.clone(recurrence="scan")
     flat = {name: jnp.asarray(value) for name, value in flatten_state(model.params).items()}
-    treedef = jax.tree.structure(module.initial_carry(model.params, batch))
+    # Only shapes: an export of a large batch needs no memory for it.
+    treedef = jax.tree.structure(jax.eval_shape(lambda params: module.initial_carry(params, batch), model.params))
     num_arrays = model.config.model.num_layers * len(find_cell(model.config.model.cell).carries)
 
     def unroll(params, ids_TB, state):
