@@ -257,6 +257,7 @@ def test_wrong_content_is_read_without_it_or_is_one_line(copy, run, name, conten
     code, _, err = run("report", f"--workdir={copy}")
     assert "Traceback" not in err and (code == 0 if name == "metrics.jsonl" else code == 2 and one_line(err)), err
     if name == "metrics.jsonl":
+        assert "metrics.jsonl: 4 of 4 lines are damaged and left out" in err
         assert run("reproduce", f"--workdir={copy}")[0] == 0
 
 

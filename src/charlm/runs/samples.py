@@ -35,7 +35,7 @@ def read_samples(workdir: Path) -> list[Sample]:
         WorkdirError: a file cannot be read.
     """
     if (workdir / "samples.jsonl").exists():
-        return [Sample(line["step"], line["text"]) for line in read_json_lines(workdir / "samples.jsonl") if _is_sample(line)]
+        return [Sample(line["step"], line["text"]) for line in read_json_lines(workdir / "samples.jsonl", _is_sample)]
     if not (workdir / "samples.txt").exists():
         return []
     # In an old file, a line of a text may look like a header. Numbers of steps have at most ten digits.

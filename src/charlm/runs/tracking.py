@@ -163,12 +163,12 @@ def _start_wandb(workdir: Path, config: ConfigDict) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl, without those that are damaged; [] if the file does not exist.
+    """Return the lines of a metrics.jsonl, without those that are damaged, with a message; [] if the file does not exist.
 
     Raises:
         WorkdirError: the file cannot be read.
     """
-    return [line for line in read_json_lines(path) if _is_line(line)]
+    return read_json_lines(path, _is_line)
 
 
 def _is_line(line: dict[str, Any]) -> bool:

@@ -5,10 +5,12 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 from charlm.system.errors import UserError, WorkdirError
+from charlm.system.progress import say
 
 
 def read_text(path: Path, error: type[UserError] = WorkdirError, errors: str = "strict") -> str:
@@ -46,21 +48,34 @@ def read_json(path: Path, error: type[UserError] = WorkdirError) -> Any:
         raise error(f"{path} is not JSON: {' '.join(str(problem).split())[:200]}") from None
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
+def read_json_lines(path: Path, is_sound: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
     """Return the objects in a file of one JSON object a line, without the lines that are damaged; [] if there is no file.
 
-    A process that is killed while it writes leaves an incomplete last line.
+    A message says how many lines are damaged. An incomplete last line is left out without a message, because a process that is
+    killed while it writes leaves one.
+
+    Args:
+        path: the file.
+        is_sound: whether an object has the fields that a line must have.
 
     Raises:
         WorkdirError: the file cannot be read.
     """
     if not os.path.lexists(path):
         return []
-    found = []
-    for line in read_text(path, errors="replace").split("\n"):
-        with contextlib.suppress(ValueError, RecursionError):
-            found.append(json.loads(line))
-    return [each for each in found if isinstance(each, dict)]
+    *lines, last = read_text(path, errors="replace").split("\n")
+    found = [_parse_line(line, is_sound) for line in lines if line.strip()]
+    if damaged := found.count(None):
+        say(f"{path}: {damaged} of {len(found)} lines are damaged and left out")
+    return [each for each in [*found, _parse_line(last, is_sound)] if each is not None]
+
+
+def _parse_line(line: str, is_sound: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+    """Return the object in a line; None if the line is damaged."""
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(line)
+        return value if isinstance(value, dict) and is_sound(value) else None
+    return None
 
 
 def is_number(value: Any) -> bool:
