@@ -12,10 +12,13 @@ import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 from conftest import COMMANDS
+from models import small_model
 
 from charlm.config import cli, default_config, flatten
+from charlm.exchange.formats import export_model
 
 ROOT = Path(__file__).parents[2]
 PAGES = {page.name: page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
@@ -206,6 +209,21 @@ def test_the_diffs_apply():
     for diff in diffs_of(PAGES["extending.md"]):
         found = subprocess.run(["git", "apply", "--check", "-"], cwd=ROOT, input=diff, text=True, capture_output=True)
         assert found.returncode == 0, f"{found.stderr}\n{diff}"
+
+
+def test_the_program_of_plain_pytorch_computes_the_exported_model(tmp_path, monkeypatch, capsys):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("safetensors")
+    (program,) = (block.text for block in blocks_of(PAGES["exchange.md"]) if "import torch" in block.text)
+    assert "charlm" not in program
+    model = small_model("gru", layers=2, text=TEXT)
+    export_model(model, "safetensors", tmp_path / "exported")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program, "exchange.md", "exec"), names := {})
+    assert len(capsys.readouterr().out) == 301 and set(names["text"]) <= set(model.vocab.symbols)
+    with torch.no_grad():
+        h, _ = names["rnn"](names["embedding"](torch.from_numpy(model.vocab.encode(names["text"]).astype(np.int64))))
+        np.testing.assert_allclose(names["head"](h).numpy(), model.step(names["text"])[0], atol=1e-5)
 
 
 class Sandbox:

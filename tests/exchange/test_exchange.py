@@ -16,6 +16,7 @@ from models import TEXT, small_model
 
 import charlm
 from charlm.config import default_config
+from charlm.data.text import play_paths, play_text
 from charlm.data.vocab import Vocab
 from charlm.exchange.files import read_safetensors, read_state_dict, read_symbols
 from charlm.exchange.formats import FORMATS, export_model
@@ -166,6 +167,13 @@ def test_stablehlo_programs_step_and_score(window, tmp_path):
     np.testing.assert_allclose(nats_TB, -np.take_along_axis(logs, ids_TB[1:, :, None], 2)[..., 0], atol=1e-5)
 
 
+def test_stablehlo_programs_of_a_huge_batch_need_no_memory_for_it(tmp_path):
+    pytest.importorskip("flatbuffers")
+    export_model(small_model("rnn"), "stablehlo", tmp_path / "model.zip", batch=1 << 30, window=1)
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        assert json.loads(archive.read("about.json"))["state"] == [[1 << 30, 12]]
+
+
 @pytest.mark.parametrize(
     "change, key",
     [
@@ -194,6 +202,39 @@ def test_a_folder_of_safetensors_holds_every_model(change, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, model.params, again.params)
     samples = [each.sample(length=20, seed=3, window=0, random_prompt=None) for each in (model, again)]
     assert samples[0] == samples[1]
+
+
+def test_a_model_of_documents_leaves_with_its_boundary(tmp_path, run):
+    """A folder keeps everything. A file for PyTorch or ONNX computes each document from a state of zeros, and says so."""
+    model = small_model("lstm", **{"data.documents": "lines", "eval.context": 0})
+    model.save(tmp_path / "run")
+    outputs = {"safetensors": "folder", "torch": "state.safetensors"}
+    if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnx"):
+        outputs["onnx"] = "model.onnx"
+    for format, output in outputs.items():
+        flags = f"--workdir={tmp_path / 'run'}", f"--format={format}", f"--output={tmp_path / output}"
+        code, _, err = run("export", *flags)
+        assert code == 0 and ("with symbol 0, the boundary" in err) == (format != "safetensors"), err
+    folder = charlm.load(tmp_path / "folder")
+    assert folder.boundary == model.boundary == 0
+    assert folder.sample("th", 30, seed=1) == model.sample("th", 30, seed=1)
+    assert folder.score(TEXT).nats_per_char == model.score(TEXT).nats_per_char
+    document = model.vocab.encode("\nthe cat")[:, None].astype(np.int64)
+    expected_TV = model.step("at\nthe cat")[0][2:]  # The state before the boundary is forgotten.
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        with torch.no_grad():
+            logits_TBV, _ = torch_model(model)(torch.from_numpy(document))
+        np.testing.assert_allclose(logits_TBV[:, 0].numpy(), expected_TV, atol=1e-5)
+    if "onnx" in outputs:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+        assert session.get_modelmeta().custom_metadata_map["boundary"] == "0"
+        state = {each.name: np.zeros((1, 1, 12), np.float32) for each in session.get_inputs()[1:]}
+        logits_TBV, *_ = session.run(None, {"ids": document} | state)
+        np.testing.assert_allclose(logits_TBV[:, 0], expected_TV, atol=1e-5)
 
 
 def test_a_missing_package_is_one_line_that_names_the_extra(monkeypatch, tmp_path):
@@ -228,7 +269,7 @@ import json, sys
 import torch
 torch.manual_seed(0)
 torch.set_num_threads(1)
-text = open(sys.argv[1]).read()
+text = open(sys.argv[1], encoding="utf-8").read()
 symbols = sorted(set(text), key=lambda s: -text.count(s))  # Not the order that charlm uses.
 ids = torch.tensor([symbols.index(s) for s in text])
 
@@ -257,10 +298,12 @@ with torch.no_grad():
 
 @SLOW
 @needs_torch
-def test_a_model_that_pytorch_trained_scores_the_same_and_is_trained_further(text_file, tmp_path, run):
+def test_a_model_that_pytorch_trained_scores_the_same_and_is_trained_further(tmp_path, run):
     import subprocess
     import sys
 
+    play = play_text(play_paths()[0].read_text(encoding="utf-8"))
+    (text_file := tmp_path / "play.txt").write_text(play[:20_000], encoding="utf-8")
     files = text_file, tmp_path / "net.pt", tmp_path / "symbols.json"
     script = subprocess.run([sys.executable, "-c", TRAIN_IN_PYTORCH, *files], capture_output=True, text=True, check=True)
     expected = float(script.stdout)
@@ -268,11 +311,11 @@ def test_a_model_that_pytorch_trained_scores_the_same_and_is_trained_further(tex
     code, _, err = run("import_torch", f"--state_dict={files[1]}", f"--vocab={files[2]}", f"--workdir={path}")
     assert code == 0, err
     model = charlm.load(path)
-    text = text_file.read_text()
+    text = text_file.read_text(encoding="utf-8")
     with model.config.unlocked():
         model.config.eval.num_streams = 1
     assert model.score(text[:1000]).nats_per_char == pytest.approx(expected, abs=1e-5)
-    (tmp_path / "part.txt").write_text(text[:1000])
+    (tmp_path / "part.txt").write_text(text[:1000], encoding="utf-8")
     assert run("evaluate", f"--workdir={path}", f"--text={tmp_path / 'part.txt'}", "--json")[0] == 0
     assert run("sample", f"--workdir={path}", "--length=10")[0] == 0
     code, out, err = run("reproduce", f"--workdir={path}")
