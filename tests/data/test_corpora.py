@@ -150,6 +150,19 @@ def empty(data):
 def two(data):
     return "a", "b"
 
+@corpus
+def nothing(data):
+    pass
+
+@corpus
+def leaves(data):
+    raise SystemExit(0)
+
+@corpus
+def another_each_time(data, seen=[]):
+    seen.append(len(seen))
+    return chr(97 + len(seen)) * 50
+
 def unmarked(data):
     raise AssertionError("must not be called")
 '''
@@ -188,6 +201,9 @@ def test_a_function_is_a_corpus(module):
         ("numbers", "texts_of_mine:numbers returned int; it must return strings"),
         ("empty", "the corpus texts_of_mine:empty is empty"),
         ("two", "texts_of_mine:two returned 2 texts; it must return one, or three in a tuple"),
+        ("nothing", "texts_of_mine:nothing returned NoneType; it must return strings"),
+        ("leaves", "texts_of_mine:leaves failed: SystemExit: 0"),
+        ("another_each_time", "texts_of_mine:another_each_time changed while it was read"),
         ("unmarked", "of type function; it must be a function with the decorator charlm.data.corpora.corpus"),
         ("missing", "of type NoneType; it must be a function"),
     ],
@@ -215,8 +231,10 @@ def test_a_corpus_of_ones_own_needs_its_module_to_be_named(run, small_config, tm
     sys.modules.pop(module)
     assert run("sample", f"--workdir={path}", "--length=5")[0] == 0  # It reads no corpus.
     assert run("sample", f"--workdir={path}", "--length=5", "--random_prompt=5")[0] == 2
-    code, _, err = run("evaluate", f"--workdir={path}", "--corpus_module=no_such_module")
-    assert code == 2 and "the module 'no_such_module' of a corpus cannot be imported" in err
+    (tmp_path / "modules" / "leaving.py").write_text("raise SystemExit(0)")
+    for name in ("no_such_module", "leaving"):
+        code, _, err = run("evaluate", f"--workdir={path}", f"--corpus_module={name}")
+        assert code == 2 and f"the module {name!r} of a corpus cannot be imported" in err
 
 
 @pytest.mark.parametrize("name", ["os:system", "subprocess:call", "builtins:print", "json:"])

@@ -106,10 +106,26 @@ def test_a_text_in_two_parts_is_refused(tmp_path):
     (tmp_path / "books").mkdir()
     for name in ("a.txt", "b.txt"):
         (tmp_path / "books" / name).write_text("some text " * 9)
-    with pytest.raises(CorpusError, match="b.txt belongs to two of data.path, data.val_path and data.test_path"):
-        corpus.load_corpus(data(path=str(tmp_path / "books"), val_path=str(tmp_path / "books" / "b.txt")))
+    (tmp_path / "hard.txt").hardlink_to(tmp_path / "books" / "b.txt")
+    (tmp_path / "soft.txt").symlink_to(tmp_path / "books" / "b.txt")
+    for name in ("books/b.txt", "hard.txt", "soft.txt"):
+        with pytest.raises(CorpusError, match="b.txt belongs to two of data.path, data.val_path and data.test_path"):
+            corpus.load_corpus(data(path=str(tmp_path / "books"), val_path=str(tmp_path / name)))
     with pytest.raises(CorpusError, match="data.test_path .*none.txt does not exist"):
         corpus.load_corpus(data(path=str(tmp_path / "books"), test_path=str(tmp_path / "none.txt")))
+
+
+@pytest.mark.parametrize("content, flags", [("", []), ("\n\n", ["--config.data.documents=lines", "--config.eval.context=0"])])
+def test_a_text_for_validation_or_test_must_not_be_empty(tmp_path, run, small_config, content, flags):
+    (tmp_path / "empty.txt").write_text(content)
+    for key in ("val_path", "test_path"):
+        for _ in range(2):  # The second time, the text comes from the cache.
+            flag = f"--config.data.{key}={tmp_path / 'empty.txt'}"
+            code, _, err = run("train", f"--config={small_config}", f"--workdir={tmp_path / 'run'}", flag, *flags)
+            assert (
+                code == 2 and err.startswith(f"charlm: data.{key} {tmp_path / 'empty.txt'} is empty") and err.count("\n") == 1
+            )
+            assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,15 @@ def test_what_has_no_meaning_for_documents_is_refused(run, config_file, tmp_path
     assert code == 2 and key in err and len(err.splitlines()) == 1 and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("separator", ["\\n\\n", "|"])
+def test_a_separator_that_does_not_occur_in_the_text_is_refused(run, config_file, tmp_path, separator):
+    """A shell passes the two characters of a backslash and an n. The text would be one document, without validation."""
+    flags = f"--config.data.documents={separator}", "--config.data.split=(1.0,0.0,0.0)"
+    code, _, err = run("train", "--config", str(config_file), "--workdir", str(tmp_path / "run"), *flags)
+    assert code == 2 and f"{separator!r}, which leaves 1 document(s)" in err and err.count("\n") == 1, err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_without_documents_has_no_score_of_each():
     with pytest.raises(ConfigError, match="data.documents is not set"):
         small_model().evaluate(per_document=True)

@@ -18,6 +18,7 @@ from models import TEXT, small_model
 from charlm.config import default_config
 from charlm.nn.cells import CELLS
 from charlm.nn.inputs import from_layer
+from charlm.serving import page as page_module
 from charlm.serving.influence import influence
 from charlm.serving.packing import GATE_STEPS, SIGNED_STEPS, pack, quantise_gate, quantise_signed
 from charlm.serving.page import ENGINE, FILES, VIEW, build_page
@@ -136,6 +137,14 @@ def test_the_command_writes_a_page_of_a_text(run, tmp_path):
     (tmp_path / "text.txt").write_text("")
     code, _, err = run("explore", *flags)
     assert code == 2 and "text.txt has 0 symbols; the page needs at least 2" in err
+
+
+def test_a_text_of_bytes_ends_with_a_whole_character(tmp_path, monkeypatch):
+    monkeypatch.setattr(page_module, "build_page", lambda model, text, *rest: text)
+    (tmp_path / "text.txt").write_text("ab\u20acc", encoding="utf-8")
+    for length, shown in ((3, "ab"), (4, "ab"), (5, "ab\u20ac"), (6, "ab\u20acc")):
+        page_module.write_page(small_model(kind="bytes"), tmp_path / "page.html", tmp_path / "text.txt", length)
+        assert (tmp_path / "page.html").read_text(encoding="utf-8") == shown
 
 
 def test_the_page_has_a_step_for_every_cell_of_charlm():

@@ -75,8 +75,9 @@ def _run(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
 
 
 def _print_error(error: Exception | str) -> None:
-    """Print a message as one line on stderr."""
-    say(f"charlm: {' '.join(str(error).split())}")
+    """Print a message as one line on stderr. Escapes replace control characters, which a terminal would obey."""
+    line = " ".join(str(error).split())
+    say("charlm: " + "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line))
 
 
 def parse(values: flags.FlagValues, argv: Sequence[str], usage: str) -> flags.FlagValues:

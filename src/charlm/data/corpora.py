@@ -193,9 +193,9 @@ def _call(make: Callable[[ConfigDict], Source | Text], data: ConfigDict) -> Sour
     """Return what the function of a corpus returns. Raises CorpusError, with the line, if it fails."""
     try:
         return make(data)
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # The function is any code, so it may raise anything.
         raise _failed(data.corpus, error) from None
 
 
@@ -205,15 +205,17 @@ def _pieces(make: Callable[[ConfigDict], Any], data: ConfigDict, part: int | Non
     def checked() -> Iterator[str]:
         found = _call(make, data)
         found = found if part is None else found[part]
+        if not isinstance(found, Iterable):
+            raise CorpusError(f"data.corpus {data.corpus} returned {type(found).__name__}; it must return strings")
         try:
             for piece in [found] if isinstance(found, str) else found:
                 if not isinstance(piece, str):
                     raise CorpusError(f"data.corpus {data.corpus} returned {type(piece).__name__}; it must return strings")
                 piece.encode()  # Raises UnicodeEncodeError for half of a surrogate pair.
                 yield piece
-        except UserError:
+        except (UserError, KeyboardInterrupt, GeneratorExit):
             raise
-        except Exception as error:  # The function may be a generator, whose code runs here.
+        except BaseException as error:  # The function may be a generator, whose code runs here.
             raise _failed(data.corpus, error) from None
 
     def read(advance: Advance) -> Iterator[str]:

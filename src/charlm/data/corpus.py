@@ -24,7 +24,7 @@ from charlm.data.documents import Documents
 from charlm.data.sources import Source, counts_symbols, part_lengths
 from charlm.data.vocab import NUM_CODE_POINTS, Vocab, count_code_points
 from charlm.system.cache import cache_dir
-from charlm.system.errors import CorpusError
+from charlm.system.errors import CorpusError, MissingSymbol
 from charlm.system.progress import ByteProgress, say
 
 # The version of the encoding. It must be increased when the same text and options give different ids.
@@ -85,6 +85,9 @@ def load_corpus(data: ConfigDict, base: Vocab | None = None) -> Corpus:
     meta, ids = entries.open_or_create(
         cache_dir() / "corpora" / key, source.name, lambda folder: _encode(source, fingerprint, data, base, folder)
     )
+    for key, length in (("val_path", meta.lengths[1]), ("test_path", meta.lengths[2])):
+        if data[key] is not None and not length:
+            raise CorpusError(f"data.{key} {data[key]} is empty; it must contain text")
     train_end, val_end, end = itertools.accumulate(meta.lengths)
     parts = ids[:train_end], ids[train_end:val_end], ids[val_end:end]
     documents = Documents.from_config(data)
@@ -140,7 +143,12 @@ def _encode(source: Source, fingerprint: str, data: ConfigDict, base: Vocab | No
             nonlocal train_chars
             encode = vocab.encoder()
             for part, piece in parts():
-                ids = piece if cut_bytes else encode(piece)
+                try:
+                    ids = piece if cut_bytes else encode(piece)
+                except MissingSymbol:
+                    if base is None or data.vocab_from is None:  # The first pass has not seen the symbol.
+                        raise _text_changed(source.name) from None
+                    raise
                 written[part] += len(ids)
                 train_chars += vocab.num_chars(ids) if part == 0 else 0
                 yield part, ids

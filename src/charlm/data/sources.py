@@ -194,7 +194,9 @@ def _part_files(data: ConfigDict, key: str, files: list[Path]) -> tuple[list[Pat
 
 def _common_text(files: list[Path], member: str | None, others: list[Path], other_member: str | None) -> File | None:
     """Return a text that belongs to both of two parts; None if there is none."""
-    for path in {path.resolve() for path in files} & {path.resolve() for path in others}:
+    named, other_named = ({texts.file_identity(path): path for path in each} for each in (files, others))
+    for identity in named.keys() & other_named.keys():
+        path = named[identity]
         common = set(find_texts(path, member)) & set(find_texts(path, other_member))
         if common:
             return min(common)

@@ -56,10 +56,16 @@ def find_files(path: str, key: str = "data.path") -> list[Path]:
         raise CorpusError(f"cannot read {key} {_shortened(path)}: {error.strerror}; {_PATH_HELP}") from None
     if not files:
         raise CorpusError(f"{key} {path} contains no file; {_PATH_HELP}")
-    distinct: dict[Path, Path] = {}
+    distinct: dict[tuple[int, int], Path] = {}
     for file in sorted(files, key=lambda file: file.parts):
-        distinct.setdefault(file.resolve(), file)
+        distinct.setdefault(file_identity(file), file)
     return list(distinct.values())
+
+
+def file_identity(path: Path) -> tuple[int, int]:
+    """Return what all names of a file have in common, such as those of links: its device and inode."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _files_below(root: Path) -> Iterator[Path]:

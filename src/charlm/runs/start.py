@@ -76,6 +76,9 @@ def prepare(config: ConfigDict, path: Path | None = None, text: str | None = Non
     corpus = load_run_corpus(config, path, manifest, text)
     source = None if exists else warm_start.load_source(config, corpus.vocab)
     boundaries = None if corpus.boundary is None else document_positions(corpus.train, corpus.boundary)
+    if boundaries is not None and len(boundaries) < 3:
+        found = f"data.documents is {config.data.documents!r}, which leaves {max(len(boundaries) - 1, 0)} document(s)"
+        raise ConfigError(f"{found} of {corpus.name} for training; it must be lines, or a separator that occurs in the text")
     layout = make_layout(config.batching, config.seed, len(corpus.train), boundaries)
     num_steps = _num_steps(config, layout)
     shortest = min_text_length(config.batching)

@@ -46,6 +46,8 @@ def import_module(module: str | None, what: str) -> None:
         return
     try:
         importlib.import_module(module)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # A module is any code, so it may raise anything.
         found = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ConfigError(f"the module {module[:100]!r} of a {what} cannot be imported: {found}") from None
