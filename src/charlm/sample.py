@@ -45,14 +45,16 @@ def main(argv: Sequence[str]) -> None:
     write = (lambda text: None) if values.json else write_output
     samples = [(prompt, text) for prompt, pieces in drawn for text in write_samples(pieces, prompt, write)]
     length = values.length or model.config.sample.length
+    was_cut = None
     if model.boundary is not None:
-        if cut := sum(len(model.vocab.encode(text)) >= length for _, text in samples):
+        was_cut = [len(model.vocab.encode(text)) >= length for _, text in samples]
+        if cut := sum(was_cut):
             say(f"{cut} of {len(samples)} samples were cut at --length {length}, before the end of a document")
         samples = [("", prompt + text) for prompt, text in samples]  # The prompt is a part of the document.
     texts = [text for _, text in samples]
     found: dict[str, Any] = {"samples": [{"text": text} for text in texts]}
     if corpus is not None:
-        found = describe_novelty(texts, model.vocab, corpus.train, model.boundary)
+        found = describe_novelty(texts, model.vocab, corpus.train, model.boundary, was_cut)
         if not values.json:
             _say_novelty(found)
     if values.json:

@@ -211,6 +211,7 @@ def test_the_diffs_apply():
         assert found.returncode == 0, f"{found.stderr}\n{diff}"
 
 
+@pytest.mark.slow
 def test_the_program_of_plain_pytorch_computes_the_exported_model(tmp_path, monkeypatch, capsys):
     torch = pytest.importorskip("torch")
     pytest.importorskip("safetensors")

@@ -217,8 +217,7 @@ def test_a_model_of_documents_leaves_with_its_boundary(tmp_path, run):
         assert code == 0 and ("with symbol 0, the boundary" in err) == (format != "safetensors"), err
     folder = charlm.load(tmp_path / "folder")
     assert folder.boundary == model.boundary == 0
-    assert folder.sample("th", 30, seed=1) == model.sample("th", 30, seed=1)
-    assert folder.score(TEXT).nats_per_char == model.score(TEXT).nats_per_char
+    assert sha256(flatten_state(folder.params)) == sha256(flatten_state(model.params))
     document = model.vocab.encode("\nthe cat")[:, None].astype(np.int64)
     expected_TV = model.step("at\nthe cat")[0][2:]  # The state before the boundary is forgotten.
     if importlib.util.find_spec("torch"):

@@ -49,6 +49,8 @@ def test_a_document_is_known_only_as_a_whole():
     found = novelty.describe_novelty(["ann", "anna", ""], vocab, vocab.encode("\nanna\nban\n"), 0)
     assert [each["in_training_text"] for each in found["samples"]] == [False, True, False]
     assert [each["copy"] for each in found["samples"]] == ["ann", "anna", ""] and found["new"] == 2 / 3
+    found = novelty.describe_novelty(["ann", "nna", "ba"], vocab, vocab.encode("\nanna\nban\n"), 0, [True, True, False])
+    assert [each["in_training_text"] for each in found["samples"]] == [True, False, False]  # The first two were cut.
     assert novelty.describe_novelty(["nba"], vocab, vocab.encode("\nanna\nban\n"))["samples"][0]["longest_copy"] == 2
 
 

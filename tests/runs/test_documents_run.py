@@ -91,6 +91,11 @@ def test_samples_are_whole_documents_with_their_novelty(workdir, names, run):
     assert code == 0 and all(line.startswith("ma") and len(line) <= 3 for line in out.splitlines())
     assert "of 9 samples were cut at --length 1" in err
     assert run("sample", "--workdir", str(workdir), "--prompt", "ma\nbo")[0] == 2
+    assert "symbol 'é' at position 2" in run("sample", "--workdir", str(workdir), "--prompt", "maé")[2]
+    code, out, err = run("sample", "--workdir", str(workdir), "--num_samples", "9", "--length", "2", "--novelty", "--json")
+    for each in json.loads(out)["samples"]:  # A sample that was cut is known as the beginning of a document.
+        begins = [name.startswith(each["text"]) if len(each["text"]) == 2 else name == each["text"] for name in known]
+        assert each["in_training_text"] == any(begins)
     recorded = [json.loads(line)["text"] for line in (workdir / "samples.jsonl").read_text().splitlines()]
     assert recorded and not any("\n" in text for text in recorded)
 

@@ -34,24 +34,32 @@ class Copy(NamedTuple):
     length: int
 
 
-def describe_novelty(texts: Sequence[str], vocab: Vocab, train_ids: np.ndarray, boundary: int | None = None) -> dict[str, Any]:
+def describe_novelty(
+    texts: Sequence[str],
+    vocab: Vocab,
+    train_ids: np.ndarray,
+    boundary: int | None = None,
+    was_cut: Sequence[bool] | None = None,
+) -> dict[str, Any]:
     """Return how much of each sample occurs in the training text.
 
     Args:
         texts: the samples. Their symbols must be in the vocabulary.
         vocab: the vocabulary of the model.
         train_ids: the training text, shape (symbols,).
-        boundary: the id of the boundary between documents. A sample is then a whole document.
+        boundary: the id of the boundary between documents. A sample is then a document from its beginning.
+        was_cut: for documents, whether each sample ends before the end of its document; None: no sample does.
 
     Returns:
         {"samples": [...], "new": the share of the samples that are not in the training text}. Each sample is {"text": the
-        sample, "in_training_text": whether all of it is there, as a whole document if there are documents, "longest_copy": the
-        length of its longest run of characters that is there, "copy": this run}.
+        sample, "in_training_text": whether all of it is there, for documents as a whole one, or as the beginning of one if it
+        was cut, "longest_copy": the length of its longest run of characters that is there, "copy": this run}.
     """
     samples = [vocab.encode(text) for text in texts]
     whole = samples
     if boundary is not None:
-        whole = [np.concatenate([[boundary], sample, [boundary]]).astype(vocab.dtype) for sample in samples]
+        ends = [[] if cut else [boundary] for cut in was_cut or [False] * len(samples)]
+        whole = [np.concatenate([[boundary], sample, end]).astype(vocab.dtype) for sample, end in zip(samples, ends)]
     found = []
     for text, sample, known, copy in zip(texts, samples, contains(whole, train_ids), longest_copies(samples, train_ids)):
         # A run of bytes may begin and end inside a character.

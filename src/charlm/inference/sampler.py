@@ -267,7 +267,9 @@ def make_prompt(config: ConfigDict, vocab: Vocab, train_ids: np.ndarray | None, 
         prompt = vocab.decode(ids)
     else:
         try:
-            ids = vocab.encode(start_text(vocab, documents) + prompt if documents else prompt or start_text(vocab))
+            ids = vocab.encode(prompt)
+            if documents or not prompt:
+                ids = np.concatenate([vocab.encode(start_text(vocab, documents)), ids])
         except CorpusError as error:
             raise ConfigError(f"sample.prompt: {error}") from None
     if len(ids) < config.sample.window:
