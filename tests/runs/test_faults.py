@@ -19,7 +19,7 @@ from conftest import start
 
 from charlm.inference import scorer
 from charlm.runs.tracking import read_metrics
-from charlm.training import step
+from charlm.training import state, step
 from experiments.faults.run import PHASES, Outcome, disturb, outcome_of
 
 
@@ -38,8 +38,13 @@ def broken_loss(monkeypatch):
             return sound(logits_TBV, targets_TB) * jnp.where(broken, jnp.nan, 1.0)
 
         monkeypatch.setattr(step, "cross_entropy", cross_entropy)
+        forget_compiled()
 
-    return break_at
+    def forget_compiled():
+        state._jit.cache_clear()
+
+    yield break_at
+    forget_compiled()
 
 
 def test_updates_that_are_not_finite_are_skipped_and_counted(run, small_config, broken_loss, tmp_path):

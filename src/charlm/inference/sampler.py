@@ -16,6 +16,7 @@ from charlm.data.batching import uniform
 from charlm.data.documents import Documents
 from charlm.data.text import normalise
 from charlm.data.vocab import Vocab, utf8_transitions
+from charlm.nn.cells import SameCell
 from charlm.nn.model import CharLM
 from charlm.system.errors import ConfigError, CorpusError
 
@@ -91,9 +92,15 @@ def make_sampler(model: CharLM, vocab: Vocab, window: int = 0, dtype: str | None
             symbols.
         dtype: the dtype of the weights; None: that of the model.
     """
-    dtype = dtype or model.dtype
+    return _make_sampler(model, SameCell(model.cell), vocab.size, vocab.kind == "bytes", window, dtype or model.dtype)
+
+
+# The samplers of the latest models are kept, so that a process compiles a model once, however often it is loaded or trained.
+@functools.lru_cache(maxsize=8)
+def _make_sampler(model: CharLM, cell: SameCell, vocab_size: int, draws_bytes: bool, window: int, dtype: str) -> Sampler:
+    """Return the sampler of `make_sampler`."""
     folded = model.folded(dtype)
-    next_SV = jnp.asarray(utf8_transitions()) if vocab.kind == "bytes" else None
+    next_SV = jnp.asarray(utf8_transitions()) if draws_bytes else None
 
     @jax.jit
     def prepare(params: Any) -> Any:
@@ -119,7 +126,7 @@ def make_sampler(model: CharLM, vocab: Vocab, window: int = 0, dtype: str | None
         # To draw a symbol, add Gumbel noise to the logits and take the largest (Gumbel 1954). The noise of all K symbols is
         # drawn at once, outside the loop.
         def noise(at):
-            return jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, at), (vocab.size,)))(keys_N)
+            return jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, at), (vocab_size,)))(keys_N)
 
         positions_K = position + 1 + jnp.arange(len(prompt_K))
         noise_KNV = jnp.where(settings.greedy, 0, jax.vmap(noise)(positions_K))

@@ -3,6 +3,7 @@
 Letters: B streams at a time, T time, S streams in all, V vocabulary.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 
 from charlm.data.documents import document_positions
 from charlm.data.vocab import Vocab
+from charlm.nn.cells import SameCell
 from charlm.nn.model import CharLM
 from charlm.parallel import mesh as meshes
 from charlm.parallel.mesh import BATCH_SHARDED, REPLICATED, STEPS_BATCH_SHARDED
@@ -136,9 +138,9 @@ def make_scorer(
         metrics: names from `training.metrics.TARGET_METRICS`.
     """
     if batching.loss_on == "last":
-        sum_over = _make_window_scorer(model, batching.seq_len, mesh, metrics)
+        sum_over = _make_window_scorer(model, SameCell(model.cell), batching.seq_len, mesh, tuple(metrics))
     else:
-        sum_over = _make_stream_scorer(model, mesh, metrics)
+        sum_over = _make_stream_scorer(model, SameCell(model.cell), mesh, tuple(metrics))
 
     def score(
         params: Any,
@@ -168,7 +170,9 @@ def _measure(metrics: Sequence[str], logits_TBV: jax.Array, targets_TB: jax.Arra
     return {"nats": cross_entropy(logits_TBV, targets_TB), **measure_targets(metrics, logits_TBV, targets_TB)}
 
 
-def _make_stream_scorer(model: CharLM, mesh: Mesh | None, metrics: Sequence[str]) -> _SumOver:
+# The scorers of the latest models are kept, so that a process compiles a model once, however often it is loaded or trained.
+@functools.lru_cache(maxsize=8)
+def _make_stream_scorer(model: CharLM, cell: SameCell, mesh: Mesh | None, metrics: tuple[str, ...]) -> _SumOver:
     """Return a function that scores a text in parallel streams and carries the state (`cut_streams`)."""
 
     def score_rows(params, carry, windows, weights_TB):
@@ -219,7 +223,8 @@ def _make_stream_scorer(model: CharLM, mesh: Mesh | None, metrics: Sequence[str]
     return sum_over
 
 
-def _make_window_scorer(model: CharLM, seq_len: int, mesh: Mesh | None, metrics: Sequence[str]) -> _SumOver:
+@functools.lru_cache(maxsize=8)
+def _make_window_scorer(model: CharLM, cell: SameCell, seq_len: int, mesh: Mesh | None, metrics: tuple[str, ...]) -> _SumOver:
     """Return a function that scores the last targets of evenly spaced windows, each from a zero state."""
 
     def score_rows(params, windows):

@@ -3,6 +3,7 @@
 Letters: N symbols of a text, K symbols in a block, B batch, T time, H hidden, V vocabulary.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from charlm.data.vocab import Vocab
 from charlm.nn.cell import Carry
-from charlm.nn.cells import CELLS, find_cell
+from charlm.nn.cells import CELLS, SameCell, find_cell
 from charlm.nn.model import CharLM
 from charlm.system.errors import ConfigError, CorpusError
 
@@ -29,6 +30,13 @@ def make_step(model: CharLM) -> Step:
 
     Each number of steps and each batch size is compiled once.
     """
+    return _make_step(model, SameCell(model.cell))
+
+
+# The functions of the latest models are kept, so that a process compiles a model once, however often it is loaded.
+@functools.lru_cache(maxsize=8)
+def _make_step(model: CharLM, cell: SameCell) -> Step:
+    """Return the function of `make_step`."""
 
     @jax.jit
     def step(params: Any, ids_TB: jax.Array, state: State) -> tuple[jax.Array, State]:
@@ -117,6 +125,12 @@ def record_states(model: CharLM, gates: bool) -> Callable[[Any, np.ndarray], dic
         and so on for the carry of each layer (`Cell.carries`), and `layer_0.gate_i` and so on for its gates (`Cell.gates`). The
         text starts from the initial state.
     """
+    return _record_states(model, SameCell(model.cell), gates)
+
+
+@functools.lru_cache(maxsize=8)
+def _record_states(model: CharLM, same: SameCell, gates: bool) -> Callable[[Any, np.ndarray], dict[str, np.ndarray]]:
+    """Return the function of `record_states`."""
     cell = find_cell(model.cell)
     folded = model.folded(model.dtype)
     fold = jax.jit(lambda params: model.fold_params(params, model.dtype))

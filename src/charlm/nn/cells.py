@@ -243,3 +243,16 @@ def find_cell(name: str) -> Cell:
     if not isinstance(cell, Cell):
         raise ConfigError(f"it is no charlm.nn.cell.Cell; found {type(cell).__name__}")
     return cell
+
+
+class SameCell:
+    """A cell as a part of the key of a cache: it equals only itself, because the fields of a cell need not be hashable."""
+
+    def __init__(self, name: str):
+        self._cell = find_cell(name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SameCell) and self._cell is other._cell
+
+    def __hash__(self) -> int:
+        return id(self._cell)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -33,7 +32,7 @@ from charlm.runs.workdir import load_run
 from charlm.system.errors import Exit, RunFailed
 from charlm.system.progress import say
 from charlm.training.chunk import MAX_STEPS_PER_DISPATCH, compile_train_chunk
-from charlm.training.state import Program, TrainState, compute_first_state, init_state, state_shardings
+from charlm.training.state import Program, TrainState, compute_first_state, init_state, jit, state_shardings
 
 
 def train(
@@ -163,7 +162,7 @@ def _train_one_run(path: Path, prepared: Prepared, mesh: Mesh | None, end: int, 
     config, corpus, layout, num_steps, *_ = prepared
     program = Program(config, corpus.vocab.size, num_steps, layout.carries_state, mesh, corpus.boundary)
     hyperparameters = {"seed": np.uint32(config.seed)}
-    shapes = functools.partial(jax.eval_shape, functools.partial(init_state, program), hyperparameters)
+    shapes = functools.partial(jit(init_state, program).eval_shape, hyperparameters)
     shardings = None if mesh is None else state_shardings(program, shapes())
     model = CharLM.from_config(config.model, corpus.vocab.size, corpus.boundary)
     score = make_scorer(model, corpus.vocab, config.batching, mesh, config.eval.metrics)

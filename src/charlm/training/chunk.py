@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from charlm.data.batching import cut_windows
 from charlm.parallel import mesh as meshes
 from charlm.parallel.mesh import BATCH_SHARDED, REPLICATED, STEPS_BATCH_SHARDED
-from charlm.training.state import Hyperparameters, Program, TrainState
+from charlm.training.state import Hyperparameters, Program, TrainState, jit
 from charlm.training.step import Metrics, train_step
 
 # K, the capacity of the metrics buffers. It is part of the compiled program, so it is not a config key. The number of steps in
@@ -71,12 +71,13 @@ def compile_train_chunk(
     starts_shape = shape_KB if program.boundary is None else (*shape_KB, batching.seq_len + 1)
     starts_KB = meshes.shape(mesh, starts_shape, jnp.int32, STEPS_BATCH_SHARDED)
     reset_KB = meshes.shape(mesh, shape_KB, bool, STEPS_BATCH_SHARDED)
-    chunk, out_shardings = functools.partial(train_chunk, program), None
+    options: dict[str, Any] = {"donate_argnums": 0}
+    chunk = train_chunk
     if mesh is not None:
         chunk = functools.partial(chunk, ids_spec=ids_N.sharding.spec)
         replicated = meshes.sharding(mesh, REPLICATED)
-        out_shardings = (jax.tree.map(lambda leaf: leaf.sharding, state), replicated, replicated)
-    jitted = jax.jit(chunk, donate_argnums=0, out_shardings=out_shardings)
+        options["out_shardings"] = (jax.tree.map(lambda leaf: leaf.sharding, state), replicated, replicated)
+    jitted = jit(chunk, program, **options)
     return jitted.lower(state, hyperparameters, ids_N, starts_KB, reset_KB, jax.ShapeDtypeStruct((), jnp.int32)).compile()
 
 

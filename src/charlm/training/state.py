@@ -5,6 +5,7 @@ Letters: B batch, V vocabulary, R runs.
 
 import copy
 import functools
+import json
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
+from charlm.nn.cells import SameCell
 from charlm.nn.model import CharLM
 from charlm.parallel import mesh as meshes
 from charlm.training.averaging import keeps_average, opt_state_from
@@ -108,6 +110,35 @@ class Program(NamedTuple):
         return config, model, make_optimizer(config.optimizer, self.num_steps)
 
 
+def jit(function: Callable[..., Any], program: Program, **options: Any) -> Any:
+    """Return `jax.jit(functools.partial(function, program), **options)`, the same object for programs that compute the same.
+
+    JAX keeps what it has traced and compiled for such an object. A process that trains several runs with one program, such as
+    the seeds of a sweep or a run that continues in a notebook, therefore traces and compiles the program once. The config that
+    the function reads holds only keys that are part of the key of this cache, so no other key can change the program.
+
+    Args:
+        function: its first argument is the program.
+        program: what to compile.
+        options: of `jax.jit`.
+    """
+    if program.mesh is not None:
+        return jax.jit(functools.partial(function, program), **options)
+    config, train = program.config, program.config.train
+    read = {name: config[name].to_dict() for name in ("model", "optimizer", "batching")}
+    read |= {"seed": 0, "train": {"metrics": list(train.metrics), "ema_decay": train.ema_decay}}
+    model = CharLM.from_config(config.model, program.vocab_size, program.boundary)
+    key = json.dumps(read), json.dumps(options), program._replace(config=None), SameCell(model.cell), model.recurrence
+    return _jit(function, *key)
+
+
+@functools.lru_cache(maxsize=16)
+def _jit(function: Callable[..., Any], read: str, options: str, rest: Program, *compared: Any) -> Any:
+    """Return the function of `jit`. `compared` distinguishes cells of the same name and the forms of the recurrence."""
+    program = rest._replace(config=ConfigDict(json.loads(read)))
+    return jax.jit(functools.partial(function, program), **json.loads(options))
+
+
 def init_state(program: Program, hyperparameters: Hyperparameters) -> TrainState:
     """Return the state before step 0. The seed determines the parameters."""
     config, model, optimizer = program.bind(hyperparameters)
@@ -130,8 +161,10 @@ def compute_first_state(
 ) -> TrainState:
     """Compile and run `init_state` or `init_state_of_runs`; the result lies on the devices as `shardings` says."""
     # This program runs once. A low optimization level halves its compile time on a CPU, and the bits are the same.
-    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    return jax.jit(functools.partial(init, program), out_shardings=shardings, compiler_options=options)(hyperparameters)
+    options = {"compiler_options": {"xla_backend_optimization_level": 1}} if jax.default_backend() == "cpu" else {}
+    if shardings is not None:
+        options["out_shardings"] = shardings
+    return jit(init, program, **options)(hyperparameters)
 
 
 def state_shardings(program: Program, shapes: TrainState) -> TrainState | None:
