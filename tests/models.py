@@ -1,13 +1,16 @@
 """Untrained models for tests, and a text for them."""
 
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 import charlm
 from charlm.config import default_config
 from charlm.data.vocab import Vocab
-from charlm.nn.model import CharLM
+from charlm.nn.model import CharLM, Params
 
 TEXT = "the cat sat on the mat; the dog ate the rat.\nthat was that, said the cat, and sat.\n" * 3
 
@@ -34,5 +37,10 @@ def small_model(
     )
     vocab = Vocab.all_bytes() if kind == "bytes" else Vocab.from_chars(text)
     module = CharLM.from_config(config.model, vocab.size)
-    params = jax.tree.map(lambda leaf: scale * leaf + 0.01, module.initial_params(jax.random.key(1)))
-    return charlm.LanguageModel(config.lock(), vocab, params)
+    return charlm.LanguageModel(config.lock(), vocab, _params(module, scale))
+
+
+@functools.cache
+def _params(module: CharLM, scale: float) -> Params:
+    drawn = module.initial_params(jax.random.key(1))
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf) * np.float32(scale) + np.float32(0.01)), drawn)

@@ -29,7 +29,7 @@ def sampling():
     config = default_config().model
     config.update(hidden_size=16, embedding_size=6)
     model = CharLM.from_config(config, V)
-    params = jax.tree.map(lambda p: 2 * p, model.initial_params(jax.random.key(0)))
+    params = jax.tree.map(lambda p: 2 * np.asarray(p), jax.jit(model.initial_params)(jax.random.key(0)))
     vocab = Vocab.from_chars("abcdefghij")
     sampler = make_sampler(model, vocab)
 
@@ -77,19 +77,19 @@ def test_a_sample_continues_from_the_state_after_the_prompt(sampling, prompt_len
     model, params, _, draw = sampling
     prompt = np.random.default_rng(prompt_length).integers(0, V, prompt_length)
     greedy = draw(5, prompt=prompt, settings=PLAIN._replace(greedy=True))[0]
-    logits, carry = model.apply({"params": params}, jnp.asarray(prompt[:, None]), model.initial_carry(params, 1))
-    expected = [int(jnp.argmax(logits[-1, 0]))]
     apply = jax.jit(model.apply)
+    logits, carry = apply({"params": params}, prompt[:, None], model.initial_carry(params, 1))
+    expected = [int(np.argmax(logits[-1, 0]))]
     while len(expected) < 5:
-        logits, carry = apply({"params": params}, jnp.array([[expected[-1]]]), carry)
-        expected.append(int(jnp.argmax(logits[0, 0])))
+        logits, carry = apply({"params": params}, np.array([[expected[-1]]]), carry)
+        expected.append(int(np.argmax(logits[0, 0])))
     assert greedy.tolist() == expected
 
 
 def test_symbols_are_drawn_with_the_probabilities_of_the_model(sampling):
     model, params, _, draw = sampling
     first = draw(1, num_samples=20000, settings=PLAIN._replace(temperature=0.7))[:, 0]
-    logits, _ = model.apply({"params": params}, jnp.array([[3]]), model.initial_carry(params, 1))
+    logits, _ = jax.jit(model.apply)({"params": params}, np.array([[3]]), model.initial_carry(params, 1))
     expected = 20000 * np.asarray(jax.nn.softmax(logits[0, 0] / 0.7), np.float64)
     chi_squared = ((np.bincount(first, minlength=V) - expected) ** 2 / expected).sum()
     assert chi_squared < 27.9  # The 99.9th percentile for 9 degrees of freedom.
@@ -105,7 +105,7 @@ def test_bfloat16_weights(sampling):
     logits = []
     for dtype, w in (("float32", full.prepare(params)), ("bfloat16", weights)):
         folded = model.folded(dtype)
-        logits.append(np.asarray(folded.apply({"params": w}, jnp.array([[3]]), folded.initial_carry(w, 1))[0]))
+        logits.append(np.asarray(jax.jit(folded.apply)({"params": w}, np.array([[3]]), folded.initial_carry(w, 1))[0]))
     assert logits[1].dtype == np.float32 and 0 < np.abs(logits[0] - logits[1]).max() < 0.05
 
 

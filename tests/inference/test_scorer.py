@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,12 +19,24 @@ BATCHING = default_config().batching
 IDS = np.random.default_rng(0).integers(0, V, 1503).astype(np.uint8)
 
 
+@functools.cache
 def model_and_params(hidden=12):
     config = default_config().model
     config.update(hidden_size=hidden, embedding_size=6)
     model = CharLM.from_config(config, V)
     # Large weights, so that the loss depends on the context.
-    return model, jax.tree.map(lambda p: 2 * p, model.initial_params(jax.random.key(0)))
+    return model, jax.tree.map(lambda p: 2 * np.asarray(p), jax.jit(model.initial_params)(jax.random.key(0)))
+
+
+def log_probs_of(model, params, ids):
+    """Return the log-probabilities of the symbol after each of some ids, read from a zero state, shape (T, V)."""
+
+    @jax.jit
+    def log_probs(params, ids):
+        logits, _ = model.apply({"params": params}, ids[:, None], model.initial_carry(params, 1))
+        return jax.nn.log_softmax(logits[:, 0])
+
+    return np.asarray(log_probs(params, ids.astype(np.int32)), np.float64)
 
 
 def options(num_streams=64, context=64, batch_size=64, max_chars=10_000):
@@ -71,8 +85,7 @@ def test_documents_have_the_loss_of_each_one_scored_alone_from_a_zero_state():
 
 def test_one_stream_reads_the_whole_text_from_a_zero_state():
     model, params = model_and_params()
-    logits, _ = model.apply({"params": params}, jnp.asarray(IDS[:-1, None].astype(np.int32)), model.initial_carry(params, 1))
-    log_probs = np.asarray(jax.nn.log_softmax(logits[:, 0]), np.float64)
+    log_probs = log_probs_of(model, params, IDS[:-1])
     expected = -log_probs[np.arange(len(IDS) - 1), IDS[1:]].mean()
     score = make_scorer(model, VOCAB, BATCHING)(params, IDS, options(num_streams=1))
     assert abs(score.nats_per_char - expected) < 1e-6
@@ -83,9 +96,7 @@ def test_each_stream_reads_its_context_first():
     model, params = model_and_params()
     expected = 0.0
     for start, first, end in zip(*cut_streams(len(IDS), 3, 20)):
-        inputs = jnp.asarray(IDS[start : end - 1, None].astype(np.int32))
-        logits, _ = model.apply({"params": params}, inputs, model.initial_carry(params, 1))
-        log_probs = np.asarray(jax.nn.log_softmax(logits[:, 0]), np.float64)
+        log_probs = log_probs_of(model, params, IDS[start : end - 1])
         expected -= log_probs[np.arange(first - 1 - start, end - 1 - start), IDS[first:end]].sum()
     score = make_scorer(model, VOCAB, BATCHING)(params, IDS, options(num_streams=3, context=20))
     assert abs(score.nats_per_char - expected / (len(IDS) - 1)) < 1e-6

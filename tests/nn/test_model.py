@@ -41,16 +41,20 @@ def test_logits_equal_the_equations_of_the_model(x64, cell, encoding):
     model, params = build_with_random_params(cell=cell, encoding=encoding)
     ids_TB = ids(9, 3)
     carry = model.initial_carry(params, 3)
-    x = jax.nn.one_hot(ids_TB, V, dtype=jnp.float64)
-    if encoding == "embedding":
-        x = x @ params["embedding"]
-    elif encoding == "scalar":
-        x = ids_TB[:, :, None] / V
-    for layer in range(2):
-        x, _ = layer_of(cell, params[f"layer_{layer}"], x, carry[layer])
-    expected = x @ params["head_W"] + params["head_b"]
+
+    @jax.jit
+    def equations(params):
+        x = jax.nn.one_hot(ids_TB, V, dtype=jnp.float64)
+        if encoding == "embedding":
+            x = x @ params["embedding"]
+        elif encoding == "scalar":
+            x = ids_TB[:, :, None] / V
+        for layer in range(2):
+            x, _ = layer_of(cell, params[f"layer_{layer}"], x, carry[layer])
+        return x @ params["head_W"] + params["head_b"]
+
     logits, _ = jax.jit(model.apply)({"params": params}, ids_TB, carry)
-    np.testing.assert_allclose(logits, expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(logits, equations(params), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("cell", ["rnn", "ln_lstm", "mogrifier_lstm"])
@@ -61,7 +65,8 @@ def test_a_folded_model_computes_the_same_function(x64, cell, encoding, tied):
     assert ("embedding" in weights) == (cell == "mogrifier_lstm" and encoding == "embedding")
     for length, batch in ((1, 2), (9, 3)):  # Fewer ids than symbols, then more ids than symbols.
         ids_TB = ids(length, batch)
-        outputs = [m.apply({"params": p}, ids_TB, m.initial_carry(p, batch)) for m, p in ((model, params), (folded, weights))]
+        pairs = ((model, params), (folded, weights))
+        outputs = [jax.jit(m.apply)({"params": p}, ids_TB, m.initial_carry(p, batch)) for m, p in pairs]
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), *outputs)
 
 
@@ -178,9 +183,8 @@ def test_variational_dropout_drops_the_same_units_at_every_step():
         # The head is the identity and no output of the cell is near 0, so a logit is 0 exactly where a unit was dropped.
         model, params = build(num_layers=1, dropout=0.5, variational_dropout=variational, cell="rnn", hidden_size=V)
         params = {**params, "head_W": jnp.eye(V), "layer_0": {**params["layer_0"], "b": jnp.full(V, 9.0)}}
-        logits, _ = model.apply(
-            {"params": params}, ids(50, 4), model.initial_carry(params, 4), train=True, rngs={"dropout": jax.random.key(1)}
-        )
+        apply, rngs = jax.jit(model.apply, static_argnames="train"), {"dropout": jax.random.key(1)}
+        logits, _ = apply({"params": params}, ids(50, 4), model.initial_carry(params, 4), train=True, rngs=rngs)
         masks[variational] = np.asarray(logits) == 0
         assert 0.3 < masks[variational].mean() < 0.7
     assert (masks[True] == masks[True][0]).all() and not (masks[True][:, 0] == masks[True][:, 1]).all()

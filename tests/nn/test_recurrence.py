@@ -1,5 +1,6 @@
 """Compare the recurrence, in float64, with automatic differentiation of a plain scan and with Flax's cells."""
 
+import functools
 import re
 
 import flax.linen as nn
@@ -51,6 +52,11 @@ def close(a, b, tolerance=1e-12):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
 
 
+def values_and_gradients(unroll):
+    """Return a compiled function that returns what `unroll` returns, and the gradients of `objective`, without sharing."""
+    return jax.jit(lambda *args: (unroll(*args), jax.grad(objective(unroll), (0, 1, 2, 3))(*args)))
+
+
 def check_against(update, cell):
     """Check values and all gradients of a cell against plain automatic differentiation of a scan."""
     args = inputs(cell)
@@ -61,9 +67,7 @@ def check_against(update, cell):
     def plain(*args):
         return reference.unroll(update, *args)
 
-    close(fast(*args), plain(*args))
-    every = (0, 1, 2, 3)
-    close(jax.jit(jax.grad(objective(fast), every))(*args), jax.jit(jax.grad(objective(plain), every))(*args))
+    close(*(values_and_gradients(each)(*args) for each in (fast, plain)))
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -90,9 +94,7 @@ def test_values_and_all_gradients_with_resets_equal_plain_autodiff(x64, name):
         return reference.unroll(reference.CELLS[name], params, matrices, x_TKB, both[0], (RESET_TB, both[1]))
 
     args = *args, (carry, initial)
-    close(fast(*args), plain(*args))
-    every = (0, 1, 2, 3)
-    close(jax.jit(jax.grad(objective(fast), every))(*args), jax.jit(jax.grad(objective(plain), every))(*args))
+    close(*(values_and_gradients(each)(*args) for each in (fast, plain)))
 
 
 @pytest.mark.parametrize("name", [name for name, cell in CELLS.items() if cell.derivative])
@@ -165,6 +167,7 @@ def test_gradients_equal_finite_differences(x64, name):
 def test_a_sequence_in_two_parts_gives_the_same_outputs_and_carry(x64, name):
     params, matrices, x_proj, carry = inputs(name)
 
+    @jax.jit
     def run(x, c):
         return recurrence.unroll(CELLS[name], params, matrices, x, c, jnp.float64)
 
@@ -291,16 +294,18 @@ def test_segment_sum_adds_the_rows_of_each_segment(x64, segments, rows):
 
 @pytest.mark.parametrize("name", [name for name, cell in CELLS.items() if cell.matrices])
 def test_bfloat16_applies_only_to_the_operands_of_products(name):
-    params, matrices, x_proj, carry = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32) * 0.3, inputs(name))
+    params, matrices, x_proj, carry = jax.tree.map(lambda a: np.asarray(a, np.float32) * np.float32(0.3), inputs(name))
 
-    def run(dtype, matrices=matrices):
-        return recurrence.unroll(CELLS[name], params, matrices, x_proj, carry, dtype)
+    @functools.partial(jax.jit, static_argnums=0)
+    def outputs_and_gradient(dtype, matrices):
+        def run(matrices):
+            return recurrence.unroll(CELLS[name], params, matrices, x_proj, carry, dtype)
 
-    low, high = run(jnp.bfloat16), run(jnp.float32)
+        return run(matrices), jax.grad(lambda matrices: jnp.sum(run(matrices)[0]))(matrices)
+
+    (low, grads), (high, exact) = (outputs_and_gradient(dtype, matrices) for dtype in (jnp.bfloat16, jnp.float32))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(low))
     difference = np.abs(np.asarray(low[0]) - np.asarray(high[0])).max()
     assert 0 < difference < 0.02
-    gradient = jax.grad(lambda matrices, dtype: jnp.sum(run(dtype, matrices)[0]))
-    grads, exact = gradient(matrices, jnp.bfloat16), gradient(matrices, jnp.float32)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(grads))
     close(grads, exact, 0.05)

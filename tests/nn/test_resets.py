@@ -20,9 +20,9 @@ def model_and_params():
     config = default_config().model
     config.update(hidden_size=8, embedding_size=4, num_layers=2, learn_initial_state=True)
     model = CharLM.from_config(config, V, BOUNDARY)
-    params = model.initial_params(jax.random.key(0))
+    params = jax.tree.map(np.asarray, jax.jit(model.initial_params)(jax.random.key(0)))
     # Large weights and an initial state far from zero, so that the loss depends on the context and on where it begins.
-    return model, jax.tree.map(lambda p: 1.5 * p + 0.3 * jnp.sign(p + 1e-3), params)
+    return model, jax.tree.map(lambda p: np.float32(1.5) * p + np.float32(0.3) * np.sign(p + np.float32(1e-3)), params)
 
 
 def losses_of(model, params, ids_WB, carry):
@@ -74,7 +74,7 @@ def test_changing_a_document_changes_no_loss_and_no_gradient_of_another(document
 def test_the_gradient_of_a_window_is_the_sum_of_those_of_its_documents(x64):
     """Two rows with two documents each. The carry before the window does not count, but the learned initial state does."""
     model, params = model_and_params()
-    params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
+    params = jax.tree.map(lambda p: p.astype(np.float64), params)
     documents = np.random.default_rng(0).integers(1, V, (4, 5))
     documents = np.concatenate([np.full((4, 1), BOUNDARY), documents, np.full((4, 1), BOUNDARY)], axis=1)
     windows = np.concatenate([documents[:2], documents[2:, 1:]], axis=1)
