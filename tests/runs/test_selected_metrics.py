@@ -9,7 +9,6 @@ import sys
 
 import pytest
 from conftest import COMMANDS
-from matplotlib.image import imread
 
 from charlm.config import cli
 from charlm.runs.curves import metric_panels
@@ -67,6 +66,8 @@ def test_selected_metrics_are_recorded_and_drawn(trained):
         "accuracy": {"train", "val"},
         "grad_norm_by_layer": {"embedding", "layer_0", "head"},
     }
+    from matplotlib.image import imread
+
     heights = [imread(path / "curves.png").shape[0] for path in (plain, selected)]
     assert heights[1] > 1.8 * heights[0], "curves.png has a panel for each metric"
 
