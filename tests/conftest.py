@@ -1,6 +1,7 @@
 """Fixtures and helpers of the tests: a small text, a small config, and the commands in this process or in another one."""
 
 import atexit
+import math
 import os
 import random
 import shutil
@@ -23,6 +24,7 @@ from hypothesis import settings
 
 from charlm import evaluate, explore, export, import_torch, report, reproduce, sample, sweep, train
 from charlm.config import cli
+from charlm.runs import tracking
 
 # Most of the time of the tests is the compilation of many small programs. It takes a quarter of the time without LLVM's
 # optimizations, without XLA's newer emitters of fusions (jax 0.11 has no flag for them), and without dividing a program into
@@ -67,7 +69,8 @@ def get_config():
 
 def pytest_collection_modifyitems(items):
     """Run the slowest files first, so that no worker is left with one of them at the end."""
-    longest = ("test_ray_executor.py", "test_loop.py", "test_mesh.py", "test_step.py", "test_sweep.py")
+    longest = ["ray_executor", "loop", "mesh", "cells", "untrusted", "sweep", "hostile_records", "docs", "explore_in_browser"]
+    longest = [f"test_{name}.py" for name in (*longest, "hostile_workdir", "language_model", "step", "exchange", "faults")]
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 
@@ -85,6 +88,26 @@ def cache(tmp_path_factory):
     for name, value in compiled.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def curves_drawn_once():
+    """Draw curves.png once for each sequence of lines with the same keys: drawing takes half of the time of a small run.
+
+    Later runs with such lines get a copy of the picture. Runs in other processes draw their own.
+    """
+    sound, drawn = tracking.draw_curves, {}
+
+    def draw_curves(lines, path):
+        kind = tuple((*sorted(line), line["split"], math.isfinite(line["nats_per_char"])) for line in lines)
+        if kind not in drawn:
+            sound(lines, path)
+            drawn[kind] = path.read_bytes()
+        path.write_bytes(drawn[kind])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracking, "draw_curves", draw_curves)
+        yield
 
 
 @pytest.fixture(scope="session")
