@@ -41,7 +41,7 @@ def broken_loss(monkeypatch):
         forget_compiled()
 
     def forget_compiled():
-        state._jit.cache_clear()
+        state._jit_program.cache_clear()
 
     yield break_at
     forget_compiled()

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from charlm.nn.model import CharLM
 from charlm.parallel.mesh import fetch
 from charlm.system.errors import WorkdirError
-from charlm.training.state import Program, init_state, jit
+from charlm.training.state import Program, init_state, jit_program
 
 # Dotted path -> array.
 FlatState = dict[str, np.ndarray]
@@ -31,7 +31,7 @@ def state_shapes(config: ConfigDict, vocab_size: int) -> FlatShapes:
     """Return {dotted path: shape and dtype} of the state of a run with this config."""
     # The length of the run changes no shape.
     program = Program(config, vocab_size, 1000, carries_state=config.batching.layout == "stream")
-    state = jit(init_state, program).eval_shape({"seed": np.uint32(0)})
+    state = jit_program(init_state, program).eval_shape({"seed": np.uint32(0)})
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from charlm.data.batching import cut_windows
 from charlm.parallel import mesh as meshes
 from charlm.parallel.mesh import BATCH_SHARDED, REPLICATED, STEPS_BATCH_SHARDED
-from charlm.training.state import Hyperparameters, Program, TrainState, jit
+from charlm.training.state import Hyperparameters, Program, TrainState, jit_program
 from charlm.training.step import Metrics, train_step
 
 # K, the capacity of the metrics buffers. It is part of the compiled program, so it is not a config key. The number of steps in
@@ -77,7 +77,7 @@ def compile_train_chunk(
         chunk = functools.partial(chunk, ids_spec=ids_N.sharding.spec)
         replicated = meshes.sharding(mesh, REPLICATED)
         options["out_shardings"] = (jax.tree.map(lambda leaf: leaf.sharding, state), replicated, replicated)
-    jitted = jit(chunk, program, **options)
+    jitted = jit_program(chunk, program, **options)
     return jitted.lower(state, hyperparameters, ids_N, starts_KB, reset_KB, jax.ShapeDtypeStruct((), jnp.int32)).compile()
 
 

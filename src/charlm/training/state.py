@@ -110,7 +110,7 @@ class Program(NamedTuple):
         return config, model, make_optimizer(config.optimizer, self.num_steps)
 
 
-def jit(function: Callable[..., Any], program: Program, **options: Any) -> Any:
+def jit_program(function: Callable[..., Any], program: Program, **options: Any) -> Any:
     """Return `jax.jit(functools.partial(function, program), **options)`, the same object for programs that compute the same.
 
     JAX keeps what it has traced and compiled for such an object. A process that trains several runs with one program, such as
@@ -129,12 +129,12 @@ def jit(function: Callable[..., Any], program: Program, **options: Any) -> Any:
     read |= {"seed": 0, "train": {"metrics": list(train.metrics), "ema_decay": train.ema_decay}}
     model = CharLM.from_config(config.model, program.vocab_size, program.boundary)
     key = json.dumps(read), json.dumps(options), program._replace(config=None), SameCell(model.cell), model.recurrence
-    return _jit(function, *key)
+    return _jit_program(function, *key)
 
 
 @functools.lru_cache(maxsize=16)
-def _jit(function: Callable[..., Any], read: str, options: str, rest: Program, *compared: Any) -> Any:
-    """Return the function of `jit`. `compared` distinguishes cells of the same name and the forms of the recurrence."""
+def _jit_program(function: Callable[..., Any], read: str, options: str, rest: Program, *compared: Any) -> Any:
+    """Return the function of `jit_program`. `compared` distinguishes cells of the same name and the forms of the recurrence."""
     program = rest._replace(config=ConfigDict(json.loads(read)))
     return jax.jit(functools.partial(function, program), **json.loads(options))
 
@@ -164,7 +164,7 @@ def compute_first_state(
     options = {"compiler_options": {"xla_backend_optimization_level": 1}} if jax.default_backend() == "cpu" else {}
     if shardings is not None:
         options["out_shardings"] = shardings
-    return jit(init, program, **options)(hyperparameters)
+    return jit_program(init, program, **options)(hyperparameters)
 
 
 def state_shardings(program: Program, shapes: TrainState) -> TrainState | None:
