@@ -110,10 +110,11 @@ def test_the_accuracy_of_a_batch_in_parts_is_that_of_the_whole_batch():
         )
 
 
+@functools.cache
 def model_and_params():
     model = CharLM.from_config(make_config().model, V)
     # Large weights, so that the predictions depend on the context.
-    return model, jax.tree.map(lambda p: 3 * p, jax.jit(model.initial_params)(jax.random.key(0)))
+    return model, jax.tree.map(lambda p: 3 * np.asarray(p), jax.jit(model.initial_params)(jax.random.key(0)))
 
 
 def options(**changes):
@@ -126,7 +127,7 @@ def test_a_scored_text_has_the_same_nats_and_the_accuracy_of_a_plain_computation
     vocab, batching = Vocab.from_chars("abcdefghi"), make_config().batching
     # The context covers the whole text, so every stream predicts as if it read the text from its beginning.
     settings = options(num_streams=num_streams, context=len(IDS), batch_size=7)
-    logits, _ = model.apply({"params": params}, jnp.asarray(IDS[:-1, None], jnp.int32), model.initial_carry(params, 1))
+    logits, _ = jax.jit(model.apply)({"params": params}, IDS[:-1, None].astype(np.int32), model.initial_carry(params, 1))
     expected = np.mean(np.argmax(np.asarray(logits[:, 0]), axis=-1) == IDS[1:])
     plain = make_scorer(model, vocab, batching)(params, IDS, settings)
     measured = make_scorer(model, vocab, batching, metrics=("accuracy",))(params, IDS, settings)
@@ -141,7 +142,7 @@ def test_a_many_to_one_model_has_the_accuracy_of_the_scored_windows():
     settings = options(max_chars=50, batch_size=7)
     starts = np.arange(50) * (len(IDS) - T) // 50
     windows = np.stack([IDS[start : start + T] for start in starts]).astype(np.int32)
-    logits, _ = model.apply({"params": params}, windows.T, model.initial_carry(params, 50))
+    logits, _ = jax.jit(model.apply)({"params": params}, windows.T, model.initial_carry(params, 50))
     expected = np.mean(np.argmax(np.asarray(logits[-1]), axis=-1) == IDS[starts + T])
     plain = make_scorer(model, vocab, batching)(params, IDS, settings)
     measured = make_scorer(model, vocab, batching, metrics=("accuracy",))(params, IDS, settings)
