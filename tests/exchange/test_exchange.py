@@ -82,7 +82,8 @@ def torch_model(model):
     return net
 
 
-LONG = (TEXT * 9)[:2000]
+# A long text and where it is cut. Parts of equal lengths need one program.
+LONG, CUTS = (TEXT * 9)[:2103], [3, 703, 1403]
 
 
 @needs_torch
@@ -94,7 +95,7 @@ def test_pytorch_computes_the_same_logits(cell, layers, encoding):
     model = small_model(cell, layers, scale=1.0, **{"model.encoding": encoding})
     net, ids = torch_model(model), model.vocab.encode(LONG).astype(np.int64)
     state, ours = None, None
-    for part in np.split(ids[:, None], [700, 1500]):  # The state is carried.
+    for part in np.split(ids[:, None], CUTS):  # The state is carried.
         with torch.no_grad():
             logits, state = net(torch.from_numpy(part), state)
         expected, ours = model.step(part, ours)
@@ -116,7 +117,7 @@ def test_onnxruntime_computes_the_same_logits(cell, layers, encoding, tmp_path):
     ids = np.stack([model.vocab.encode(LONG), np.roll(model.vocab.encode(LONG), 5)], axis=1).astype(np.int64)
     state = {name: np.zeros((1, 2, 12), np.float32) for name in names}
     ours = None
-    for part in np.split(ids, [3, 700, 1500]):
+    for part in np.split(ids, CUTS):
         logits, *last = session.run(None, {"ids": part} | state)
         state = dict(zip(names, last))
         expected, ours = model.step(part, ours)
