@@ -65,13 +65,7 @@ def step_through(step: Step, params: Any, ids_N: np.ndarray, state: State) -> tu
 
 
 def most_probable(logits_V: jax.Array, vocab: Vocab, k: int) -> list[tuple[str | bytes, float]]:
-    """Return the k most probable symbols with their probabilities. A symbol of the byte vocabulary is one byte.
-
-    Raises:
-        ConfigError: k is not above 0.
-    """
-    if k < 1:
-        raise ConfigError(f"k is {k}; it must be above 0")
+    """Return the k most probable symbols with their probabilities. A symbol of the byte vocabulary is one byte."""
     probs_V = np.asarray(jax.nn.softmax(logits_V), np.float64)
     symbols = [bytes([i]) for i in range(256)] if vocab.kind == "bytes" else vocab.symbols
     return [(symbols[i], float(probs_V[i])) for i in np.argsort(-probs_V, kind="stable")[:k]]
@@ -90,10 +84,10 @@ def check_ids(symbols: Any, vocab_size: int) -> np.ndarray:
     return ids
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raise ConfigError if a number of texts is not above 0, or more than an array can have."""
-    if not 1 <= batch_size < 1 << 31:
-        raise ConfigError(f"batch_size is {batch_size}; it must be above 0, and small enough for the memory")
+def check_count(name: str, count: int) -> None:
+    """Raise ConfigError if an argument that counts texts or symbols is not above 0."""
+    if count < 1:
+        raise ConfigError(f"{name} is {count}; it must be above 0")
 
 
 def check_state(state: State, initial: State) -> None:

@@ -211,6 +211,7 @@ class LanguageModel:
             ConfigError: k is not above 0.
             CorpusError: the text has a symbol that is not in the vocabulary.
         """
+        states.check_count("k", k)
         if self._documents or text == "":
             text = sampler.start_text(self.vocab, self._documents) + text
         ids_N = self._encode(text)[-self.config.sample.window :]  # 0: all of them.
@@ -242,7 +243,7 @@ class LanguageModel:
 
     def initial_state(self, batch_size: int = 1) -> State:
         """Return the state at the start of a text: for each layer a tuple of arrays (batch_size, H)."""
-        states.check_batch_size(batch_size)
+        states.check_count("batch_size", batch_size)
         return self.module.initial_carry(self.params, batch_size)
 
     def step(
