@@ -18,10 +18,8 @@ def encode_text(text: str, vocab: Vocab, lowercase: bool, documents: Documents |
         documents: how to split the text into documents; None: it is not split.
 
     Raises:
-        CorpusError: the text is not a str of valid Unicode, or has a symbol that is not in the vocabulary.
+        CorpusError: the text is not valid Unicode, or has a symbol that is not in the vocabulary.
     """
-    if not isinstance(text, str):
-        raise CorpusError(f"the text is of type {type(text).__name__}; it must be a str")
     text = text.removeprefix("\ufeff")  # A byte-order mark, as in a file.
     if any("\ud800" <= char <= "\udfff" for char in text):
         raise CorpusError("the text has half of a surrogate pair; it must be valid Unicode")
