@@ -15,7 +15,6 @@ from typing import Any
 from absl import flags
 
 from charlm.config import cli
-from charlm.exchange.folder import load
 from charlm.system.errors import ConfigError
 from charlm.system.modules import import_module
 from charlm.system.streams import write_output
@@ -52,6 +51,8 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_bool("per_document", False, "for data.documents: report the score of each document too", flag_values=values)
     flags.DEFINE_bool("json", False, "print one JSON object", flag_values=values)
     cli.parse(values, argv, __doc__)
+    from charlm.exchange.folder import load
+
     import_module(values.corpus_module, "corpus")
     model = load(cli.required(values, "workdir"), values.checkpoint, values.cell_module)
     if values.text is not None and values["split"].present:

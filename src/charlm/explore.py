@@ -15,9 +15,6 @@ from pathlib import Path
 from absl import flags
 
 from charlm.config import cli
-from charlm.exchange.folder import load
-from charlm.serving.page import write_page
-from charlm.serving.weights import DTYPES
 from charlm.system.modules import import_module
 from charlm.system.progress import say
 
@@ -31,11 +28,14 @@ def main(argv: Sequence[str]) -> None:
         "length", 2000, "the number of characters of the text to show", lower_bound=2, upper_bound=100_000, flag_values=values
     )
     flags.DEFINE_string("output", None, "the page; otherwise explore.html in the run's folder", flag_values=values)
-    flags.DEFINE_enum("dtype", "float32", DTYPES, "the dtype of the weights in the page", flag_values=values)
+    flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "the dtype of the weights in the page", flag_values=values)
     flags.DEFINE_string("checkpoint", "best", "best, latest or a step", flag_values=values)
     cli.define_cell_module(values)
     cli.define_corpus_module(values)
     cli.parse(values, argv, __doc__)
+    from charlm.exchange.folder import load
+    from charlm.serving.page import write_page
+
     import_module(values.corpus_module, "corpus")
     workdir = Path(cli.required(values, "workdir"))
     output = Path(values.output) if values.output else workdir / "explore.html"

@@ -13,7 +13,6 @@ from pathlib import Path
 from absl import flags
 
 from charlm.config import cli
-from charlm.exchange.folder import load
 from charlm.exchange.formats import FORMATS, export_model
 from charlm.system.errors import ConfigError
 from charlm.system.progress import say
@@ -45,6 +44,8 @@ def main(argv: Sequence[str]) -> None:
     for name in ("batch", "window"):
         if values[name].present and format != "stablehlo":
             raise ConfigError(f"--{name} is for --format stablehlo; {format} takes any batch and length")
+    from charlm.exchange.folder import load
+
     model = load(cli.required(values, "workdir"), values.checkpoint, values.cell_module)
     export_model(model, format, output, values.batch, values.window)
     say(f"charlm: {model!r} is in {output}")

@@ -14,7 +14,6 @@ from pathlib import Path
 from absl import flags
 
 from charlm.config import cli
-from charlm.exchange.import_torch import import_torch
 from charlm.system.progress import say
 
 
@@ -27,6 +26,8 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("embedding", None, "the name of the embedding's module, if it is not recognised", flag_values=values)
     flags.DEFINE_string("head", None, "the name of the head's module, if it is not recognised", flag_values=values)
     cli.parse(values, argv, __doc__)
+    from charlm.exchange.import_torch import import_torch
+
     state_dict, vocab, path = (Path(cli.required(values, name)) for name in ("state_dict", "vocab", "workdir"))
     model = import_torch(state_dict, vocab, values.embedding, values.head, say)
     model.save(path, {"from": str(state_dict)})

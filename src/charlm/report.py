@@ -14,7 +14,6 @@ from pathlib import Path
 from absl import flags
 
 from charlm.config import cli
-from charlm.sweeps.page import write_page
 from charlm.system.modules import import_module
 from charlm.system.progress import say
 
@@ -25,6 +24,8 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("workdir", None, "the folder of a run or of a sweep", flag_values=values)
     cli.define_cell_module(values)
     cli.parse(values, argv, __doc__)
+    from charlm.sweeps.page import write_page
+
     import_module(values.cell_module, "cell")
     say(f"{write_page(Path(cli.required(values, 'workdir')))}")
 

@@ -11,15 +11,17 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from charlm.config import cli
-from charlm.runs.reproduce import Record, record_from_results, record_from_workdir, reproduce
 from charlm.system.errors import ConfigError, RunFailed
 from charlm.system.modules import import_module
 from charlm.system.streams import write_output
+
+if TYPE_CHECKING:
+    from charlm.runs.reproduce import Record
 
 
 def main(argv: Sequence[str]) -> None:
@@ -33,6 +35,8 @@ def main(argv: Sequence[str]) -> None:
     cli.define_corpus_module(values)
     flags.DEFINE_bool("json", False, "print one JSON object", flag_values=values)
     cli.parse(values, argv, __doc__)
+    from charlm.runs.reproduce import record_from_results, record_from_workdir, reproduce
+
     import_module(values.cell_module, "cell")
     import_module(values.corpus_module, "corpus")
     if (values.workdir is None) == (values.result is None):
@@ -47,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
         raise RunFailed(f"{record.name} was not reproduced to the bit")
 
 
-def _as_lines(record: Record, found: Mapping[str, Any]) -> str:
+def _as_lines(record: "Record", found: Mapping[str, Any]) -> str:
     """Return the comparison as lines for people."""
     lines = [f"{record.name}: {record.steps} steps, trained again"]
     lines.append(f"  corpus      the same, sha256 {str(record.manifest.get('corpus_sha256'))[:16]}...")

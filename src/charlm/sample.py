@@ -17,9 +17,6 @@ from typing import Any
 from absl import flags
 
 from charlm.config import cli, default_config
-from charlm.exchange.folder import load
-from charlm.inference.novelty import describe_novelty
-from charlm.runs.prompts import draw_each, read_prompts
 from charlm.system.errors import ConfigError
 from charlm.system.modules import import_module
 from charlm.system.progress import say
@@ -30,6 +27,9 @@ def main(argv: Sequence[str]) -> None:
     """Run the command."""
     values = _define_flags()
     cli.parse(values, argv, __doc__)
+    from charlm.exchange.folder import load
+    from charlm.runs.prompts import draw_each, read_prompts
+
     import_module(values.corpus_module, "corpus")
     model = load(cli.required(values, "workdir"), values.checkpoint, values.cell_module)
     corpus = model.corpus() if values.novelty else None
@@ -54,6 +54,8 @@ def main(argv: Sequence[str]) -> None:
     texts = [text for _, text in samples]
     found: dict[str, Any] = {"samples": [{"text": text} for text in texts]}
     if corpus is not None:
+        from charlm.inference.novelty import describe_novelty
+
         found = describe_novelty(texts, model.vocab, corpus.train, model.boundary, was_cut)
         if not values.json:
             _say_novelty(found)

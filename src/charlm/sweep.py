@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -24,10 +25,11 @@ from charlm.config import cli
 from charlm.sweeps.executors import EXECUTORS
 from charlm.sweeps.options import RayOptions
 from charlm.sweeps.overrides import Sampled, chain, choice, integer, log_uniform, product, sample, uniform_between, zipped
-from charlm.sweeps.plan import Plan, load_plan
-from charlm.sweeps.run import run_sweep
 from charlm.system.errors import ConfigError
 from charlm.system.streams import write_output
+
+if TYPE_CHECKING:
+    from charlm.sweeps.plan import Plan
 
 # The functions for sweep files, and the command.
 __all__ = ["chain", "choice", "integer", "log_uniform", "main", "product", "sample", "uniform_between", "zipped"]
@@ -44,6 +46,9 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_bool("dry_run", False, "list the runs and train none of them", flag_values=values)
     _define_ray_flags(values)
     cli.parse(values, argv, __doc__)
+    from charlm.sweeps.plan import load_plan
+    from charlm.sweeps.run import run_sweep
+
     path = Path(cli.required(values, "sweep"))
     plan = load_plan(path)
     _check_ray_flags(values, plan)
@@ -54,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
     run_sweep(plan, Path(values.workdir or f"runs/{path.absolute().parent.name}"), values.executor, options)
 
 
-def _list_runs(plan: Plan) -> None:
+def _list_runs(plan: "Plan") -> None:
     for run in plan.runs():
         refused = f"  REFUSED: {run.refused}" if run.refused else ""
         write_output(f"{run.name}  {json.dumps(run.overrides, default=list)}{refused}\n")
@@ -77,7 +82,7 @@ def _define_ray_flags(values: flags.FlagValues) -> None:
     )
 
 
-def _check_ray_flags(values: flags.FlagValues, plan: Plan) -> None:
+def _check_ray_flags(values: flags.FlagValues, plan: "Plan") -> None:
     if values.executor != "ray" and (given := [name for name in RayOptions._fields if values[name].present]):
         raise ConfigError(f"--{given[0]} needs --executor ray; found --executor {values.executor}")
     if values.search == "optuna" and not isinstance(plan.overrides, Sampled):

@@ -13,8 +13,6 @@ from pathlib import Path
 from absl import flags
 
 from charlm.config import cli
-from charlm.parallel import processes
-from charlm.runs.loop import train
 
 
 def main(argv: Sequence[str]) -> None:
@@ -33,6 +31,9 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_integer("num_processes", None, "for several processes: their number, unless auto", flag_values=values)
     flags.DEFINE_integer("process_id", None, "for several processes: the index of this one, unless auto", flag_values=values)
     config = cli.parse_with_config(values, argv, __doc__)
+    from charlm.parallel import processes
+    from charlm.runs.loop import train
+
     stem = Path(values["config"].config_filename.split(":")[0]).stem
     with processes.initialized(values.coordinator, values.num_processes, values.process_id):
         train(config, values.workdir or f"runs/{stem}", values.extend)

@@ -1,16 +1,16 @@
-"""The formats of an export. A format is one function and one entry of `FORMATS`."""
+"""The formats of an export. A format is one function and one entry of `FORMATS`.
+
+The help of the command names the formats, so this module imports what they need when they are used.
+"""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from charlm.exchange.files import new_path, require, write_safetensors
-from charlm.exchange.folder import write_folder
-from charlm.exchange.onnx_model import write_onnx
-from charlm.exchange.stablehlo import write_stablehlo
-from charlm.exchange.torch_names import to_torch
-from charlm.runs.language_model import LanguageModel
 from charlm.system.errors import ConfigError
+
+if TYPE_CHECKING:
+    from charlm.runs.language_model import LanguageModel
 
 
 class Options(NamedTuple):
@@ -20,9 +20,20 @@ class Options(NamedTuple):
     window: int
 
 
-def write_torch(model: LanguageModel, path: Path, options: Options) -> None:
+def write_hub_folder(model: "LanguageModel", path: Path, options: Options) -> None:
+    """Write the folder of `folder.write_folder`."""
+    del options
+    from charlm.exchange.folder import write_folder
+
+    write_folder(model, path)
+
+
+def write_torch(model: "LanguageModel", path: Path, options: Options) -> None:
     """Write the state dict of `torch_names.to_torch`: as safetensors if the suffix is .safetensors, else by torch.save."""
     del options
+    from charlm.exchange.files import new_path, require, write_safetensors
+    from charlm.exchange.torch_names import to_torch
+
     arrays = to_torch(model.config.model, model.params)
     if path.suffix not in (".pt", ".pth", ".safetensors"):
         raise ConfigError(f"--output {path} must end in .pt, .pth or .safetensors")
@@ -34,15 +45,30 @@ def write_torch(model: LanguageModel, path: Path, options: Options) -> None:
             torch.save({name: torch.tensor(array) for name, array in arrays.items()}, partial)
 
 
-FORMATS: Mapping[str, Callable[[LanguageModel, Path, Options], None]] = {
-    "safetensors": lambda model, path, options: write_folder(model, path),
+def write_onnx(model: "LanguageModel", path: Path, options: Options) -> None:
+    """Write the graph of `onnx_model.write_onnx`."""
+    del options
+    from charlm.exchange import onnx_model
+
+    onnx_model.write_onnx(model, path)
+
+
+def write_stablehlo(model: "LanguageModel", path: Path, options: Options) -> None:
+    """Write the programs of `stablehlo.write_stablehlo`."""
+    from charlm.exchange import stablehlo
+
+    stablehlo.write_stablehlo(model, path, *options)
+
+
+FORMATS: Mapping[str, Callable[["LanguageModel", Path, Options], None]] = {
+    "safetensors": write_hub_folder,
     "torch": write_torch,
-    "onnx": lambda model, path, options: write_onnx(model, path),
-    "stablehlo": lambda model, path, options: write_stablehlo(model, path, *options),
+    "onnx": write_onnx,
+    "stablehlo": write_stablehlo,
 }
 
 
-def export_model(model: LanguageModel, format: str, path: str | Path, batch: int = 1, window: int = 64) -> None:
+def export_model(model: "LanguageModel", format: str, path: str | Path, batch: int = 1, window: int = 64) -> None:
     """Export a model.
 
     Args:

@@ -326,8 +326,8 @@ class Host:
         line |= {"nats_per_char": nats_per_char, "bits_per_char": nats_per_char / math.log(2), **metrics}
         if self._corpus.vocab.kind == "bytes":
             line |= {"nats_per_byte": nats_per_symbol, "bits_per_byte": nats_per_symbol / math.log(2)}
-        self._tracker.record(line)
         self._bar.record(line, {name: value for name, value in metrics.items() if name in TARGET_METRICS})
+        self._tracker.record(line)
         if self._callback:
             try:
                 self._callback(dict(line))

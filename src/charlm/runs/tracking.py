@@ -1,5 +1,6 @@
 """The records of a run: metrics.jsonl, samples, curves.png, TensorBoard events, and optionally Weights & Biases."""
 
+import functools
 import importlib.util
 import json
 import math
@@ -36,14 +37,17 @@ class Tracker:
     """
 
     def __init__(self, workdir: Path, step: int, config: ConfigDict):
-        self._workdir = workdir
+        self._workdir, self._step, self._config = workdir, step, config
         self._wandb = _start_wandb(workdir, config) if config.train.wandb_project else None
         self._drawn = time.monotonic()
         self._lines = _cut_back_metrics(workdir / "metrics.jsonl", step)
         cut_back_samples(workdir, step)
         self._metrics = open(workdir / "metrics.jsonl", "a", encoding="utf-8")
-        self._events = _summary_writer()(str(workdir), purge_step=step + 1 if step else None)
-        self._hparams = _hparams(config) if config.train.tensorboard_hparams else None
+
+    @functools.cached_property
+    def _events(self) -> Any:
+        """The TensorBoard events. They are opened at the first record, so the first step does not wait for the import."""
+        return _summary_writer()(str(self._workdir), purge_step=self._step + 1 if self._step else None)
 
     def record(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl, and send its numbers to TensorBoard and Weights & Biases."""
@@ -71,14 +75,16 @@ class Tracker:
         """Record the result of a run that has ended."""
         if self._wandb:
             self._wandb.summary.update({f"result/{key}": value for key, value in result.items()})
-        if self._hparams:
-            for summary in self._hparams:
-                self._events.file_writer.add_summary(summary)
+        if self._config.train.tensorboard_hparams:
+            writer = self._events.file_writer
+            for summary in _hparams(self._config):
+                writer.add_summary(summary)
 
     def close(self) -> None:
         """Close all files and the connection to Weights & Biases."""
         self._metrics.close()
-        self._events.close()
+        if "_events" in vars(self):
+            self._events.close()
         if self._wandb:
             self._wandb.finish()
 

@@ -32,7 +32,6 @@ CELLS: Mapping[str, tuple[str, ...]] = {
     "min_gru": ("z",),
     "min_lstm": ("f", "i"),
 }
-DTYPES = ("float32", "float16")
 
 
 def check_supported(config: ConfigDict) -> None:
@@ -85,7 +84,7 @@ def page_weights(model: LanguageModel, dtype: str = "float32") -> dict[str, np.n
 
     Args:
         model: the model.
-        dtype: that of the matrices, one of `DTYPES`.
+        dtype: that of the matrices, float32 or float16.
 
     Raises:
         ConfigError: the page cannot compute the cell.

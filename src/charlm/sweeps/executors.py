@@ -1,29 +1,35 @@
-"""The executors, which train the runs of a sweep. Each executor is one entry of `EXECUTORS`."""
+"""The executors, which train the runs of a sweep. Each executor is one entry of `EXECUTORS`.
+
+The help of the command names the executors, so this module imports what they need when they are used.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from charlm.runs.loop import train
-from charlm.runs.outcome import failure_reason
-from charlm.sweeps import vmap_executor
 from charlm.sweeps.options import RayOptions
-from charlm.sweeps.plan import Plan, Run
-from charlm.system.machine import num_cores
 from charlm.system.progress import say
 
+if TYPE_CHECKING:
+    from charlm.sweeps.plan import Plan, Run
+
 # (runs, the sweep's folder, its plan, options) -> {name: reason} of the runs that failed. It raises Exit after a signal.
-Executor = Callable[[Sequence[Run], Path, Plan, RayOptions], dict[str, str]]
+Executor = Callable[[Sequence["Run"], Path, "Plan", RayOptions], dict[str, str]]
 
 
-def train_sequentially(runs: Sequence[Run], folder: Path, plan: Plan, options: RayOptions) -> dict[str, str]:
+def train_sequentially(runs: Sequence["Run"], folder: Path, plan: "Plan", options: RayOptions) -> dict[str, str]:
     """Train the runs one after another (an `Executor`)."""
     del plan, options
     return _one_after_another(runs, folder)
 
 
-def train_with_vmap(runs: Sequence[Run], folder: Path, plan: Plan, options: RayOptions) -> dict[str, str]:
+def train_with_vmap(runs: Sequence["Run"], folder: Path, plan: "Plan", options: RayOptions) -> dict[str, str]:
     """Train runs that differ only in traced hyperparameters as one program, the others sequentially (an `Executor`)."""
     del plan, options
+    from charlm.runs.outcome import failure_reason
+    from charlm.sweeps import vmap_executor
+    from charlm.system.machine import num_cores
+
     vmap_executor.use_all_cores(num_cores())
     groups, alone = vmap_executor.group_runs(runs)
     for run, why in alone:
@@ -37,7 +43,7 @@ def train_with_vmap(runs: Sequence[Run], folder: Path, plan: Plan, options: RayO
     return failed | _one_after_another([run for run, _ in alone], folder)
 
 
-def train_on_ray(runs: Sequence[Run], folder: Path, plan: Plan, options: RayOptions) -> dict[str, str]:
+def train_on_ray(runs: Sequence["Run"], folder: Path, plan: "Plan", options: RayOptions) -> dict[str, str]:
     """Train the runs on a Ray cluster (an `Executor`). Raises ConfigError if Ray is not installed."""
     from charlm.sweeps import ray_executor  # Ray is an extra.
 
@@ -51,7 +57,10 @@ EXECUTORS: Mapping[str, Executor] = {
 }
 
 
-def _one_after_another(runs: Sequence[Run], folder: Path) -> dict[str, str]:
+def _one_after_another(runs: Sequence["Run"], folder: Path) -> dict[str, str]:
+    from charlm.runs.loop import train
+    from charlm.runs.outcome import failure_reason
+
     failed = {}
     for number, run in enumerate(runs, 1):
         say(f"run {number} of {len(runs)}: {run.name}")

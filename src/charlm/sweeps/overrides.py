@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from charlm.data.batching import uniform
 from charlm.system.arguments import check_arguments
 from charlm.system.errors import ConfigError
 
@@ -80,6 +79,8 @@ def sample(num_runs: int, draws: Mapping[str, Distribution], seed: int = 0) -> S
             raise ConfigError(f"{name} is {value}; it must be at least 0 and below 2^63")
     found = []
     for run in range(num_runs):
+        from charlm.data.batching import uniform  # A sweep file may be read before JAX is needed.
+
         numbers = uniform(seed, run, len(draws)).tolist()
         found.append({key: draw(number) for (key, draw), number in zip(draws.items(), numbers)})
     return Sampled(found, draws, seed)
