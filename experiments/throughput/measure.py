@@ -32,6 +32,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from charlm.__main__ import COMMANDS  # noqa: E402
 from charlm.data.vocab import Vocab  # noqa: E402
 from charlm.inference.sampler import Settings, generate, make_sampler, sample_keys  # noqa: E402
 from charlm.nn.cells import CELLS  # noqa: E402
@@ -261,31 +262,49 @@ def command(rounds: int) -> None:
 
 
 def startup(rounds: int) -> None:
-    """Measure the time from the command to the end of the first step of the quickstart, with empty and with filled caches."""
-    trivial = [sys.executable, "-c", "import jax; jax.jit(lambda x: x + 1)(1.0).block_until_ready()"]
-    times = {"cold": [], "cached": [], "import jax": []}
-    for _ in range(rounds):
-        with tempfile.TemporaryDirectory() as folder:
-            for name in ("cold", "cached"):
-                times[name].append(_seconds_to_first_step(folder, f"{folder}/{name}"))
-        start = time.perf_counter()
-        subprocess.run(trivial, check=True)
-        times["import jax"].append(time.perf_counter() - start)
+    """Measure how long the commands take to start.
+
+    `cold` and `cached` are the seconds from the training command to the end of the first step of the quickstart, with empty and
+    with filled caches; `first character` those from the sampling command to its first character; `help` those of `--help`, of
+    the slowest command; `import jax` those of a trivial program, for comparison.
+    """
+    trivial = ["-c", "import jax; jax.jit(lambda x: x + 1)(1.0).block_until_ready()"]
+    train = ["-m", "charlm.train", "--config", "configs/quickstart.py", "--config.train.log_every=1"]
+    train += ["--config.train.steps_per_dispatch=1"]
+    times: dict[str, list[float]] = {"cold": [], "cached": [], "first character": [], "help": [], "import jax": []}
+    with tempfile.TemporaryDirectory() as run:
+        _seconds_of([*train, "--config.train.steps=1", f"--workdir={run}/run"], run)
+        sample = ["-m", "charlm.sample", f"--workdir={run}/run"]
+        _seconds_of(sample, run, "stdout")
+        for _ in range(rounds):
+            with tempfile.TemporaryDirectory() as folder:
+                for name in ("cold", "cached"):
+                    times[name].append(_seconds_of([*train, f"--workdir={folder}/{name}"], folder, "stderr", "step 1/"))
+            times["first character"].append(_seconds_of(sample, run, "stdout"))
+            of_help = [_seconds_of(["-m", f"charlm.{name}", "--help"], run) for name in COMMANDS]
+            times["help"].append(max(of_help))
+            times["import jax"].append(_seconds_of(trivial, run))
     medians = {name: statistics.median(found) for name, found in times.items()}
-    print("\nseconds to the end of the first step: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in medians.items()))
+    print("\nseconds to start: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in medians.items()))
     record("startup", seconds=times, medians=medians)
 
 
-def _seconds_to_first_step(cache: str, workdir: str) -> float:
-    """Return the seconds from the start of the command to the end of its first step."""
+def _seconds_of(arguments: Sequence[str], cache: str, stream: str | None = None, beginning: str = "") -> float:
+    """Return the seconds from the start of Python until it ends, or until a line of a stream begins so.
+
+    Without a beginning, the first character of the stream ends the time.
+    """
     env = os.environ | {"CHARLM_CACHE": f"{cache}/cache"}
-    flags = ["--config.train.log_every=1", "--config.train.steps_per_dispatch=1"]
-    run = ["-m", "charlm.train", "--config", "configs/quickstart.py", "--workdir", workdir, *flags]
+    pipes = {each: subprocess.PIPE if each == stream else subprocess.DEVNULL for each in ("stdout", "stderr")}
     start = time.perf_counter()
-    with subprocess.Popen([sys.executable, *run], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stderr:
-            if line.startswith("step 1/"):
-                break
+    with subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=env, text=True, **pipes) as process:
+        if stream is None:
+            if process.wait():
+                raise SystemExit(f"{' '.join(arguments)} failed")
+        elif not beginning:
+            getattr(process, stream).read(1)
+        else:
+            next(line for line in getattr(process, stream) if line.startswith(beginning))
         seconds = time.perf_counter() - start
         process.kill()
     return seconds
