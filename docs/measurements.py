@@ -355,6 +355,9 @@ def throughput_command() -> str:
         seconds = record["medians"]
         rows.append(Row(["command to first step, empty caches", f"{seconds['cold']:.1f} s"], [record]))
         rows.append(Row(["command to first step, filled caches", f"{seconds['cached']:.1f} s"], [record]))
+        for name, what in (("first character", "sampling command to first character"), ("help", "`--help`, slowest command")):
+            if name in seconds:
+                rows.append(Row([what, f"{seconds[name]:.2f} s"], [record]))
         rows.append(Row(["`import jax` and a trivial jitted call", f"{seconds['import jax']:.1f} s"], [record]))
     for record in latest(_throughput("command"), is_cpu).values():
         rates = [statistics.median(record[key]) for key in ("chars_per_second", "bare")]

@@ -1,7 +1,7 @@
 """Measure how fast charlm trains, samples and starts, compared with other implementations in the same process.
 
     pip install -c constraints.txt -e '.[shakespeare,throughput]'
-    python experiments/throughput/measure.py [--rounds N] [runs|steps|large_batches|sampling|command|startup|memory ...]
+    python experiments/throughput/measure.py [--rounds N] [runs|steps|large_batches|sampling|prompt|command|startup|memory ...]
 
 The implementations take turns, in another order in each round, so that a slow minute of the machine affects all of them. The
 script reports medians of rates, and medians of the ratios within a round. It prints tables in Markdown and appends a line for
@@ -33,8 +33,10 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from charlm.__main__ import COMMANDS  # noqa: E402
+from charlm.config import default_config  # noqa: E402
 from charlm.data.vocab import Vocab  # noqa: E402
 from charlm.inference.sampler import Settings, generate, make_sampler, sample_keys  # noqa: E402
+from charlm.inference.scorer import make_scorer  # noqa: E402
 from charlm.nn.cells import CELLS  # noqa: E402
 from charlm.system.machine import num_cores  # noqa: E402
 from experiments import records  # noqa: E402
@@ -237,6 +239,31 @@ def sampling(rounds: int) -> None:
             record("sampling", **task._asdict(), chars_per_second=rate, ratio=ratios)
 
 
+def prompt(rounds: int) -> None:
+    """Measure how fast the sampler reads a prompt, compared with the scorer, which reads 64 parts at the same time."""
+    print("\n| | prompt, chars/s | scorer, chars/s | ratio |\n| --- | --- | --- | --- |", flush=True)
+    part, config = 1 << 15, default_config()
+    for hidden in (128, 192, 512):
+        task = Task("lstm", hidden, 1, 1)
+        model, params = charlm_model(task), charlm_params(task, torch_model(task))
+        vocab = Vocab.from_chars("".join(map(chr, range(48, 48 + task.vocab))))
+        sampler, scorer = make_sampler(model, vocab), make_scorer(model, vocab, config.batching)
+        ids, settings = np.random.default_rng(0).integers(0, task.vocab, 1 << 20), Settings(1.0, task.vocab, 1.0, False)
+
+        def read(n: int, sampler=sampler, params=params, vocab=vocab, ids=ids, settings=settings) -> None:
+            for _ in generate(sampler, params, vocab, ids[: n * part + 1], sample_keys(0, 1), 1, settings):
+                pass
+
+        def score(n: int, scorer=scorer, params=params, ids=ids) -> None:
+            scorer(params, ids[: n * part + 1], config.eval)
+
+        times = interleave({"charlm": read, "scorer": score}, rounds)
+        rates = {name: round(part / statistics.median(found)) for name, found in times.items()}
+        ratio = 1 / statistics.median(ours / theirs for ours, theirs in zip(times["charlm"], times["scorer"]))
+        print(f"| LSTM {hidden} | {rates['charlm']:,} | {rates['scorer']:,} | {ratio:.2f} |", flush=True)
+        record("prompt", **task._asdict(), chars_per_second=rates, ratio=ratio)
+
+
 def command(rounds: int) -> None:
     """Measure the rate of 1,000 steps of the quickstart in the training command and in the bare chunk."""
     found = []
@@ -373,7 +400,7 @@ def large_batches(rounds: int) -> None:
     steps(rounds, LARGE_BATCHES)
 
 
-SECTIONS = {each.__name__: each for each in (runs, steps, large_batches, sampling, command, startup, memory)}
+SECTIONS = {each.__name__: each for each in (runs, steps, large_batches, sampling, prompt, command, startup, memory)}
 
 
 def main() -> None:
