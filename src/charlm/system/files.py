@@ -93,10 +93,15 @@ def write_text(path: Path, text: str) -> None:
     """
     partial = path.with_name(path.name + ".partial")
     # A lone surrogate, which JSON can contain, is not UTF-8.
-    with open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        file.write(text)
-        flush_to_disk(file)
-    partial.replace(path)
+    try:
+        with open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            file.write(text)
+            flush_to_disk(file)
+        partial.replace(path)
+    except OSError:  # The disk is full, or a folder has the name.
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
     flush_folder_to_disk(path.parent)
 
 
