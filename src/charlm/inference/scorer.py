@@ -114,6 +114,30 @@ def cut_documents(boundaries: np.ndarray, num_symbols: int, num_streams: int) ->
     return Streams(start, start + 1, np.append(start[1:], num_symbols - 1) + 1)
 
 
+def cut_windows(num_symbols: int, seq_len: int, max_chars: int) -> Streams:
+    """Cut a text into windows, evenly spaced. Each scores the symbol after `seq_len` others. There are at most `max_chars`."""
+    windows = num_symbols - seq_len
+    count = min(max_chars, windows)
+    start = np.arange(count, dtype=np.int64) * windows // count
+    return Streams(start, start + seq_len, start + seq_len + 1)
+
+
+def cut_text(ids: np.ndarray, batching: ConfigDict, config_eval: ConfigDict, boundary: int | None) -> Streams:
+    """Cut a text into the streams that a scorer reads, each from the initial state.
+
+    Args:
+        ids: the text, shape (symbols,), of at least `min_text_length`.
+        batching: `config.batching`.
+        config_eval: `config.eval`.
+        boundary: the id of the symbol between documents; None: the text has no documents.
+    """
+    if batching.loss_on == "last":
+        return cut_windows(len(ids), batching.seq_len, config_eval.max_chars)
+    if boundary is None:
+        return cut_streams(len(ids), config_eval.num_streams, config_eval.context)
+    return cut_documents(document_positions(ids, boundary), len(ids), config_eval.num_streams)
+
+
 def min_text_length(batching: ConfigDict) -> int:
     """Return the number of symbols that a text needs, so that a model trained with `config.batching` can score it."""
     return 2 if batching.loss_on == "all" else batching.seq_len + 1
@@ -138,7 +162,7 @@ def make_scorer(
     if batching.loss_on == "last":
         sum_over = _make_window_scorer(model, batching.seq_len, mesh, metrics)
     else:
-        sum_over = _make_stream_scorer(model, mesh, metrics)
+        sum_over = _make_stream_scorer(model, batching, mesh, metrics)
 
     def score(
         params: Any,
@@ -168,7 +192,7 @@ def _measure(metrics: Sequence[str], logits_TBV: jax.Array, targets_TB: jax.Arra
     return {"nats": cross_entropy(logits_TBV, targets_TB), **measure_targets(metrics, logits_TBV, targets_TB)}
 
 
-def _make_stream_scorer(model: CharLM, mesh: Mesh | None, metrics: Sequence[str]) -> _SumOver:
+def _make_stream_scorer(model: CharLM, batching: ConfigDict, mesh: Mesh | None, metrics: Sequence[str]) -> _SumOver:
     """Return a function that scores a text in parallel streams and carries the state (`cut_streams`)."""
 
     def score_rows(params, carry, windows, weights_TB):
@@ -188,10 +212,7 @@ def _make_stream_scorer(model: CharLM, mesh: Mesh | None, metrics: Sequence[str]
     def sum_over(
         params: Any, ids: np.ndarray, config_eval: ConfigDict, watch: Watch, nats_N: np.ndarray | None
     ) -> tuple[dict[str, float], int]:
-        if model.boundary is None:
-            streams = cut_streams(len(ids), config_eval.num_streams, config_eval.context)
-        else:
-            streams = cut_documents(document_positions(ids, model.boundary), len(ids), config_eval.num_streams)
+        streams = cut_text(ids, batching, config_eval, model.boundary)
         batch = meshes.round_up(mesh, min(config_eval.batch_size * meshes.num_devices(mesh), len(streams.start)))
         totals: dict[str, float] = {}
         for group in range(0, len(streams.start), batch):
@@ -233,9 +254,8 @@ def _make_window_scorer(model: CharLM, seq_len: int, mesh: Mesh | None, metrics:
     def sum_over(
         params: Any, ids: np.ndarray, config_eval: ConfigDict, watch: Watch, nats_N: np.ndarray | None
     ) -> tuple[dict[str, float], int]:
-        windows = len(ids) - seq_len
-        count = min(config_eval.max_chars, windows)
-        start = np.arange(count, dtype=np.int64) * windows // count
+        start = cut_windows(len(ids), seq_len, config_eval.max_chars).start
+        count = len(start)
         batch = meshes.round_up(mesh, min(config_eval.batch_size * meshes.num_devices(mesh), count))
         totals: dict[str, float] = {}
         for group in range(0, count, batch):

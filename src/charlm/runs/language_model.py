@@ -14,7 +14,7 @@ from charlm.data.corpus import Corpus, encode_file
 from charlm.data.documents import Documents
 from charlm.data.encode import encode_text
 from charlm.data.vocab import Vocab
-from charlm.inference import sampler, states
+from charlm.inference import decoding, sampler, states
 from charlm.inference.dynamic import check_dynamic, dynamic_cross_entropy
 from charlm.inference.scorer import Score, Scorer, make_scorer, min_text_length
 from charlm.inference.states import State, Step
@@ -160,7 +160,7 @@ class LanguageModel:
         compiled = self._sampler(settings.window, settings.dtype)
         ids = sampler.generate(compiled, self.params, vocab, prompt_ids, keys_N, settings.length, how)
         stops = [each for each in (stop, self._documents and self._documents.boundary) if each]
-        return prompt, sampler.decode_samples(ids, vocab, settings.num_samples, stops)
+        return prompt, decoding.decode_samples(ids, vocab, settings.num_samples, stops)
 
     def score(self, text: str) -> TextScore:
         """Return the cross-entropy of a text. The command `evaluate --text` prints the same loss.
