@@ -24,7 +24,13 @@ _BLOCK = 32
 
 
 class Piece(NamedTuple):
-    """The next n symbols of a row: their ids (n,), whether they are the last ones, and the log-probabilities, (n,) and (n, C)."""
+    """The next n symbols of a row.
+
+    Attributes:
+        ids: shape (n,).
+        last: whether they are the last ones.
+        logprobs: their log-probabilities, arrays (n,), (n, C) and (n, C); None: the row did not ask for them.
+    """
 
     ids: np.ndarray
     last: bool
@@ -115,8 +121,9 @@ class Batcher:
 
     def submit(self, rows: Iterable[Row]) -> None:
         """Add the rows of a request. Requests take turns: each gives one row to the batch before any gives the next."""
-        self._waiting.append(_Group(collections.deque(rows)))
-        self._work.set()
+        if group := collections.deque(rows):
+            self._waiting.append(_Group(group))
+            self._work.set()
 
     def close(self) -> None:
         """End the requests of which no row was drawn yet. `closing` asks the server to submit no new one."""
@@ -225,7 +232,5 @@ class Batcher:
         row.position, row.last = row.position + len(ids_KN), int(ids_KN[-1, i])
         if start >= end:
             return None
-        scored = logprobs if row.scored else None
-        return Piece(
-            ids_KN[start:end, i], row.position >= row.end, scored and Logprobs(*(each[start:end, i] for each in scored))
-        )
+        found = Logprobs(*(each[start:end, i] for each in logprobs)) if row.scored else None
+        return Piece(ids_KN[start:end, i], row.position >= row.end, found)

@@ -156,10 +156,10 @@ class Completions:
             if num_top is not None:
                 logprobs = await self._score(num_top, prompts if request.echo else (), rows)
             for index, prompt in enumerate(choices):
-                empty = None if num_top is None else Tokens(self._vocab, num_top).take(0)
-                yield Choice(
-                    index, prompt.text if request.echo else "", 0, copy.deepcopy(logprobs.get(prompt, empty)), finished
-                )
+                tokens = None
+                if num_top is not None:
+                    tokens = copy.deepcopy(logprobs.get(prompt, Tokens(self._vocab, num_top).take(0)))
+                yield Choice(index, prompt.text if request.echo else "", 0, tokens, finished)
         if finished:
             return
         queue: asyncio.Queue[tuple[Row, Piece | Exception]] = asyncio.Queue()

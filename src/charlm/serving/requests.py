@@ -87,9 +87,7 @@ def parse_request(body: bytes, model_name: str, limits: Limits) -> CompletionReq
     fields = {name: value for name, value in _parse_object(body).items() if value is not None}
     model = _string("model", fields.pop("model", model_name))
     if model != model_name:
-        raise ApiError(
-            404, f"the model {_shown(model)} does not exist; this server has {model_name!r}", "model", "model_not_found"
-        )
+        raise unknown_model(model, model_name)
     checks: dict[str, _Check] = {
         "prompt": _one_or_more_strings(limits.choices),
         "max_tokens": _integer(0, limits.max_tokens),
@@ -116,6 +114,11 @@ def parse_request(body: bytes, model_name: str, limits: Limits) -> CompletionReq
     if (choices := len(request.prompt) * request.n) > limits.choices:
         raise ApiError(400, f"{choices} texts are too many; a request may ask for {limits.choices}", "n")
     return request
+
+
+def unknown_model(name: str, known: str) -> ApiError:
+    """Return the error for a request for another model than the one that is served."""
+    return ApiError(404, f"the model {_shown(name)} does not exist; this server has {known!r}", "model", "model_not_found")
 
 
 def _parse_object(body: bytes) -> dict[str, Any]:

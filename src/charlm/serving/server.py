@@ -32,7 +32,7 @@ from charlm.runs.language_model import LanguageModel
 from charlm.serving.batcher import Closing
 from charlm.serving.completions import Choice, Completions, new_seed
 from charlm.serving.page import build_page, page_text
-from charlm.serving.requests import ApiError, Limits, parse_request
+from charlm.serving.requests import ApiError, Limits, parse_request, unknown_model
 from charlm.system.errors import ConfigError, UserError
 
 # The number of characters of the text that the page shows.
@@ -45,7 +45,7 @@ class Server:
     Args:
         model: the model.
         num_rows: the most texts that are drawn at the same time.
-        limits: what is accepted.
+        limits: what is accepted; None: the defaults.
         hosts: the names of this server that a request may use; None: any. A page of another site can make a browser send a
             request to this machine, but only under the name of that site.
 
@@ -53,8 +53,8 @@ class Server:
         app: the ASGI application.
     """
 
-    def __init__(self, model: LanguageModel, num_rows: int = 32, limits: Limits = Limits(), hosts: list[str] | None = None):
-        self._model, self._limits = model, limits
+    def __init__(self, model: LanguageModel, num_rows: int = 32, limits: Limits | None = None, hosts: list[str] | None = None):
+        self._model, self._limits = model, (limits := limits or Limits())
         self._name = model.path.name if model.path and model.path.name else "charlm"
         self._created = int(time.time())
         self._completions = Completions(model, num_rows, limits)
@@ -97,9 +97,7 @@ class Server:
 
     async def _get_model(self, request: Request) -> Response:
         if (name := request.path_params["name"]) != self._name:
-            raise ApiError(
-                404, f"the model {ascii(name)} does not exist; this server has {self._name!r}", "model", "model_not_found"
-            )
+            raise unknown_model(name, self._name)
         return _json(self._describe())
 
     def _describe(self) -> dict[str, Any]:
@@ -295,9 +293,8 @@ def listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=2048)
     except (OSError, UnicodeError) as error:
-        raise ConfigError(
-            f"cannot listen on --host {host} --port {port}: {getattr(error, 'strerror', None) or error}"
-        ) from None
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot listen on --host {host} --port {port}: {why}") from None
 
 
 def serve(server: Server, listener: socket.socket, grace: float, ready: Callable[[], None]) -> int:
