@@ -21,7 +21,7 @@ import jax
 import pytest
 from hypothesis import settings
 
-from charlm import evaluate, explore, export, import_torch, report, reproduce, sample, sweep, train
+from charlm import evaluate, explore, export, import_torch, report, reproduce, sample, serve, sweep, train
 from charlm.config import cli
 
 # Most of the time of the tests is the compilation of many small programs. It takes a quarter of the time without LLVM's
@@ -41,7 +41,7 @@ settings.load_profile("charlm")
 
 COMMANDS = {"train": train.main, "sample": sample.main, "evaluate": evaluate.main, "reproduce": reproduce.main}
 COMMANDS |= {"sweep": sweep.main, "report": report.main, "export": export.main}
-COMMANDS |= {"import_torch": import_torch.main, "explore": explore.main}
+COMMANDS |= {"import_torch": import_torch.main, "explore": explore.main, "serve": serve.main}
 SMALL = """
 from charlm.config import default_config
 
