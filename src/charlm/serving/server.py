@@ -242,20 +242,20 @@ def _closing() -> ApiError:
     return ApiError(503, "the server is closing", code="server_closing")
 
 
-def _answer_error(request: Request, error: ApiError) -> Response:
+async def _answer_error(request: Request, error: ApiError) -> Response:
     return _json(error.to_json(), error.status, {"Retry-After": "1"} if error.status in (429, 503) else {})
 
 
-def _answer_http_error(request: Request, error: HTTPException) -> Response:
+async def _answer_http_error(request: Request, error: HTTPException) -> Response:
     message = f"{request.method} {ascii(request.url.path)}: {error.detail}"
     return _json(ApiError(error.status_code, message).to_json(), error.status_code, error.headers or {})
 
 
-def _answer_failure(request: Request, error: Exception) -> Response:
+async def _answer_failure(request: Request, error: Exception) -> Response:
     return _json(ApiError(500, "the server failed; its log has the error").to_json(), 500)
 
 
-def _answer_nobody(request: Request, error: ClientDisconnect) -> Response:
+async def _answer_nobody(request: Request, error: ClientDisconnect) -> Response:
     return Response(status_code=499)  # Nobody reads it.
 
 
