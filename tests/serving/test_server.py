@@ -52,7 +52,7 @@ def texts_of(answer):
     "fields",
     [
         {"prompt": "the cat", "max_tokens": 70, "seed": 3},
-        {"max_tokens": 40, "seed": 1, "temperature": 1.3},
+        {"max_tokens": 40, "seed": (1 << 32) - 1, "temperature": 1.3},
         {"prompt": "that was", "max_tokens": 33, "seed": 5, "top_k": 3},
         {"prompt": "a", "max_tokens": 5, "seed": 5, "top_p": 0.6, "stop": ["zz", "t"]},
     ],

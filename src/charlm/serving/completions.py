@@ -166,7 +166,7 @@ class Completions:
         settings, stops = self._settings(request), (*request.stop, *self._ends)
         texts: dict[Row, _Text] = {}
         for index, prompt in enumerate(choices):
-            key = np.asarray(jax.random.key_data(sample_keys(seed, 1, index)[0]))
+            key = np.asarray(_row_key(np.uint32(seed), index))
             row = Row(prompt.ids, request.max_tokens, len(prompt.ids), key, settings, num_top is not None, _put(queue))
             texts[row] = _Text(index, self._vocab, stops, num_top, len(prompt.text) if request.echo else 0)
         rows.extend(texts)
@@ -233,6 +233,12 @@ class Completions:
         start = len(prompt.ids) if not prompt.text else int(self._boundary is not None)
         tokens.add(prompt.ids[start:], *(each[start:] for each in scores))
         return tokens.take(len(prompt.text))
+
+
+@jax.jit
+def _row_key(seed: jax.Array, index: jax.Array) -> jax.Array:
+    """Return the data of the PRNG key of a sample (`sampler.sample_keys`)."""
+    return jax.random.key_data(sample_keys(seed, 1, index)[0])
 
 
 class _Text:

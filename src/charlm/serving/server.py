@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import math
+import resource
 import signal
 import socket
 import time
@@ -315,6 +316,10 @@ def serve(server: Server, listener: socket.socket, grace: float, ready: Callable
         server_header=False,
         timeout_graceful_shutdown=math.ceil(grace) + 2,
     )
+    # Every client takes a file descriptor, and the usual limit is 1,024.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 65_536)), hard))
     runner = _Uvicorn(config, server, grace, ready)
     runner.run([listener])
     return runner.caught
