@@ -111,8 +111,8 @@ class Batcher:
     def __init__(self, sampler: Sampler, params: Any, vocab_size: int, num_rows: int):
         self._sampler, self._vocab_size, self._num_rows = sampler, vocab_size, num_rows
         self._weights = sampler.prepare(params)
-        # A batch has one of a few sizes, because each is compiled. A row alone is as fast as in the command.
-        self._sizes = sorted({min(size, num_rows) for size in (1, 8, num_rows)})
+        # A batch has one of two sizes, because each is compiled. A text alone is then drawn as fast as by the command.
+        self._sizes = sorted({1, num_rows})
         self._rows: list[Row] = []
         self._waiting: collections.deque[_Group] = collections.deque()
         self._work = asyncio.Event()
