@@ -117,13 +117,15 @@ class Batcher:
         self._waiting: collections.deque[_Group] = collections.deque()
         self._work = asyncio.Event()
         self._batch: tuple[list[Row], int, Any] = ([], 1, sampler.start(self._weights, 1))
-        self.closing = False
+        self.closing, self._aborted = False, False
 
     def submit(self, rows: Iterable[Row]) -> None:
         """Add the rows of a request. Requests take turns: each gives one row to the batch before any gives the next."""
         if group := collections.deque(rows):
             self._waiting.append(_Group(group))
             self._work.set()
+        if self._aborted:
+            self.abort()
 
     def close(self) -> None:
         """End the requests of which no row was drawn yet. `closing` asks the server to submit no new one."""
@@ -133,8 +135,9 @@ class Batcher:
                 self._fail(row, Closing())
 
     def abort(self) -> None:
-        """End all rows."""
+        """End all rows, and those that are submitted from now on."""
         self.close()
+        self._aborted = True
         for row in [*self._rows, *(row for group in self._waiting for row in group.rows)]:
             self._fail(row, Closing())
 
