@@ -299,13 +299,13 @@ def test_closing_finishes_what_is_drawn_and_refuses_the_rest(endless):
     async def close():
         completions = Completions(endless, 1, LIMITS)
         drawing = asyncio.create_task(completions.batcher.run())
-        first, second = (asyncio.create_task(text_of(completions, CompletionRequest(("the",), 150))) for _ in range(2))
+        first, second = (asyncio.create_task(text_of(completions, CompletionRequest(("the",), 3000))) for _ in range(2))
         while not completions.batcher._rows:
             await asyncio.sleep(0.001)
         completions.batcher.close()
         with pytest.raises(Closing):
             await second
-        assert await first == endless.sample("the", 150, seed=1)
+        assert await first == endless.sample("the", 3000, seed=1)
         third = asyncio.create_task(text_of(completions, CompletionRequest(("the",), 10**9)))
         while not completions.batcher._rows:
             await asyncio.sleep(0.001)

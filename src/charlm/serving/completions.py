@@ -171,9 +171,12 @@ class Completions:
             texts[row] = _Text(index, self._vocab, stops, num_top, len(prompt.text) if request.echo else 0)
         rows.extend(texts)
         self.batcher.submit(texts)
-        async for row, piece in _receive(queue, texts):
+        open_rows = set(texts)
+        async for row, piece in _receive(queue, open_rows):
             choice = texts[row].add(piece)
-            row.cancelled = row.cancelled or choice.finish_reason is not None
+            if choice.finish_reason:
+                row.cancelled = True
+                open_rows.discard(row)
             if choice.text or choice.finish_reason:
                 yield choice
 
@@ -212,11 +215,14 @@ class Completions:
                 placed[row] = found[prompt], first
         rows.extend(placed)
         self.batcher.submit(placed)
-        async for row, piece in _receive(queue, placed):
+        open_rows = set(placed)
+        async for row, piece in _receive(queue, open_rows):
             scores, at = placed[row]
             for whole, part in zip(scores, piece.logprobs):
                 whole[at : at + len(part)] = part
             placed[row] = scores, at + len(piece.ids)
+            if piece.last:
+                open_rows.discard(row)
         return {prompt: self._tokens(prompt, num_top, *scores) for prompt, scores in found.items()}
 
     def _score_rows(self, prompt: Prompt, queue: asyncio.Queue) -> Iterator[tuple[Row, int]]:
@@ -268,16 +274,13 @@ def _put(queue: asyncio.Queue) -> Any:
     return lambda row, piece: queue.put_nowait((row, piece))
 
 
-async def _receive(queue: asyncio.Queue, rows: dict[Row, Any]) -> AsyncIterator[tuple[Row, Piece]]:
-    """Yield the pieces of rows until all of them are done. Raises the error that ends a row."""
-    open_rows = set(rows)
+async def _receive(queue: asyncio.Queue, open_rows: set[Row]) -> AsyncIterator[tuple[Row, Piece]]:
+    """Yield the pieces of rows until the caller has removed all rows from the set. Raises the error that ends a row."""
     while open_rows:
         row, piece = await queue.get()
         if isinstance(piece, Exception):
             raise piece
         yield row, piece
-        if piece.last or row.cancelled:
-            open_rows.discard(row)
 
 
 def new_seed() -> int:
