@@ -278,6 +278,8 @@ async def _receive(queue: asyncio.Queue, open_rows: set[Row]) -> AsyncIterator[t
     """Yield the pieces of rows until the caller has removed all rows from the set. Raises the error that ends a row."""
     while open_rows:
         row, piece = await queue.get()
+        if row not in open_rows:
+            continue
         if isinstance(piece, Exception):
             raise piece
         yield row, piece
