@@ -138,6 +138,7 @@ def test_echo_with_logprobs_is_the_score_of_evaluate(client, model):
 @pytest.mark.parametrize(
     "changes", [{"batching.loss_on": "last", "batching.seq_len": 5, "eval.max_chars": 9}, {"kind": "bytes"}]
 )
+@pytest.mark.slow
 def test_scores_of_many_to_one_models_and_of_bytes(changes):
     model = small_model("rnn", **changes)
     text = TEXT[:30] if "kind" not in changes else "aé漢🙂b"
@@ -151,6 +152,7 @@ def test_scores_of_many_to_one_models_and_of_bytes(changes):
             assert texts_of(complete(client, prompt=text, max_tokens=50, seed=1)) == [model.sample(text, 50, seed=1)]
 
 
+@pytest.mark.slow
 def test_the_logprobs_of_drawn_symbols_are_those_of_the_model():
     model = small_model("rnn", **{"data.documents": "lines"})
     with served(model) as client:
@@ -262,14 +264,8 @@ def test_no_bytes_make_the_server_fail(client, body):
     assert response.status_code in (200, 400)
 
 
-@pytest.fixture(scope="module")
-def endless():
-    """A model without a corpus on disk, and limits that allow long texts."""
-    return small_model("rnn", scale=1.0)
-
-
-def test_requests_beyond_the_limit_get_429_and_the_others_their_text(endless):
-    app = Server(endless, 2, Limits(requests=2)).app
+def test_requests_beyond_the_limit_get_429_and_the_others_their_text(model):
+    app = Server(model, 1, Limits(requests=2)).app
 
     async def flood():
         from httpx2 import ASGITransport, AsyncClient
@@ -283,12 +279,12 @@ def test_requests_beyond_the_limit_get_429_and_the_others_their_text(endless):
     assert set(statuses) == {200, 429} and statuses.count(200) >= 2
     for response in responses:
         if response.status_code == 200:
-            assert texts_of(response.json()) == [endless.sample("the", 40, seed=1)]
+            assert texts_of(response.json()) == [model.sample("the", 40, seed=1)]
         else:
             assert response.json()["error"]["type"] == "rate_limit_error" and response.headers["retry-after"] == "1"
 
 
-def test_closing_finishes_what_is_drawn_and_refuses_the_rest(endless):
+def test_closing_finishes_what_is_drawn_and_refuses_the_rest(model):
     """One request is being drawn, one waits for the only row, and a text that takes too long is cut."""
 
     async def text_of(completions, request):
@@ -297,7 +293,7 @@ def test_closing_finishes_what_is_drawn_and_refuses_the_rest(endless):
             return "".join([part.text async for part in parts])
 
     async def close():
-        completions = Completions(endless, 1, LIMITS)
+        completions = Completions(model, 1, LIMITS)
         drawing = asyncio.create_task(completions.batcher.run())
         first, second = (asyncio.create_task(text_of(completions, CompletionRequest(("the",), 3000))) for _ in range(2))
         while not completions.batcher._rows:
@@ -305,7 +301,7 @@ def test_closing_finishes_what_is_drawn_and_refuses_the_rest(endless):
         completions.batcher.close()
         with pytest.raises(Closing):
             await second
-        assert await first == endless.sample("the", 3000, seed=1)
+        assert await first == model.sample("the", 3000, seed=1)
         third = asyncio.create_task(text_of(completions, CompletionRequest(("the",), 10**9)))
         while not completions.batcher._rows:
             await asyncio.sleep(0.001)
@@ -317,8 +313,8 @@ def test_closing_finishes_what_is_drawn_and_refuses_the_rest(endless):
     asyncio.run(close())
 
 
-def test_a_closed_server_answers_503(endless):
-    server = Server(endless, 1)
+def test_a_closed_server_answers_503(model):
+    server = Server(model, 1)
     with TestClient(server.app) as client:
         client.portal.call(server.close, 5.0)
         response = client.post("/v1/completions", json={"prompt": "the"})
@@ -326,11 +322,11 @@ def test_a_closed_server_answers_503(endless):
         assert client.get("/v1/models").status_code == 200
 
 
-def test_a_client_that_goes_away_frees_its_rows(endless):
+def test_a_client_that_goes_away_frees_its_rows(model):
     async def leave():
-        completions = Completions(endless, 2, LIMITS)
+        completions = Completions(model, 4, LIMITS)
         drawing = asyncio.create_task(completions.batcher.run())
-        request = CompletionRequest(("the",), 10**9, n=5)
+        request = CompletionRequest(("the",), 10**9, n=6)
         parts = completions.answer(request, 1, completions.read_prompts(request, 1))
         assert (await anext(parts)).text
         await parts.aclose()

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from charlm.data.documents import Documents
 from charlm.data.vocab import Vocab
 from charlm.inference.decoding import SampleDecoder
-from charlm.inference.sampler import Settings, make_prompt, make_sampler, sample_keys
+from charlm.inference.sampler import Settings, make_prompt, sample_keys
 from charlm.inference.scorer import cut_text, min_text_length
 from charlm.runs.language_model import LanguageModel
 from charlm.serving.batcher import MAX_TOP, Batcher, Piece, Row
@@ -123,8 +123,7 @@ class Completions:
         self._config.sample.random_prompt = None  # It would need the training text.
         documents = Documents.from_config(self._config.data)
         self._ends = (documents.boundary,) if documents else ()
-        sample = self._config.sample
-        sampler = make_sampler(model.module, model.vocab, sample.window, sample.dtype)
+        sampler = model.make_sampler(model.config.sample.window, model.config.sample.dtype)
         self.batcher = Batcher(sampler, model.params, model.vocab.size, num_rows)
 
     def read_prompts(self, request: CompletionRequest, seed: int) -> list[Prompt]:
