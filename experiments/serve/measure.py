@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,9 @@ def main() -> None:
             seconds["at_once"].append(time.monotonic() - middle)
             texts += zip(alone, together)
         statuses = asyncio.run(flood(port, args.flood))
+        start = time.monotonic()
+        page = urllib.request.urlopen(f"http://127.0.0.1:{port}/").read()
+        page_seconds = time.monotonic() - start
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait()
@@ -131,6 +135,7 @@ def main() -> None:
         "ratios": [round(a / b, 2) for a, b in zip(seconds["one_after_another"], seconds["at_once"])],
         "different": different,
         "flood": statuses,
+        "page": {"megabytes": round(len(page) / 1e6, 2), "seconds": round(page_seconds, 1)},
         "exit_code": server.returncode,
     }
     print(json.dumps(records.append(Path(__file__).parent, record), indent=1))
