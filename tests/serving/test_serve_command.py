@@ -4,7 +4,6 @@ import json
 import re
 import signal
 import sys
-import threading
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -40,8 +39,7 @@ class Served:
         self.url = re.search(r"http://\S+", line)[0]
         self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
 
-    def stop(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
+    def end(self):
         _, err = self.process.communicate(timeout=60)
         return self.process.returncode, err
 
@@ -86,11 +84,10 @@ def test_openais_client_works_and_sigterm_finishes_what_streams(workdir, monkeyp
 
     stream = client.completions.create(model="quickstart", prompt="the cat", max_tokens=20_000, seed=4, stream=True)
     text = next(iter(stream)).choices[0].text
-    stopper = threading.Thread(target=served.process.send_signal, args=[signal.SIGTERM])
-    stopper.start()
+    served.process.send_signal(signal.SIGTERM)
     text += "".join(part.choices[0].text for part in stream)
     assert text == model.sample("the cat", 20_000, seed=4)
-    code, err = served.stop()
+    code, err = served.end()
     assert code == 143 and "Traceback" not in err, err
 
 
@@ -103,7 +100,7 @@ def test_sigint_ends_the_server_after_the_grace_period(workdir):
     with pytest.raises(openai.APIError):
         for _ in stream:
             pass
-    code, err = served.stop()
+    code, err = served.end()
     assert code == 130 and "Traceback" not in err, err
 
 
