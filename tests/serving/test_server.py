@@ -136,20 +136,30 @@ def test_echo_with_logprobs_is_the_score_of_evaluate(client, model):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"batching.loss_on": "last", "batching.seq_len": 5, "eval.max_chars": 9}, {"kind": "bytes"}]
+    "changes",
+    [
+        {"batching.loss_on": "last", "batching.seq_len": 5, "eval.max_chars": 9},
+        {"batching.loss_on": "last", "batching.seq_len": 5, "sample.window": 5},
+        {"sample.window": 4},
+        {"kind": "bytes"},
+    ],
 )
 @pytest.mark.slow
-def test_scores_of_many_to_one_models_and_of_bytes(changes):
+def test_many_to_one_models_windows_and_bytes(changes):
     model = small_model("rnn", **changes)
     text = TEXT[:30] if "kind" not in changes else "aé漢🙂b"
     with served(model) as client:
+        assert texts_of(complete(client, prompt=text, max_tokens=50, seed=1)) == [model.sample(text, 50, seed=1)]
+        if changes == {"sample.window": 4}:
+            refused = client.post("/v1/completions", json={"prompt": text, "max_tokens": 0, "echo": True, "logprobs": 1})
+            assert refused.status_code == 422 and "charlm.evaluate" in refused.json()["error"]["message"]
+            return
         (choice,) = complete(client, prompt=text, max_tokens=0, echo=True, logprobs=1)["choices"]
         found = [np.nan if each is None else each for each in choice["logprobs"]["token_logprobs"]]
         np.testing.assert_allclose(-np.array(found[1:]), model.score(text).nats, atol=1e-5)
         if "kind" in changes:
             assert choice["logprobs"]["tokens"][:3] == ["a", "bytes:\\xc3", "bytes:\\xa9"]
             assert choice["logprobs"]["text_offset"] == [0, 1, 1, 2, 2, 2, 3, 3, 3, 3, 4]
-            assert texts_of(complete(client, prompt=text, max_tokens=50, seed=1)) == [model.sample(text, 50, seed=1)]
 
 
 @pytest.mark.slow

@@ -127,7 +127,11 @@ class Completions:
         self.batcher = Batcher(sampler, model.params, model.vocab.size, num_rows)
 
     def read_prompts(self, request: CompletionRequest, seed: int) -> list[Prompt]:
-        """Return the prompts of a request. Raises ApiError if the model cannot read one of them."""
+        """Return the prompts of a request. Raises ApiError if the model cannot read or score one of them."""
+        window, batching = self._config.sample.window, self._config.batching
+        if request.echo and request.logprobs is not None and window not in (0, batching.loss_on == "last" and batching.seq_len):
+            message = f"sample.window of this model is {window}, so the server cannot score a prompt; use charlm.evaluate"
+            raise ApiError(422, message, "logprobs")
         return [self._read_prompt(prompt, seed) for prompt in request.prompt]
 
     async def answer(self, request: CompletionRequest, seed: int, prompts: Sequence[Prompt]) -> AsyncIterator[Choice]:
