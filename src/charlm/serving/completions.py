@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from charlm.data.documents import Documents
 from charlm.data.vocab import Vocab
@@ -121,6 +120,7 @@ class Completions:
         self._vocab, self._limits, self._boundary = model.vocab, limits, model.boundary
         self._config = copy.deepcopy(model.config).unlock()
         self._config.sample.random_prompt = None  # It would need the training text.
+        self._default_prompt = self._config.sample.prompt
         documents = Documents.from_config(self._config.data)
         self._ends = (documents.boundary,) if documents else ()
         sampler = model.make_sampler(model.config.sample.window, model.config.sample.dtype)
@@ -195,10 +195,9 @@ class Completions:
 
     def _read_prompt(self, prompt: str | None, seed: int) -> Prompt:
         """Return a prompt. Raises ApiError if it cannot be read."""
-        sample = self._config.sample.to_dict()
-        sample["prompt"] = sample["prompt"] if prompt is None else prompt
+        self._config.sample.prompt = self._default_prompt if prompt is None else prompt
         try:
-            text, ids = make_prompt(ConfigDict({"data": self._config.data, "sample": sample}), self._vocab, None, seed)
+            text, ids = make_prompt(self._config, self._vocab, None, seed)
         except ConfigError as error:
             raise ApiError(422, str(error).replace("sample.prompt", "prompt"), "prompt") from None
         if len(ids) > self._limits.prompt:

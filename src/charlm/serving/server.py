@@ -13,6 +13,7 @@ import math
 import resource
 import signal
 import socket
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -170,7 +171,20 @@ class _Answer:
         return {"usage": {"prompt_tokens": self._num_read, "completion_tokens": self._num_drawn, "total_tokens": total}}
 
     async def whole(self, request: Request) -> Response:
-        """Return the response with all texts at once."""
+        """Return the response with all texts at once. Raises ClientDisconnect if the client goes away before."""
+        tasks = collecting, leaving = asyncio.create_task(self._collect()), asyncio.create_task(_disconnect(request))
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not collecting.done():
+                raise ClientDisconnect
+            return _json(self.to_json(*collecting.result()) | self.usage())
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _collect(self) -> list[Choice]:
+        """Return the whole texts, in order."""
         choices: dict[int, Choice] = {}
         async with contextlib.aclosing(self.parts):
             async for part in self.parts:
@@ -178,9 +192,7 @@ class _Answer:
                     choices[part.index].extend(part)
                 else:
                     choices[part.index] = part
-                if await request.is_disconnected():
-                    raise ClientDisconnect
-        return _json(self.to_json(*(choices[index] for index in sorted(choices))) | self.usage())
+        return [choices[index] for index in sorted(choices)]
 
 
 class _EventStream(StreamingResponse):
@@ -225,6 +237,12 @@ class _Limiter:
             await self._app(scope, receive, send)
         finally:
             self._open -= 1
+
+
+async def _disconnect(request: Request) -> None:
+    """Return when the client goes away."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
@@ -320,6 +338,8 @@ def serve(server: Server, listener: socket.socket, grace: float, ready: Callable
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 65_536)), hard))
+    # The thread that draws waits for Python's lock up to this long, 5 ms by default, which is as long as a block takes.
+    sys.setswitchinterval(0.0005)
     runner = _Uvicorn(config, server, grace, ready)
     runner.run([listener])
     return runner.caught
