@@ -1,8 +1,10 @@
 """Measure the server: whether concurrent clients get the texts of the command, how fast, and what a flood of requests gets.
 
-    python experiments/serve/measure.py --workdir runs/quickstart [--clients 32] [--rounds 10] [--length 500] [--flood 1000]
+    python experiments/serve/measure.py --workdir runs/quickstart [--hidden H] [--clients 32] [--rounds 10] [--length 500]
+        [--flood 1000]
 
-The script starts the server, and needs the extra `serve`. It prints the record that it appends to results.jsonl.
+The script starts the server, and needs the extra `serve`. With --hidden it measures an untrained LSTM of H units over the symbols
+of the run. It prints the record that it appends to results.jsonl.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -25,7 +28,9 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 import charlm  # noqa: E402
+from charlm.config import default_config  # noqa: E402
 from charlm.inference.sampler import sample_keys  # noqa: E402
+from charlm.nn.model import CharLM  # noqa: E402
 from experiments import records  # noqa: E402
 
 PROMPTS = ("HAMLET:", "To be, or not to be", "\n", "The king", "Enter ROMEO", "My lord, ", "What is", "O ")
@@ -78,21 +83,34 @@ def gap_at(model: charlm.LanguageModel, body: dict[str, Any], expected: str, fou
     return at, float(first - second)
 
 
+def untrained_model(model: charlm.LanguageModel, hidden: int) -> charlm.LanguageModel:
+    """Return an untrained LSTM over the symbols of a model."""
+    config = default_config()
+    config.model.hidden_size = hidden
+    module = CharLM.from_config(config.model, model.vocab.size)
+    return charlm.LanguageModel(config.lock(), model.vocab, module.initial_params(jax.random.key(0)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True, help="the folder of the run")
+    parser.add_argument("--hidden", type=int, help="the number of units of an untrained LSTM to measure instead of the run")
     parser.add_argument("--clients", type=int, default=32, help="number of concurrent clients")
     parser.add_argument("--rounds", type=int, default=10, help="number of requests of each client")
     parser.add_argument("--length", type=int, default=500, help="number of characters of each text")
     parser.add_argument("--flood", type=int, default=1000, help="number of requests at once in the flood")
     args = parser.parse_args()
-    model = charlm.load(args.workdir)
+    model, workdir = charlm.load(args.workdir), Path(args.workdir)
+    if args.hidden:
+        workdir = Path(tempfile.mkdtemp()) / "untrained"
+        untrained_model(model, args.hidden).save(workdir)
+        model = charlm.load(workdir)
     bodies = [
         {"prompt": PROMPTS[k % len(PROMPTS)], "max_tokens": args.length, "seed": k, "temperature": 1.0}
         for k in range(args.clients * args.rounds)
     ]
     rounds = [bodies[start : start + args.clients] for start in range(0, len(bodies), args.clients)]
-    command = [sys.executable, "-m", "charlm.serve", "--workdir", args.workdir, "--port=0"]
+    command = [sys.executable, "-m", "charlm.serve", "--workdir", str(workdir), "--port=0"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         port = int(next(found[1] for line in server.stderr if (found := re.search(r":(\d+)$", line))))
@@ -108,9 +126,11 @@ def main() -> None:
             seconds["at_once"].append(time.monotonic() - middle)
             texts += zip(alone, together)
         statuses = asyncio.run(flood(port, args.flood))
-        start = time.monotonic()
-        page = urllib.request.urlopen(f"http://127.0.0.1:{port}/").read()
-        page_seconds = time.monotonic() - start
+        page = None
+        if not args.hidden:  # The page needs the corpus of the run.
+            start = time.monotonic()
+            size = len(urllib.request.urlopen(f"http://127.0.0.1:{port}/").read())
+            page = {"megabytes": round(size / 1e6, 2), "seconds": round(time.monotonic() - start, 1)}
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait()
@@ -127,6 +147,7 @@ def main() -> None:
                 different[name].append({"seed": body["seed"], "at": at, "gap": float(f"{gap:.1e}")})
     speeds = {name: round(chars / statistics.median(each)) for name, each in seconds.items()}
     record = {
+        "hidden": model.config.model.hidden_size,
         "clients": args.clients,
         "texts": len(bodies),
         "length": args.length,
@@ -135,7 +156,7 @@ def main() -> None:
         "ratios": [round(a / b, 2) for a, b in zip(seconds["one_after_another"], seconds["at_once"])],
         "different": different,
         "flood": statuses,
-        "page": {"megabytes": round(len(page) / 1e6, 2), "seconds": round(page_seconds, 1)},
+        "page": page,
         "exit_code": server.returncode,
     }
     print(json.dumps(records.append(Path(__file__).parent, record), indent=1))
