@@ -3,8 +3,8 @@
     python experiments/serve/measure.py --workdir runs/quickstart [--hidden H] [--clients 32] [--rounds 10] [--length 500]
         [--flood 1000]
 
-The script starts the server, and needs the extra `serve`. With --hidden it measures an untrained LSTM of H units over the symbols
-of the run. It prints the record that it appends to results.jsonl.
+The script starts the server, and needs the extra `serve`. With --hidden it measures an untrained LSTM of H units over the
+symbols of the run. It prints the record that it appends to results.jsonl.
 """
 
 import argparse
