@@ -135,11 +135,14 @@ def test_echo_with_logprobs_is_the_score_of_evaluate(client, model):
     assert found == pytest.approx(expected, abs=1e-5)
 
 
+WINDOWS = {"batching.loss_on": "last", "batching.layout": "windows", "batching.seq_len": 5}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {"batching.loss_on": "last", "batching.seq_len": 5, "eval.max_chars": 9},
-        {"batching.loss_on": "last", "batching.seq_len": 5, "sample.window": 5},
+        WINDOWS | {"eval.max_chars": 9},
+        WINDOWS | {"sample.window": 5},
         {"sample.window": 4},
         {"kind": "bytes"},
     ],
