@@ -22,7 +22,7 @@ import jax
 import pytest
 from hypothesis import settings
 
-from charlm import evaluate, explore, export, import_torch, report, reproduce, sample, sweep, train
+from charlm import evaluate, explore, export, import_torch, report, reproduce, sample, serve, sweep, train
 from charlm.config import cli
 from charlm.runs import tracking
 
@@ -43,7 +43,7 @@ settings.load_profile("charlm")
 
 COMMANDS = {"train": train.main, "sample": sample.main, "evaluate": evaluate.main, "reproduce": reproduce.main}
 COMMANDS |= {"sweep": sweep.main, "report": report.main, "export": export.main}
-COMMANDS |= {"import_torch": import_torch.main, "explore": explore.main}
+COMMANDS |= {"import_torch": import_torch.main, "explore": explore.main, "serve": serve.main}
 SMALL = """
 from charlm.config import default_config
 

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from charlm.inference.text_score import ScoreDifference, TextScore
     from charlm.runs.fit import fit
     from charlm.runs.language_model import LanguageModel
+    from charlm.serving.page import write_page
 
-__all__ = ["LanguageModel", "ScoreDifference", "TextScore", "default_config", "fit", "load"]
+__all__ = ["LanguageModel", "ScoreDifference", "TextScore", "default_config", "fit", "load", "write_page"]
 
 # Name -> the module that defines it.
 _MODULES = {
@@ -28,6 +29,7 @@ _MODULES = {
     "default_config": "charlm.config",
     "fit": "charlm.runs.fit",
     "load": "charlm.exchange.folder",
+    "write_page": "charlm.serving.page",
 }
 
 

@@ -13,7 +13,7 @@ from charlm.system.errors import RunFailed
 from charlm.system.progress import say
 from charlm.system.streams import prepare_streams, write_output
 
-COMMANDS = ("train", "sample", "evaluate", "reproduce", "sweep", "report", "export", "import_torch", "explore")
+COMMANDS = ("train", "sample", "evaluate", "reproduce", "sweep", "report", "export", "import_torch", "explore", "serve")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     workdir = Path(cli.required(values, "workdir"))
     output = Path(values.output) if values.output else workdir / "explore.html"
     model = load(workdir, values.checkpoint, values.cell_module)
-    write_page(model, output, values.text and Path(values.text), values.length, values.dtype)
+    write_page(model, output, values.text, values.length, values.dtype)
     say(f"{output}")
 
 

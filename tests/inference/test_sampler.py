@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from charlm.config import default_config
 from charlm.data.vocab import Vocab
+from charlm.inference.decoding import decode_samples
 from charlm.inference.sampler import (
     Settings,
-    decode_samples,
     filter_top_k_top_p,
     generate,
     make_prompt,

@@ -19,7 +19,7 @@ from models import TEXT, small_model
 import charlm
 from charlm.config import default_config
 from charlm.data.vocab import Vocab
-from charlm.inference.sampler import SampleDecoder
+from charlm.inference.decoding import SampleDecoder
 from charlm.nn.model import CharLM
 from charlm.runs.flat_state import flatten_state, sha256
 from charlm.runs.reproduce import record_from_workdir, reproduce

@@ -1,6 +1,7 @@
 """Sample text from a model: the compiled sampler, the PRNG keys, and the prompt.
 
-Letters: N samples, K symbols in a block, V vocabulary, S states of the UTF-8 automaton, W symbols in a window.
+Letters: N samples, K symbols in a block, V vocabulary, S states of the UTF-8 automaton, W symbols in a window, C most probable
+symbols.
 """
 
 import functools
@@ -16,6 +17,7 @@ from charlm.data.batching import uniform
 from charlm.data.documents import Documents
 from charlm.data.text import normalise
 from charlm.data.vocab import Vocab, utf8_transitions
+from charlm.inference.decoding import decode_samples
 from charlm.nn.cells import SameCell
 from charlm.nn.model import CharLM
 from charlm.system.errors import ConfigError, CorpusError
@@ -28,6 +30,8 @@ _TINY_TEMPERATURE = 1e-30
 class Settings(NamedTuple):
     """How a symbol is drawn. These are arguments of the compiled program, so changing them triggers no recompilation.
 
+    Each one is a number for all samples, or an array (N,).
+
     Attributes:
         temperature: the logits are divided by it; above 0.
         top_k: top-k filtering: draw from the k most probable symbols; V: from all.
@@ -36,10 +40,10 @@ class Settings(NamedTuple):
         greedy: take the most probable symbol.
     """
 
-    temperature: float
-    top_k: int
-    top_p: float
-    greedy: bool
+    temperature: float | np.ndarray
+    top_k: int | np.ndarray
+    top_p: float | np.ndarray
+    greedy: bool | np.ndarray
 
     @classmethod
     def from_config(cls, sample: ConfigDict, vocab_size: int) -> "Settings":
@@ -57,7 +61,22 @@ def filter_top_k_top_p(logits_V: jax.Array, top_k: jax.Array, top_p: jax.Array) 
     # A symbol is kept if the more probable symbols have not reached p together. The most probable symbol is always kept.
     before = jnp.cumsum(probs) - probs
     sorted_V = jnp.where((before < top_p) | (ranks == 0), sorted_V, -jnp.inf)
-    return jnp.zeros_like(logits_V).at[order].set(sorted_V)
+    # Without a filter nothing is excluded, not even what rounding would exclude.
+    return jnp.where((top_k >= len(ranks)) & (top_p >= 1), logits_V, jnp.zeros_like(logits_V).at[order].set(sorted_V))
+
+
+class Logprobs(NamedTuple):
+    """The log-probabilities of K symbols of N samples, from the unfiltered distribution at temperature 1.
+
+    Attributes:
+        drawn_KN: those of the symbols that were drawn, or taken from the prompt.
+        top_KNC: those of the C most probable symbols, the most probable first.
+        top_ids_KNC: these symbols.
+    """
+
+    drawn_KN: jax.Array
+    top_KNC: jax.Array
+    top_ids_KNC: jax.Array
 
 
 class Sampler(NamedTuple):
@@ -66,16 +85,21 @@ class Sampler(NamedTuple):
     Attributes:
         prepare: params -> weights, jitted. It does the work that is the same for all symbols.
         start: (weights, N) -> the state before the first symbol of N samples.
-        block: (weights, state, ids_N, keys_N, position, prompt_K, prompt_length, settings, filtered) -> (state, ids_N,
-            drawn_KN), jitted. It draws K symbols for each of N samples. `ids_N` are the last symbols and `position` is their
-            position in the text. The symbol at position p is drawn with the sample's key, folded with p, so it depends only on
-            the key and on the symbols before it. The first `prompt_length` of the K symbols are taken from `prompt_K` instead.
-            `filtered` is static and says whether top-k or top-p filtering is in use.
+        regroup: (weights, state, source_N) -> the state of N samples, jitted. Sample i goes on from sample `source_N[i]` of
+            `state`, or starts if that is -1.
+        block: (weights, state, ids_N, keys_N, position, prompt_KN, prompt_length, settings, filtered, num_top) -> (state,
+            ids_N, drawn_KN, Logprobs or None), jitted. It draws K symbols for each of N samples. `ids_N` are the last symbols
+            and `position` is their position in the text. The symbol at position p is drawn with the sample's key, folded with
+            p, so it depends only on the key and on the symbols before it. The first `prompt_length` of the K symbols are taken
+            from `prompt_KN` instead. Position and prompt are those of all samples, a number and an array (K, 1), or each
+            sample's own, arrays (N,) and (K, N). `filtered` and `num_top` are static: whether top-k or top-p filtering is in
+            use, and the number C of the `Logprobs` (None: there are none).
     """
 
     prepare: Callable[[Any], Any]
     start: Callable[[Any, int], Any]
-    block: Callable[..., tuple[Any, jax.Array, jax.Array]]
+    regroup: Callable[[Any, Any, Any], Any]
+    block: Callable[..., tuple[Any, jax.Array, jax.Array, Logprobs | None]]
 
 
 def make_sampler(model: CharLM, vocab: Vocab, window: int = 0, dtype: str | None = None) -> Sampler:
@@ -109,53 +133,76 @@ def _make_sampler(model: CharLM, cell: SameCell, vocab_size: int, draws_bytes: b
     # The context of a sample is what the model knows of its text: the carry, or with a window the last W symbols.
     def start(weights: Any, num_samples: int) -> Any:
         utf8_N = None if next_SV is None else jnp.zeros(num_samples, jnp.int32)
-        context = jnp.zeros((window, num_samples), jnp.int32) if window else folded.initial_carry(weights, num_samples)
+        context = jnp.zeros((num_samples, window), jnp.int32) if window else folded.initial_carry(weights, num_samples)
         return context, utf8_N
+
+    @jax.jit
+    def regroup(weights: Any, state: Any, source_N: jax.Array) -> Any:
+        def choose(old: jax.Array, first: jax.Array) -> jax.Array:
+            return jnp.where(jnp.expand_dims(source_N >= 0, tuple(range(1, old.ndim))), old[source_N], first)
+
+        return jax.tree.map(choose, state, start(weights, len(source_N)))
 
     def next_logits(weights: Any, context: Any, ids_N: jax.Array) -> tuple[jax.Array, Any]:
         """Return (logits_NV, context) after the symbols `ids_N`."""
         if not window:
             logits_1NV, carry = folded.apply({"params": weights}, ids_N[None], context)
             return logits_1NV[0], carry
-        window_WN = jnp.concatenate([context[1:], ids_N[None]])
-        logits_1NV, _ = folded.apply({"params": weights}, window_WN, folded.initial_carry(weights, len(ids_N)), only_last=True)
-        return logits_1NV[0], window_WN
+        window_NW = jnp.concatenate([context[:, 1:], ids_N[:, None]], axis=1)
+        carry = folded.initial_carry(weights, len(ids_N))
+        logits_1NV, _ = folded.apply({"params": weights}, window_NW.T, carry, only_last=True)
+        return logits_1NV[0], window_NW
 
-    @functools.partial(jax.jit, static_argnames="filtered")
-    def block(weights, state, ids_N, keys_N, position, prompt_K, prompt_length, settings, filtered):
+    @functools.partial(jax.jit, static_argnames=("filtered", "num_top"))
+    def block(weights, state, ids_N, keys_N, position, prompt_KN, prompt_length, settings, filtered, num_top=None):
+        shape = len(prompt_KN), len(ids_N)
+        offsets_K1 = jnp.arange(len(prompt_KN))[:, None]
+        temperature_N1, _, _, greedy_N1 = (jnp.asarray(each)[..., None] for each in settings)
+        filters_N = [jnp.broadcast_to(each, len(ids_N)) for each in (settings.top_k, settings.top_p)]
+        # The quotient of a tiny temperature overflows, except for logits of at most 0. Others keep the bits of their draws.
+        tiny_N1 = temperature_N1 < _TINY_TEMPERATURE
+
         # To draw a symbol, add Gumbel noise to the logits and take the largest (Gumbel 1954). The noise of all K symbols is
         # drawn at once, outside the loop.
-        def noise(at):
-            return jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, at), (vocab_size,)))(keys_N)
+        def noise(key, at):
+            return jax.random.gumbel(jax.random.fold_in(key, at), (vocab_size,))
 
-        positions_K = position + 1 + jnp.arange(len(prompt_K))
-        noise_KNV = jnp.where(settings.greedy, 0, jax.vmap(noise)(positions_K))
+        positions_KN = jnp.broadcast_to(position + 1 + offsets_K1, shape)
+        noise_KNV = jnp.where(greedy_N1, 0, jax.vmap(jax.vmap(noise), (None, 0))(keys_N, positions_KN))
 
         def draw_symbol(state, inputs):
             (context, utf8_N), ids_N = state
-            noise_NV, in_prompt, prompt_id = inputs
+            noise_NV, in_prompt_N, prompt_N = inputs
             logits_NV, context = next_logits(weights, context, ids_N)
+            logprobs_NV = None if num_top is None else jax.nn.log_softmax(logits_NV)
             if utf8_N is not None:
                 utf8_N = next_SV[utf8_N, ids_N]
                 logits_NV = jnp.where(next_SV[utf8_N] >= 0, logits_NV, -jnp.inf)
-            # The quotient of a tiny temperature overflows, except for logits of at most 0. Others keep the bits of their draws.
-            tiny = settings.temperature < _TINY_TEMPERATURE
-            logits_NV = (logits_NV - jnp.where(tiny, logits_NV.max(-1, keepdims=True), 0.0)) / settings.temperature
+            logits_NV = (logits_NV - jnp.where(tiny_N1, logits_NV.max(-1, keepdims=True), 0.0)) / temperature_N1
             if filtered:
-                logits_NV = jax.vmap(filter_top_k_top_p, (0, None, None))(logits_NV, settings.top_k, settings.top_p)
-            ids_N = jnp.where(in_prompt, prompt_id, jnp.argmax(logits_NV + noise_NV, axis=-1))
-            return ((context, utf8_N), ids_N), ids_N
+                logits_NV = jax.vmap(filter_top_k_top_p)(logits_NV, *filters_N)
+            ids_N = jnp.where(in_prompt_N, prompt_N, jnp.argmax(logits_NV + noise_NV, axis=-1))
+            logprobs = None
+            if num_top is not None:
+                logprobs = Logprobs(logprobs_NV[jnp.arange(len(ids_N)), ids_N], *jax.lax.top_k(logprobs_NV, num_top))
+            return ((context, utf8_N), ids_N), (ids_N, logprobs)
 
-        in_prompt_K = jnp.arange(len(prompt_K)) < prompt_length
-        (state, ids_N), drawn_KN = jax.lax.scan(draw_symbol, (state, ids_N), (noise_KNV, in_prompt_K, prompt_K))
-        return state, ids_N, drawn_KN
+        in_prompt_KN = jnp.broadcast_to(offsets_K1 < prompt_length, shape)
+        inputs = noise_KNV, in_prompt_KN, jnp.broadcast_to(prompt_KN, shape)
+        (state, ids_N), (drawn_KN, logprobs) = jax.lax.scan(draw_symbol, (state, ids_N), inputs)
+        return state, ids_N, drawn_KN, logprobs
 
-    return Sampler(prepare, start, block)
+    return Sampler(prepare, start, regroup, block)
 
 
 def sample_keys(seed: int, num_samples: int, first: int = 0) -> jax.Array:
     """Return one PRNG key for each sample, shape (N,). The key of sample i, counted from `first`, depends only on i."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), first + jnp.arange(num_samples))
+
+
+def block_size(num_samples: int, vocab_size: int) -> int:
+    """Return the number of symbols in a dispatch, for which the random numbers of N samples fit into memory."""
+    return min(_BLOCK, max(1, _MAX_NOISE // (num_samples * vocab_size)))
 
 
 def generate(
@@ -173,77 +220,22 @@ def generate(
         settings: how a symbol is drawn.
     """
     num_samples = keys_N.shape[0]
-    size = min(_BLOCK, max(1, _MAX_NOISE // (num_samples * vocab.size)))
+    size = block_size(num_samples, vocab.size)
     weights = sampler.prepare(params)
     state = sampler.start(weights, num_samples)
     ids_N = jnp.full(num_samples, int(prompt[0]), jnp.int32)
     filtered = settings.top_k < vocab.size or settings.top_p < 1
     for position in range(0, len(prompt) - 1 + length, size):
         ahead = prompt[position + 1 : position + 1 + size]
-        prompt_K = np.zeros(size, np.int32)
-        prompt_K[: len(ahead)] = ahead
-        state, ids_N, drawn_KN = sampler.block(
-            weights, state, ids_N, keys_N, position, prompt_K, len(ahead), settings, filtered=filtered
+        prompt_K1 = np.zeros((size, 1), np.int32)
+        prompt_K1[: len(ahead), 0] = ahead
+        state, ids_N, drawn_KN, _ = sampler.block(
+            weights, state, ids_N, keys_N, position, prompt_K1, len(ahead), settings, filtered=filtered
         )
         end = len(prompt) - 1 + length - position
         drawn = np.asarray(drawn_KN)[len(ahead) : end]
         if drawn.size:
             yield drawn.T
-
-
-class SampleDecoder:
-    """Turns the ids of one sample into text, piece by piece, and ends the text where a stop string begins.
-
-    Args:
-        vocab: the vocabulary of the ids.
-        stops: the strings that end the sample and do not belong to it. The one that begins first ends it.
-
-    Attributes:
-        stopped: whether a stop string was found.
-    """
-
-    def __init__(self, vocab: Vocab, stops: Sequence[str] = ()):
-        self._decode, self._stops, self._held, self.stopped = vocab.decoder(), stops, "", False
-
-    def feed(self, ids: np.ndarray) -> str:
-        """Return the text that the next ids add. What may be the beginning of a stop string is held back."""
-        if self.stopped or not self._stops:
-            return "" if self.stopped else self._decode(ids)
-        text = self._held + self._decode(ids)
-        # A stop string that may still be completed can begin before one that is complete.
-        sure = len(text) - max(n for stop in self._stops for n in range(len(stop)) if text.endswith(stop[:n]))
-        end = self._find_stop(text)
-        self.stopped = end <= sure and end < len(text)
-        end = min(end, sure)
-        self._held = text[end:]
-        return text[:end]
-
-    def flush(self) -> str:
-        """Return the text that was held back, after the last ids."""
-        return "" if self.stopped else self._held[: self._find_stop(self._held)]
-
-    def _find_stop(self, text: str) -> int:
-        """Return where the first stop string begins; the length of the text if there is none."""
-        return min((at for stop in self._stops if (at := text.find(stop)) >= 0), default=len(text))
-
-
-def decode_samples(
-    pieces: Iterator[np.ndarray], vocab: Vocab, num_samples: int, stops: Sequence[str] = ()
-) -> Iterator[list[str]]:
-    """Yield the new text of each sample for each piece of ids from `generate`; end when all samples have stopped.
-
-    Args:
-        pieces: ids of shape (num_samples, up to K).
-        vocab: the vocabulary of the ids.
-        num_samples: the number of samples.
-        stops: see `SampleDecoder`.
-    """
-    decoders = [SampleDecoder(vocab, stops) for _ in range(num_samples)]
-    for piece in pieces:
-        yield [decoder.feed(ids) for decoder, ids in zip(decoders, piece)]
-        if all(decoder.stopped for decoder in decoders):
-            return
-    yield [decoder.flush() for decoder in decoders]
 
 
 def make_prompt(config: ConfigDict, vocab: Vocab, train_ids: np.ndarray | None, seed: int) -> tuple[str, np.ndarray]:
@@ -329,7 +321,7 @@ def sample_text(
         config_sample: `config.sample`.
         seed: the seed of the samples.
         prompt_ids: ids of at least one symbol.
-        stops: see `SampleDecoder`.
+        stops: see `decoding.SampleDecoder`.
     """
     settings = Settings.from_config(config_sample, vocab.size)
     keys_N = sample_keys(seed, config_sample.num_samples)

@@ -116,6 +116,34 @@ def cut_documents(boundaries: np.ndarray, num_symbols: int, num_streams: int) ->
     return Streams(start, start + 1, np.append(start[1:], num_symbols - 1) + 1)
 
 
+def cut_windows(num_symbols: int, seq_len: int, max_chars: int) -> Streams:
+    """Cut a text into windows, evenly spaced. Each scores the symbol after `seq_len` others. There are at most `max_chars`."""
+    windows = num_symbols - seq_len
+    count = min(max_chars, windows)
+    start = np.arange(count, dtype=np.int64) * windows // count
+    return Streams(start, start + seq_len, start + seq_len + 1)
+
+
+def cut_text(ids: np.ndarray, batching: ConfigDict, config_eval: ConfigDict, boundary: int | None) -> Streams:
+    """Cut a text into the streams that a scorer reads, each from the initial state.
+
+    Args:
+        ids: the text, shape (symbols,), of at least `min_text_length`.
+        batching: `config.batching`.
+        config_eval: `config.eval`.
+        boundary: the id of the symbol between documents; None: the text has no documents.
+    """
+    if batching.loss_on == "last":
+        return cut_windows(len(ids), batching.seq_len, config_eval.max_chars)
+    return _cut_into_streams(ids, config_eval, boundary)
+
+
+def _cut_into_streams(ids: np.ndarray, config_eval: ConfigDict, boundary: int | None) -> Streams:
+    if boundary is None:
+        return cut_streams(len(ids), config_eval.num_streams, config_eval.context)
+    return cut_documents(document_positions(ids, boundary), len(ids), config_eval.num_streams)
+
+
 def min_text_length(batching: ConfigDict) -> int:
     """Return the number of symbols that a text needs, so that a model trained with `config.batching` can score it."""
     return 2 if batching.loss_on == "all" else batching.seq_len + 1
@@ -192,10 +220,7 @@ def _make_stream_scorer(model: CharLM, cell: SameCell, mesh: Mesh | None, metric
     def sum_over(
         params: Any, ids: np.ndarray, config_eval: ConfigDict, watch: Watch, nats_N: np.ndarray | None
     ) -> tuple[dict[str, float], int]:
-        if model.boundary is None:
-            streams = cut_streams(len(ids), config_eval.num_streams, config_eval.context)
-        else:
-            streams = cut_documents(document_positions(ids, model.boundary), len(ids), config_eval.num_streams)
+        streams = _cut_into_streams(ids, config_eval, model.boundary)
         batch = meshes.round_up(mesh, min(config_eval.batch_size * meshes.num_devices(mesh), len(streams.start)))
         totals: dict[str, float] = {}
         for group in range(0, len(streams.start), batch):
@@ -238,9 +263,8 @@ def _make_window_scorer(model: CharLM, cell: SameCell, seq_len: int, mesh: Mesh 
     def sum_over(
         params: Any, ids: np.ndarray, config_eval: ConfigDict, watch: Watch, nats_N: np.ndarray | None
     ) -> tuple[dict[str, float], int]:
-        windows = len(ids) - seq_len
-        count = min(config_eval.max_chars, windows)
-        start = np.arange(count, dtype=np.int64) * windows // count
+        start = cut_windows(len(ids), seq_len, config_eval.max_chars).start
+        count = len(start)
         batch = meshes.round_up(mesh, min(config_eval.batch_size * meshes.num_devices(mesh), count))
         totals: dict[str, float] = {}
         for group in range(0, count, batch):

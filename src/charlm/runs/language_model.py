@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from charlm.data.corpus import Corpus
 from charlm.data.documents import Documents
 from charlm.data.encode import encode_text
 from charlm.data.vocab import Vocab
-from charlm.inference import sampler, states
+from charlm.inference import decoding, sampler, states
 from charlm.inference.scorer import Score, Scorer, make_scorer, min_text_length
 from charlm.inference.states import State, Step
 from charlm.inference.text_score import TextScore
@@ -64,8 +64,7 @@ class LanguageModel:
 
     def __repr__(self) -> str:
         model = self.config.model
-        layers = f"{model.num_layers} x " if model.num_layers > 1 else ""
-        where = f", {self.path}" if self.path else ""
+        layers, where = f"{model.num_layers} x " if model.num_layers > 1 else "", f", {self.path}" if self.path else ""
         return (
             f"LanguageModel({layers}{model.cell} {model.hidden_size}, {self.vocab.size} symbols, step {self.num_steps}{where})"
         )
@@ -159,10 +158,10 @@ class LanguageModel:
         prompt, prompt_ids = sampler.make_prompt(config, vocab, train_ids, seed)
         how = sampler.Settings.from_config(settings, vocab.size)
         keys_N = sampler.sample_keys(seed, settings.num_samples, first)
-        compiled = self._sampler(settings.window, settings.dtype)
+        compiled = self.make_sampler(settings.window, settings.dtype)
         ids = sampler.generate(compiled, self.params, vocab, prompt_ids, keys_N, settings.length, how)
         stops = [each for each in (stop, self._documents and self._documents.boundary) if each]
-        return prompt, sampler.decode_samples(ids, vocab, settings.num_samples, stops)
+        return prompt, decoding.decode_samples(ids, vocab, settings.num_samples, stops)
 
     def score(self, text: str) -> TextScore:
         """Return the cross-entropy of a text. The command `evaluate --text` prints the same loss.
@@ -304,7 +303,8 @@ class LanguageModel:
         return corpus
 
     @functools.cached_property
-    def _sampler(self) -> Any:
+    def make_sampler(self) -> Callable[[int, str | None], sampler.Sampler]:
+        """`sampler.make_sampler` for this model and (window, dtype). Equal arguments share what was compiled."""
         return functools.cache(lambda window, dtype: sampler.make_sampler(self.module, self.vocab, window, dtype))
 
     @functools.cached_property

@@ -61,7 +61,9 @@ VIEW = (
 REACH, INFLUENCE_STEPS = 50, 31
 
 
-def write_page(model: LanguageModel, output: Path, text: Path | None, length: int, dtype: str = "float32") -> None:
+def write_page(
+    model: LanguageModel, output: str | Path, text: str | Path | None = None, length: int = 2000, dtype: str = "float32"
+) -> None:
     """Write the page that holds a model.
 
     Args:
@@ -78,6 +80,7 @@ def write_page(model: LanguageModel, output: Path, text: Path | None, length: in
         OSError: the file cannot be written.
     """
     check_supported(model.config)
+    output, text = Path(output), text and Path(text)
     if text is None:
         shown, source = page_text(model, length)
     else:
