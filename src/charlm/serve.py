@@ -14,9 +14,6 @@ from collections.abc import Sequence
 from absl import flags
 
 from charlm.config import cli
-from charlm.exchange.files import require
-from charlm.exchange.folder import load
-from charlm.serving.requests import Limits
 from charlm.system.errors import Exit
 from charlm.system.modules import import_module
 from charlm.system.progress import say
@@ -36,6 +33,10 @@ def main(argv: Sequence[str]) -> None:
     cli.define_corpus_module(values)
     cli.parse(values, argv, __doc__)
     workdir = cli.required(values, "workdir")
+    from charlm.exchange.files import require
+    from charlm.exchange.folder import load
+    from charlm.serving.requests import Limits
+
     for package in ("starlette", "uvicorn"):
         require(package, "serve")
     from charlm.serving import server  # It needs the extra.
