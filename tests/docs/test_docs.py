@@ -228,26 +228,54 @@ def test_the_program_of_plain_pytorch_computes_the_exported_model(tmp_path, monk
 
 
 class Sandbox:
-    """A folder in which the code of a page runs in order: small config files, a small text, and a trained quickstart."""
+    """A folder in which the code of a page runs in order: small config files, a small text, and a trained quickstart.
+
+    The commands run in this process. The code of a page that changes the package with diffs runs in one other process, which
+    imports the changed package.
+    """
 
     def __init__(self, folder: Path, page: Path):
-        self.folder, self.names, self.env = folder, {"__name__": "page"}, dict(os.environ)
+        self.folder, self.page, self.names, self.env = folder, page, {"__name__": "page"}, dict(os.environ)
         self.data = {"key": "path", "value": "my_text.txt"}
+        self.diffs = diffs_of(page)
+        if self.diffs:
+            self.data = {"key": "corpus", "value": "happy_families"}
+
+    def prepare(self) -> None:
+        """Write the files, and train a quickstart if the page uses one."""
         for name in ("my_text.txt", "FILE", "books/first/one.txt", "books/second/two.txt"):
             self.write(name, TEXT)
-        if diffs := diffs_of(page):
-            shutil.copytree(ROOT / "src", folder / "src")
-            for diff in diffs:
-                subprocess.run(["git", "apply", "-"], cwd=folder, input=diff, text=True, check=True)
-            sha256 = re.search(r"[0-9a-f]{64}", "".join(diffs))[0]
+        if self.diffs:
+            sha256 = re.search(r"[0-9a-f]{64}", "".join(self.diffs))[0]
             self.write(f"cache/downloads/{sha256}", HAPPY)
-            self.data = {"key": "corpus", "value": "happy_families"}
-            self.env |= {"PYTHONPATH": str(folder / "src"), "CHARLM_CACHE": str(folder / "cache")}
-        self.in_process = not diffs
         for path in (ROOT / "configs").glob("*.py"):
             self.write(f"configs/{path.name}", path.read_text(encoding="utf-8"))
-        if "runs/quickstart" in page.read_text(encoding="utf-8"):
+
+    def run_in_another_process(self) -> None:
+        """Change a copy of the package as the diffs say, and run the page with it."""
+        shutil.copytree(ROOT / "src", self.folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+        for diff in self.diffs:
+            subprocess.run(["git", "apply", "-"], cwd=self.folder, input=diff, text=True, check=True)
+        paths = self.folder / "src", ROOT, ROOT / "tests", Path(__file__).parent
+        env = self.env | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "CHARLM_CACHE": str(self.folder / "cache")}
+        code = f"import test_docs; test_docs.Sandbox(test_docs.Path.cwd(), test_docs.PAGES[{self.page.name!r}]).run_blocks()"
+        found = subprocess.run([sys.executable, "-c", code], cwd=self.folder, env=env, capture_output=True, text=True)
+        assert found.returncode == 0, f"{found.stdout}\n{found.stderr}"
+
+    def run_blocks(self) -> None:
+        """Run the snippets and the commands of the page in this process."""
+        assert not self.diffs or Path(cli.__file__).is_relative_to(self.folder), "the changed package is imported"
+        if "runs/quickstart" in self.page.read_text(encoding="utf-8"):
             self.run("python -m charlm.train --config configs/quickstart.py")
+        for block in blocks_of(self.page):
+            if block.not_run:
+                continue
+            if block.language == "python":
+                if file := re.match(r"# (\S+\.py)\n", block.text):
+                    self.write(file[1], block.text)
+                exec(compile(block.text, self.page.name, "exec"), self.names)
+            for line in block.commands():
+                self.run(line)
 
     def write(self, name: str, text: str) -> None:
         """Write a file, and a config file with small values."""
@@ -258,7 +286,8 @@ class Sandbox:
     def run(self, line: str) -> None:
         """Run a line of a shell, in which only charlm is called."""
         words = shlex.split(line, comments=True)
-        if self.in_process and words[:2] == ["python", "-m"] and "&&" not in words and "--executor" not in words:
+        in_process = words[:2] == ["python", "-m"] and "&&" not in words and not {"vmap", "ray"} & set(words)
+        if in_process:
             assert cli.run(COMMANDS[words[2].removeprefix("charlm.")], words[3:]) == 0, line
             return
         only_charlm = f'pip() {{ :; }}; python() {{ case "$2" in charlm.*) {shlex.quote(sys.executable)} "$@";; esac; }}'
@@ -282,12 +311,8 @@ def test_the_code_of_a_page_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")  # For the snippets that draw.
     sandbox = Sandbox(tmp_path, PAGES[name])
-    for block in blocks_of(PAGES[name]):
-        if block.not_run:
-            continue
-        if block.language == "python":
-            if file := re.match(r"# (\S+\.py)\n", block.text):
-                sandbox.write(file[1], block.text)
-            exec(compile(block.text, name, "exec"), sandbox.names)
-        for line in block.commands():
-            sandbox.run(line)
+    sandbox.prepare()
+    if sandbox.diffs:
+        sandbox.run_in_another_process()
+    else:
+        sandbox.run_blocks()

@@ -1,5 +1,6 @@
 """The executor `ray` on two nodes of one machine: lost processes, schedulers, a search."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -10,12 +11,17 @@ import pytest
 from conftest import start
 from test_sweep import GRID, SWEEP, rows_of, without_times
 
+from charlm import sweep
+from charlm.config import cli
 from charlm.sweeps import plan, results
 from charlm.system.machine import num_cores
 
-ray = pytest.importorskip("ray")
+# Only the process of these tests imports Ray.
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra `ray` is not installed")
 # Each run has as many cores as with the sequential executor, because the bits depend on the number of cores.
 ALL_CORES = f"--cpus_per_run={num_cores()}"
+# The length of the runs of which some are stopped.
+STEPS = 15_000
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +38,9 @@ def address():
     cluster.shutdown()
 
 
-def sweep_on_ray(path, workdir, *flags):
-    """Start the command for a sweep on Ray."""
-    return start("sweep", f"--sweep={path}", f"--workdir={workdir}", "--executor=ray", *flags)
+def flags_for(path, workdir, *flags):
+    """Return the flags of the command for a sweep on Ray."""
+    return f"--sweep={path}", f"--workdir={workdir}", "--executor=ray", *flags
 
 
 def wait_for(what, process):
@@ -63,8 +69,7 @@ def sequential(small_config, tmp_path_factory):
     """Train the grid with the executor `sequential`; return (sweep file, workdir)."""
     folder = tmp_path_factory.mktemp("sweeps")
     (folder / "sweep.py").write_text(SWEEP.format(config=str(small_config), runs=GRID))
-    process = start("sweep", f"--sweep={folder / 'sweep.py'}", f"--workdir={folder / 'sequential'}")
-    assert process.wait() == 0
+    assert cli.run(sweep.main, [f"--sweep={folder / 'sweep.py'}", f"--workdir={folder / 'sequential'}"]) == 0
     return folder / "sweep.py", folder / "sequential"
 
 
@@ -78,12 +83,12 @@ def test_two_nodes_equal_the_sequential_executor_although_processes_are_lost_and
         return {each.parent.parent.name for each in (tmp_path / "w").glob("*/checkpoints/[0-9]*")}
 
     for at_least, number in ((1, signal.SIGKILL), (3, signal.SIGTERM)):
-        process = sweep_on_ray(path, tmp_path / "w", *flags)
+        process = start("sweep", *flags_for(path, tmp_path / "w", *flags))
         wait_for(lambda least=at_least: len(saved()) >= least, process)
         process.send_signal(number)
         _, err = process.communicate()
         assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), err
-    process = sweep_on_ray(path, tmp_path / "w", *flags)
+    process = start("sweep", *flags_for(path, tmp_path / "w", *flags))
     lost = wait_for(lambda: [pid for name, pid in workers(tmp_path / "w").items() if name in saved()], process)
     os.kill(lost[0], signal.SIGKILL)
     _, err = process.communicate()
@@ -93,34 +98,36 @@ def test_two_nodes_equal_the_sequential_executor_although_processes_are_lost_and
 
 
 @pytest.mark.slow
-def test_runs_that_fall_behind_are_stopped_and_failures_are_rows_of_the_table(address, small_config, tmp_path):
-    # The runs are long enough to be stopped under way.
-    rates = 'product({"optimizer.learning_rate": [1e-2, 1e-8, 1e-9, 1e38], "train.steps": [1500]}) + [{"model.hidden_size": 0}]'
-    (tmp_path / "sweep.py").write_text(SWEEP.format(config=str(small_config), runs=rates))
+def test_runs_that_fall_behind_are_stopped_and_failures_are_rows_of_the_table(run, address, small_config, tmp_path):
+    # The runs are long enough to be stopped under way, and they save seldom.
+    long = f"config.train.update(steps={STEPS}, log_every=100, eval_every=750, checkpoint_every=750, sample_every=0)"
+    config = tmp_path / "long.py"
+    config.write_text(small_config.read_text().replace("    return config", f"    {long}\n    return config"))
+    rates = 'product({"optimizer.learning_rate": [1e-2, 1e-8, 1e-9, 1e38]}) + [{"model.hidden_size": 0}]'
+    (tmp_path / "sweep.py").write_text(SWEEP.format(config=str(config), runs=rates))
     flags = f"--ray_address={address}", "--scheduler=asha"
-    process = sweep_on_ray(tmp_path / "sweep.py", tmp_path / "w", *flags)
-    _, err = process.communicate()
-    assert process.returncode == 1 and "2 of 5 runs failed" in err, err
+    code, _, err = run("sweep", *flags_for(tmp_path / "sweep.py", tmp_path / "w", *flags))
+    assert code == 1 and "2 of 5 runs failed" in err, err
     rows = {row["run"]: row for row in rows_of(tmp_path / "w")}
-    runs = {run.name: run for run in plan.load_plan(tmp_path / "sweep.py").runs()}
+    runs = {each.name: each for each in plan.load_plan(tmp_path / "sweep.py").runs()}
     states = [row["status"] for row in rows.values()]
-    assert rows["learning_rate=0.01,steps=1500"]["status"] == "completed" and states.count("stopped_early") >= 1
-    assert rows["learning_rate=1e+38,steps=1500"]["status"] == "diverged" and rows["hidden_size=0"]["status"] == "failed"
+    assert rows["learning_rate=0.01"]["status"] == "completed" and states.count("stopped_early") >= 1
+    assert rows["learning_rate=1e+38"]["status"] == "diverged" and rows["hidden_size=0"]["status"] == "failed"
     for name, row in rows.items():
         if row["status"] == "stopped_early":
             result = json.loads((tmp_path / "w" / name / "result.json").read_text())
-            assert result["stopped_by"] == "asha" and result["steps"] < 1500 and result["params_sha256"]
+            assert result["stopped_by"] == "asha" and result["steps"] < STEPS and result["params_sha256"]
             assert results.is_finished(tmp_path / "w" / name, runs[name].config), "a stopped run is not trained again"
 
 
 @pytest.mark.slow
-def test_a_search_draws_within_the_ranges_and_can_be_continued(address, small_config, tmp_path):
+def test_a_search_draws_within_the_ranges_and_can_be_continued(run, address, small_config, tmp_path):
     def search(num_runs, highest, cells):
         draws = f'{{"optimizer.learning_rate": log_uniform(1e-3, {highest}), "model.cell": choice({cells})}}'
         (tmp_path / "sweep.py").write_text(SWEEP.format(config=str(small_config), runs=f"sample({num_runs}, {draws}, 1)"))
-        process = sweep_on_ray(tmp_path / "sweep.py", tmp_path / "w", f"--ray_address={address}", "--search=optuna")
-        _, err = process.communicate()
-        return process.returncode, err, {row["run"]: row for row in rows_of(tmp_path / "w")}
+        flags = f"--ray_address={address}", "--search=optuna"
+        code, _, err = run("sweep", *flags_for(tmp_path / "sweep.py", tmp_path / "w", *flags))
+        return code, err, {row["run"]: row for row in rows_of(tmp_path / "w")}
 
     code, err, first = search(1, 1e-1, ["rnn", "gru"])
     assert code == 0 and len(first) == 1, err
@@ -141,9 +148,7 @@ def test_impossible_requests_are_refused_with_one_line(run, address, sequential,
     flags = f"--sweep={sequential[0]}", f"--workdir={tmp_path / 'w'}"
     code, _, err = run("sweep", *flags, "--scheduler=asha")
     assert code == 2 and "--scheduler needs --executor ray; found --executor sequential" in err
-    process = sweep_on_ray(sequential[0], tmp_path / "w", f"--ray_address={address}", "--cpus_per_run=1000")
-    _, err = process.communicate()
-    assert process.returncode == 2 and "no node has --cpus_per_run 1000" in err, err
-    process = sweep_on_ray(sequential[0], tmp_path / "w", "--search=optuna")
-    _, err = process.communicate()
-    assert process.returncode == 2 and "--search optuna needs runs that come from sample() alone" in err, err
+    code, _, err = run("sweep", *flags, "--executor=ray", f"--ray_address={address}", "--cpus_per_run=1000")
+    assert code == 2 and "no node has --cpus_per_run 1000" in err, err
+    code, _, err = run("sweep", *flags, "--executor=ray", "--search=optuna")
+    assert code == 2 and "--search optuna needs runs that come from sample() alone" in err, err
