@@ -62,7 +62,7 @@ def test_symbols_keep_their_rows_and_new_ones_get_fresh_rows(text_file, other_te
     changes = {"train.init_from": str(tmp_path / "source"), "model.encoding": encoding, "optimizer.learning_rate": 1e-30}
     changes["model.cell"] = cell
     capfd.readouterr()
-    model = charlm.fit(config_for(other_text, 1, **changes), tmp_path / "warm", progress=False)
+    model = charlm.fit(config_for(other_text, 1, **changes), tmp_path / "warm")
     err = capfd.readouterr().err
     assert (
         repr(NEW[0])[1:-1] in err
