@@ -15,7 +15,6 @@ most kernels.
 
 import argparse
 import importlib.util
-import itertools
 import json
 import subprocess
 import sys

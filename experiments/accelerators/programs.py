@@ -66,9 +66,7 @@ class Setting:
 def train(setting: Setting) -> jax.stages.Compiled:
     """Return the chunk of training steps that `charlm.train` dispatches."""
     config = setting.config
-    program = Program(
-        config, setting.vocab.size, 1000, config.batching.layout == "stream", setting.mesh, setting.boundary
-    )
+    program = Program(config, setting.vocab.size, 1000, config.batching.layout == "stream", setting.mesh, setting.boundary)
     hyperparameters = {"seed": jax.ShapeDtypeStruct((), jnp.uint32)}
     state = setting.shapes(functools.partial(init_state, program), hyperparameters)
     if setting.mesh is not None:

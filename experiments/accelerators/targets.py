@@ -62,8 +62,10 @@ def _is_installed(name: str) -> bool:
         return False
 
 
-def _folder(package: str) -> Path:
-    return Path(importlib.util.find_spec(package).submodule_search_locations[0])
+def _find(package: str, pattern: str) -> Path:
+    """Return the file or folder of a package, or of a part of it, that matches a pattern."""
+    folders = importlib.util.find_spec(package).submodule_search_locations
+    return next(found for folder in folders for found in Path(folder).glob(pattern))
 
 
 def prepare(target: str) -> None:
@@ -77,9 +79,10 @@ def prepare(target: str) -> None:
     if target == "v5e":
         # Without these, libtpu asks the cloud's metadata server which TPU it runs on.
         os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
-        os.environ |= {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_LIBRARY_PATH": f"{_folder('libtpu')}/libtpu.so"}
+        os.environ |= {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+        os.environ["TPU_LIBRARY_PATH"] = str(_find("libtpu", "libtpu.so"))
         return
-    root = next(_folder("nvidia").glob("*/nvvm/libdevice")).parents[1]
+    root = _find("nvidia", "*/nvvm/libdevice").parents[1]
     # Without a device nothing can be timed, so the compiler chooses the kernels of products by its own estimates.
     flags = f"--xla_gpu_cuda_data_dir={root} --xla_gpu_autotune_level=0"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
