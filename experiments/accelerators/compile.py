@@ -40,8 +40,8 @@ def load(name: str) -> Any:
     return module.get_config(setting) if setting else module.get_config()
 
 
-def measure(target: str, config: Any, program: str, num_devices: int = 1) -> dict[str, Any]:
-    """Compile one program for a target and return what is recorded of it."""
+def measure(target: str, config: Any, program: str, num_devices: int = 1, show: bool = False) -> dict[str, Any]:
+    """Compile one program for a target and return what is recorded of it. `show` prints the kernels of every loop."""
     from experiments.accelerators import programs
 
     compile_program, _ = programs.PROGRAMS[program]
@@ -55,6 +55,10 @@ def measure(target: str, config: Any, program: str, num_devices: int = 1) -> dic
     seconds, text, memory = time.perf_counter() - start, compiled.as_text(), compiled.memory_analysis()
     loops = hlo.loops(text, steps)
     most = [max((len(each.kernels) for each in loops if each.backward == backward), default=0) for backward in (False, True)]
+    for each in loops if show else ():
+        print("backward" if each.backward else "forward", file=sys.stderr)
+        for kernel in each.kernels:
+            print(f"    {kernel.opcode} {kernel.name} {kernel.shape}", file=sys.stderr)
     arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
         "seconds": round(seconds, 1),
@@ -124,14 +128,14 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def print_kernels(target: str, names: list[str], program: str, dtype: str | None) -> None:
+def print_kernels(target: str, names: list[str], program: str, dtype: str | None, show: bool) -> None:
     """Print NAME FORWARD BACKWARD for each config; with a failure in place of the numbers, if it does not compile."""
     failed = False
     for name in names:
         config = load(name)
         if dtype is not None:
             config.model.dtype = dtype
-        found = measure(target, config, program)
+        found = measure(target, config, program, show=show)
         failed |= "error" in found
         print(Path(name).stem, *([found["error"]] if "error" in found else [found["forward"], found["backward"]]), flush=True)
         if found.get("copies"):
@@ -146,6 +150,7 @@ def main() -> None:
     parser.add_argument("--target", choices=list(targets.NEEDS), help="default: both; for --kernels h100")
     parser.add_argument("--program", default="train", help="for --kernels: train, score, sample, 'plain scan' or nn.RNN")
     parser.add_argument("--dtype", choices=DTYPES, help="for --kernels; default: that of the config")
+    parser.add_argument("--show", action="store_true", help="for --kernels: print the kernels of every loop, on stderr")
     parser.add_argument("--table", action="store_true", help="only print the table of what is on record")
     arguments = parser.parse_args()
     if arguments.table:
@@ -154,7 +159,7 @@ def main() -> None:
     if arguments.kernels:
         target = arguments.target or "h100"
         targets.prepare(target)
-        print_kernels(target, arguments.kernels, arguments.program, arguments.dtype)
+        print_kernels(target, arguments.kernels, arguments.program, arguments.dtype, arguments.show)
         return
     if arguments.target is None:  # A process for each, because JAX reads the environment once.
         for target in targets.NEEDS:
