@@ -1,7 +1,8 @@
 """What a compiled program does in its loops over time, read from its HLO text.
 
 A kernel is an instruction that the device runs as a launch of its own: a fusion, a copy, a call of a library, or an operation
-that was not fused. The counter of a loop is one of them.
+that was not fused. The counter of a loop is one of them on a GPU. A TPU computes single numbers on its scalar core, beside its
+kernels, so an operation on numbers counts only if it is a fusion or a copy.
 """
 
 import math
@@ -65,7 +66,7 @@ def loops(text: str, steps: int) -> list[Loop]:
     computations = parse(text)
     found = []
     for whole in (each for instructions in computations.values() for each in instructions):
-        if whole.opcode != "while" or not re.search(rf'known_trip_count":\{{"n":"{steps}"', whole.line):
+        if whole.opcode != "while" or _trips(computations, whole) != steps:
             continue
         operation = re.search(r'op_name="([^"]*)"', whole.line)
         kernels = list(_kernels(computations, whole.attribute("body")))
@@ -74,11 +75,21 @@ def loops(text: str, steps: int) -> list[Loop]:
     return found
 
 
+def _trips(computations: Computations, loop: Instruction) -> int | None:
+    """Return the number of iterations of a loop; None if it is not a constant."""
+    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.line):
+        return int(known[1])
+    # The compiler of a TPU does not write the number down. The condition compares the counter with it.
+    found = [re.search(r" constant\((\d+)\)", each.line) for each in computations[loop.attribute("condition")]]
+    numbers = [int(each[1]) for each in found if each]
+    return numbers[0] if len(numbers) == 1 else None
+
+
 def _kernels(computations: Computations, name: str) -> Iterator[Instruction]:
     for each in computations[name]:
         if each.opcode == "call":
             yield from _kernels(computations, each.attribute("to_apply"))
-        elif each.opcode not in _FREE:
+        elif each.opcode not in _FREE and (_dimensions(each.shape) or each.opcode in ("fusion", "copy")):
             yield each
 
 
@@ -103,8 +114,7 @@ def _flops(computations: Computations, name: str) -> float:
     shapes = {each.name: each.shape for each in computations[name]}
     for each in computations[name]:
         if each.opcode == "while":
-            trips = re.search(r'known_trip_count":\{"n":"(\d+)"', each.line)
-            total += (int(trips[1]) if trips else 1) * _flops(computations, each.attribute("body"))
+            total += (_trips(computations, each) or 1) * _flops(computations, each.attribute("body"))
         elif each.opcode in ("fusion", "call", "async-start"):
             called = each.attribute("calls") or each.attribute("to_apply")
             total += _flops(computations, called) if called else 0
@@ -120,7 +130,8 @@ def _flops(computations: Computations, name: str) -> float:
 
 def _dimensions(shape: str) -> list[int]:
     """Return the sizes of the axes of the first array of a shape."""
-    return [int(size) for size in re.search(r"\[([\d,]*)\]", shape)[1].split(",") if size]
+    found = re.search(r"\[([\d,]*)\]", shape)
+    return [int(size) for size in found[1].split(",") if size] if found else []
 
 
 def _size(shape: str) -> int:
