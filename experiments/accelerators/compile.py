@@ -80,10 +80,10 @@ def jobs(target: str, names: list[str]) -> list[tuple[str, str, str, int]]:
         return load(name).model.cell
 
     def of(names):
-        single = [(n, "train", dtype, 1) for dtype in DTYPES for n in names]
-        peers = [(n, p, dtype, 1) for dtype in DTYPES for p in programs.PEERS for n in names if cell(n) in programs.PEER_CELLS]
-        mesh = [(n, "train", dtype, targets.MESH_SIZE) for dtype in DTYPES for n in names]
-        rest = [(n, p, dtype, k) for p, k in (("score", 1), ("sample", 1), ("score", 4)) for dtype in DTYPES for n in names]
+        single = [(n, "train", dtype, 1) for n in names for dtype in DTYPES]
+        peers = [(n, p, dtype, 1) for n in names for p in programs.PEERS for dtype in DTYPES if cell(n) in programs.PEER_CELLS]
+        mesh = [(n, "train", dtype, targets.MESH_SIZE) for n in names for dtype in DTYPES]
+        rest = [(n, p, dtype, k) for p, k in (("score", 1), ("sample", 1), ("score", 4)) for n in names for dtype in DTYPES]
         return [*single, *peers, *mesh, *rest]
 
     return [*of(names[:NUM_FIRST]), *of(names[NUM_FIRST:])]

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from charlm.nn.cell import Carry, Cell, Params
 from charlm.nn.products import materialize
@@ -33,16 +34,45 @@ from charlm.nn.resets import cotangent, start_gradient, start_step, step_numbers
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def unroll(cell, dtype, params, matrices, x_TKB, carry, noise_TKB, resets):
     """Return what `recurrence.unroll` returns, with feature-major arrays: the outputs h_THB and the last carry."""
-    matrices = {name: W.astype(dtype) for name, W in matrices.items()}
 
-    def step(carry, inputs):
-        x_BK, noise_BK, t = inputs
-        carry = start_step(resets, t, turned(carry))
-        carry = turned(update(cell, params, x_BK.T, carry, lambda name, x: _product(matrices[name], x), turned(noise_BK)))
+    def step(params, x_KB, carry, noise_KB, dot):
+        carry = update(cell, params, x_KB, carry, dot, noise_KB)
         return carry, carry[0]
 
-    last, h_TBH = jax.lax.scan(step, turned(carry), (turned(x_TKB), turned(noise_TKB), step_numbers(resets)))
-    return turned(h_TBH), turned(last)
+    h_TBH, last = _run(step, dtype, params, matrices, x_TKB, carry, noise_TKB, resets)
+    return turned(h_TBH), last
+
+
+def _run(
+    step: Callable[..., tuple[Carry, jax.Array]], dtype, params, matrices, x_TKB, carry, noise_TKB, resets
+) -> tuple[jax.Array, Carry]:
+    """Return what every step yields, shape (T, B, K), and the last carry, feature-major.
+
+    `step` is (params, x_KB, carry, noise_KB, dot) -> (carry, rows_KB).
+    """
+    matrices = {name: W.astype(dtype) for name, W in matrices.items()}
+    following = resets and resets._replace(before_TB=jnp.roll(resets.before_TB, -1, 0).at[-1].set(False))
+
+    def handed_on(carry_BH):
+        # What a product reads is rounded by the kernel that computes it. Otherwise rounding would be a kernel of its own.
+        return carry_BH, carry_BH[0].astype(dtype) if dtype != carry_BH[0].dtype else None
+
+    def one_step(state, inputs):
+        (carry_BH, rounded_BH), (x_BK, noise_BK, t) = state, inputs
+        carry = turned(carry_BH)
+
+        def dot(name, operand):
+            if operand is carry[0] and rounded_BH is not None:
+                return _product(matrices[name], rounded_BH.T, operand.dtype)
+            return _product(matrices[name], operand)
+
+        carry, rows_KB = step(params, x_BK.T, carry, turned(noise_BK), dot)
+        # The reset before a step belongs to the kernel of the step before it.
+        return handed_on(turned(start_step(following, t, carry))), rows_KB.T
+
+    first = handed_on(turned(start_step(resets, 0, carry)))
+    (last, _), rows_TBK = jax.lax.scan(one_step, first, (turned(x_TKB), turned(noise_TKB), step_numbers(resets)))
+    return rows_TBK, turned(last)
 
 
 def turned(tree: Any) -> Any:
@@ -50,10 +80,10 @@ def turned(tree: Any) -> Any:
     return jax.tree.map(lambda x: jnp.swapaxes(x, -1, -2), tree)
 
 
-def _product(W_GK: jax.Array, x_KB: jax.Array) -> jax.Array:
+def _product(W_GK: jax.Array, x_KB: jax.Array, out_dtype: DTypeLike | None = None) -> jax.Array:
     """Return W @ x as `products.product` does, computed with the batch first."""
-    x_BK = x_KB.T.astype(W_GK.dtype)
-    return jax.lax.dot_general(x_BK, W_GK, (((1,), (1,)), ((), ())), preferred_element_type=x_KB.dtype).T
+    x_BK, out_dtype = x_KB.T.astype(W_GK.dtype), out_dtype or x_KB.dtype
+    return jax.lax.dot_general(x_BK, W_GK, (((1,), (1,)), ((), ())), preferred_element_type=out_dtype).T
 
 
 class _Differentiation(NamedTuple):
@@ -134,19 +164,15 @@ def _differentiation(cell, dtype, params, matrices, x_KB, carry, noise_KB) -> _D
 
 def _unroll_fwd(cell, dtype, params, matrices, x_TKB, carry, noise_TKB, resets):
     """Return `unroll` and its residuals: the rows of every step, shape (T, B, K): what a step saves, and its carry."""
-    lowered = {name: W.astype(dtype) for name, W in matrices.items()}
-    first = _at((x_TKB, noise_TKB), 0)
-    by = _differentiation(cell, dtype, params, matrices, first[0], carry, first[1])
+    by = _differentiation(cell, dtype, params, matrices, _at(x_TKB, 0), carry, _at(noise_TKB, 0))
 
-    def step(carry, inputs):
-        x_BK, noise_BK, t = inputs
-        carry = start_step(resets, t, turned(carry))
-        carry, saved = by.forward(params, x_BK.T, carry, turned(noise_BK), lambda name, x: _product(lowered[name], x))
-        return turned(carry), jnp.concatenate([*saved, *carry]).T
+    def step(*args):
+        carry, saved = by.forward(*args)
+        return carry, jnp.concatenate([*saved, *carry])
 
-    last, rows_TBK = jax.lax.scan(step, turned(carry), (turned(x_TKB), turned(noise_TKB), step_numbers(resets)))
+    rows_TBK, last = _run(step, dtype, params, matrices, x_TKB, carry, noise_TKB, resets)
     _, carries = _split(by, carry, rows_TBK)
-    return (turned(carries[0]), turned(last)), (params, matrices, x_TKB, carry, noise_TKB, resets, rows_TBK)
+    return (turned(carries[0]), last), (params, matrices, x_TKB, carry, noise_TKB, resets, rows_TBK)
 
 
 def _at(tree: Any, t: Any) -> Any:
@@ -167,8 +193,7 @@ def _unroll_bwd(cell, dtype, residuals, grads):
     params, matrices, x_TKB, carry, noise_TKB, resets, rows_TBK = residuals
     dh_THB, dlast = grads
     dh_TBH, x_TBK, noise_TBK = turned(dh_THB), turned(x_TKB), turned(noise_TKB)
-    first = _at((x_TKB, noise_TKB), 0)
-    by = _differentiation(cell, dtype, params, matrices, first[0], carry, first[1])
+    by = _differentiation(cell, dtype, params, matrices, _at(x_TKB, 0), carry, _at(noise_TKB, 0))
     transposed = {name: materialize(W.T.astype(dtype)) for name, W in matrices.items()}
     inputs_TBK = (x_TBK, noise_TBK) if by.reads_x else (x_TBK[:, :, :0], None)
 
