@@ -197,27 +197,54 @@ def _unroll_bwd(cell, dtype, residuals, grads):
     transposed = {name: materialize(W.T.astype(dtype)) for name, W in matrices.items()}
     inputs_TBK = (x_TBK, noise_TBK) if by.reads_x else (x_TBK[:, :, :0], None)
 
-    def pull(inputs_BK, saved, before, after, dcarry):
-        """Return the gradients of a step, all turned."""
-        found = by.backward(
-            params, *turned((*inputs_BK, saved, before, after, dcarry)), lambda name, x: _product(transposed[name], x)
-        )
+    num_steps, low = len(x_TKB), dtype
+
+    def pull(inputs_BK, saved, before, after, dcarry, known=None):
+        """Return the gradients of a step, all turned. `known` is the gradient of its product, if it is known already."""
+
+        def dot(name, grad_KB):
+            grad_KB = grad_KB if known is None else known.T
+            return _product(transposed[name], grad_KB, x_TKB.dtype)
+
+        found = by.backward(params, *turned((*inputs_BK, saved, before, after, dcarry)), dot)
         return found[0], *turned(found[1:])
 
-    def step(state, t):
-        dcarry, dinitial = state
+    def pull_at(t, dcarry, known=None):
+        """Return `pull` of step t."""
         saved, after = _split(by, carry, _at(rows_TBK, t))
         _, earlier = _split(by, carry, _at(rows_TBK, jnp.maximum(t - 1, 0)))
         before = tuple(jnp.where(t == 0, c, each.T) for c, each in zip(carry, earlier))
-        before = start_step(resets, t, before)
-        dcarry = (dcarry[0] + _at(dh_TBH, t), *dcarry[1:])
-        _, _, dbefore, _ = pull(_at(inputs_TBK, t), saved, turned(before), after, dcarry)
-        dbefore, dinitial = start_gradient(resets, t, turned(dbefore), dinitial)
-        return (turned(dbefore), dinitial), jnp.concatenate(dcarry, axis=1)
+        return pull(_at(inputs_TBK, t), saved, turned(start_step(resets, t, before)), after, dcarry, known)
 
-    state = turned(dlast), zero_gradient(resets, dlast)
-    steps = jnp.arange(len(x_TKB))
-    (dcarry, dinitial), dcarry_TBK = jax.lax.scan(step, state, steps, reverse=True)
+    def before_gradient(t, dcarry, dinitial, known=None):
+        """Return the gradients with respect to the carry before step t and to the initial carry."""
+        dbefore, dinitial = start_gradient(resets, t, turned(pull_at(t, dcarry, known)[2]), dinitial)
+        return turned(dbefore), dinitial
+
+    def step(state, t):
+        dcarry, dinitial, known = state
+        later = jnp.minimum(t + 1, num_steps - 1)
+        dbefore, dinitial_later = before_gradient(later, dcarry, dinitial, known)
+        is_last = t == num_steps - 1
+        dcarry = tuple(jnp.where(is_last, each, found) for each, found in zip(dcarry, dbefore))
+        dinitial = tuple(jnp.where(is_last, each, found) for each, found in zip(dinitial, dinitial_later))
+        dcarry = (dcarry[0] + _at(dh_TBH, t), *dcarry[1:])
+        (known,) = pull_at(t, dcarry)[3]
+        return (dcarry, dinitial, known.astype(low)), jnp.concatenate(dcarry, axis=1)
+
+    def step_at_once(state, t):
+        dcarry, dinitial, _ = state
+        dcarry = (dcarry[0] + _at(dh_TBH, t), *dcarry[1:])
+        return (*before_gradient(t, dcarry, dinitial), None), jnp.concatenate(dcarry, axis=1)
+
+    steps, state = jnp.arange(num_steps), (turned(dlast), zero_gradient(resets, dlast))
+    if len(by.operands) == 1:
+        rows = matrices[by.operands[0][0]].shape[0]
+        known = jnp.zeros((x_TKB.shape[2], rows), low)
+        (dcarry, dinitial, known), dcarry_TBK = jax.lax.scan(step, (*state, known), steps, reverse=True)
+        dcarry, dinitial = before_gradient(0, dcarry, dinitial, known)
+    else:
+        (dcarry, dinitial, _), dcarry_TBK = jax.lax.scan(step_at_once, (*state, None), steps, reverse=True)
     saved, carries = _split(by, carry, rows_TBK)
     starts = tuple(jnp.concatenate([c.T[None], each[:-1]]) for c, each in zip(carry, carries))
     if resets is not None:
