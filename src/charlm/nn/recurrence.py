@@ -17,7 +17,8 @@ The carry before a step may be replaced by the initial carry (`resets`). The gra
 loop too, and continues into the initial carry.
 
 A cell with a hand-written derivative has a loop of its own (`_unroll_by_hand`). All other cells share `_unroll_by_autodiff`,
-which differentiates one step at a time. A linear recurrence needs no loop on an accelerator (`linear_recurrence`).
+which differentiates one step at a time. These loops suit a CPU; another device runs those of `stacked_recurrence`, which give
+the same values. A linear recurrence needs no loop on an accelerator (`linear_recurrence`).
 
 Letters: B batch, T time, H hidden, I input features, G gates times hidden, K any number of rows.
 """
