@@ -49,12 +49,12 @@ def measure(target: str, config: Any, program: str, num_devices: int = 1, show: 
     compile_program, _ = programs.PROGRAMS[program]
     setting = programs.Setting(config, targets.devices(target)[:num_devices])
     steps = {"sample": programs.BLOCK, "score": programs.WINDOW}.get(program, config.batching.seq_len)
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         compiled = compile_program(setting)
     except Exception as error:  # What the compiler cannot do belongs into the table.
         return {"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
-    seconds, text, memory = time.perf_counter() - start, compiled.as_text(), compiled.memory_analysis()
+    seconds, text, memory = time.process_time() - start, compiled.as_text(), compiled.memory_analysis()
     loops = hlo.loops(text, steps)
     most = [max((len(each.kernels) for each in loops if each.backward == backward), default=0) for backward in (False, True)]
     for each in loops if show else ():
@@ -63,7 +63,7 @@ def measure(target: str, config: Any, program: str, num_devices: int = 1, show: 
             print(f"    {kernel.opcode} {kernel.name} {kernel.shape}", file=sys.stderr)
     arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
-        "seconds": round(seconds, 1),
+        "cpu_seconds": round(seconds, 1),
         "peak_bytes": arrays + memory.temp_size_in_bytes,
         "flops": hlo.flops(text),
         "forward": most[0],
@@ -126,7 +126,7 @@ def table() -> str:
     """Return the table of the README: the last record of each program."""
     last = {_key(each): each for each in read()}
     lines = [
-        "| target | config | program | dtype | devices | compiles in | peak memory | GFLOP | forward | backward | copies |",
+        "| target | config | program | dtype | devices | CPU time | peak memory | GFLOP | forward | backward | copies |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for key, each in last.items():
@@ -134,7 +134,7 @@ def table() -> str:
             cells = [each["error"], *[""] * 5]
         else:
             memory, work = f"{each['peak_bytes'] / 2**20:,.0f} MiB", f"{each['flops'] / 1e9:,.2f}"
-            cells = [f"{each['seconds']} s", memory, work, each["forward"], each["backward"], each["copies"]]
+            cells = [f"{each['cpu_seconds']} s", memory, work, each["forward"], each["backward"], each["copies"]]
         lines.append("| " + " | ".join(map(str, (*key, *cells))) + " |")
     return "\n".join(lines)
 
