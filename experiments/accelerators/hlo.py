@@ -121,7 +121,7 @@ def _flops(computations: Computations, name: str) -> float:
         elif each.opcode in ("dot", "convolution") or "__cublas" in each.line:
             operands = re.search(rf" {each.opcode}\((.*?)\)", each.line)[1]
             sizes = [_size(shapes[found]) for found in re.findall(r"%?([\w.\-]+)", operands) if found in shapes][:2]
-            batch = re.search(r"lhs_batch_dims=\{([\d,]+)\}", each.line)
+            batch = re.search(r'lhs_batch_dim(?:s=\{|ensions":\[)([\d,"]+)', each.line)
             products = math.prod(_dimensions(each.shape)[: len(batch[1].split(","))]) if batch else 1
             # M K, K N and M N elements: the square root of their product is M K N.
             total += 2 * math.sqrt(math.prod(sizes) * _size(each.shape) / products)
