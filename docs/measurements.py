@@ -399,7 +399,8 @@ def accelerators() -> str:
     names = [path.parent.name for path in sorted((ROOT / "experiments").glob("*/results.jsonl"))]
     machines = _distinct(machine_of(record) for name in names for record in read(name) if not is_cpu(record))
     if not machines:
-        return "No measurement on a GPU or a TPU is on record."
+        compiled = "The compilers for an NVIDIA H100 and a TPU v5e were run (`experiments/accelerators`)"
+        return f"No measurement on a GPU or a TPU is on record. {compiled}; nothing was run on these devices."
     return f"The records contain measurements on {', '.join(machines)}."
 
 

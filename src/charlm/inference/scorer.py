@@ -24,7 +24,7 @@ from charlm.training.loss import cross_entropy
 from charlm.training.metrics import measure_targets
 
 # Characters of each stream in one dispatch. The score does not depend on it.
-_WINDOW = 128
+WINDOW = 128
 # Called with the part of the work that is done. What it raises ends the scoring.
 Watch = Callable[[float], None]
 
@@ -198,10 +198,12 @@ def _measure(metrics: Sequence[str], logits_TBV: jax.Array, targets_TB: jax.Arra
     return {"nats": cross_entropy(logits_TBV, targets_TB), **measure_targets(metrics, logits_TBV, targets_TB)}
 
 
-# The scorers of the latest models are kept, so that a process compiles a model once, however often it is loaded or trained.
-@functools.lru_cache(maxsize=8)
-def _make_stream_scorer(model: CharLM, cell: SameCell, mesh: Mesh | None, metrics: tuple[str, ...]) -> _SumOver:
-    """Return a function that scores a text in parallel streams and carries the state (`cut_streams`)."""
+def make_window_program(model: CharLM, mesh: Mesh | None, metrics: Sequence[str]) -> Callable[..., Any]:
+    """Return the jitted function that scores one window of B streams.
+
+    (params, carry, windows (B, T + 1), weights_TB) -> (carry, {"nats" or metric: weighted sum over the window, (B,)}, nats_TB).
+    It donates the carry.
+    """
 
     def score_rows(params, carry, windows, weights_TB):
         windows = windows.astype(jnp.int32)
@@ -212,7 +214,14 @@ def _make_stream_scorer(model: CharLM, cell: SameCell, mesh: Mesh | None, metric
 
     outputs = BATCH_SHARDED, REPLICATED, STEPS_BATCH_SHARDED
     specs = (REPLICATED, BATCH_SHARDED, BATCH_SHARDED, STEPS_BATCH_SHARDED), outputs
-    score_window = jax.jit(meshes.shard_map(mesh, score_rows, *specs), donate_argnums=1)
+    return jax.jit(meshes.shard_map(mesh, score_rows, *specs), donate_argnums=1)
+
+
+# The scorers of the latest models are kept, so that a process compiles a model once, however often it is loaded or trained.
+@functools.lru_cache(maxsize=8)
+def _make_stream_scorer(model: CharLM, cell: SameCell, mesh: Mesh | None, metrics: tuple[str, ...]) -> _SumOver:
+    """Return a function that scores a text in parallel streams and carries the state (`cut_streams`)."""
+    score_window = make_window_program(model, mesh, metrics)
     initial_carry = model.initial_carry
     if mesh is not None:
         initial_carry = jax.jit(initial_carry, static_argnums=1, out_shardings=meshes.sharding(mesh, BATCH_SHARDED))
@@ -227,8 +236,8 @@ def _make_stream_scorer(model: CharLM, cell: SameCell, mesh: Mesh | None, metric
             start, first, end = (_pad(each[group : group + batch], batch) for each in streams)
             carry, sums = initial_carry(params, batch), []
             length = int((end - start).max()) - 1
-            for offset in range(0, length, _WINDOW):
-                at_BT = start[:, None] + offset + np.arange(_WINDOW + 1)
+            for offset in range(0, length, WINDOW):
+                at_BT = start[:, None] + offset + np.arange(WINDOW + 1)
                 targets_BT = at_BT[:, 1:]
                 weights_BT = (targets_BT >= first[:, None]) & (targets_BT < end[:, None])
                 windows = meshes.put_rows(mesh, ids, np.minimum(at_BT, len(ids) - 1))

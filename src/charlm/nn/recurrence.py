@@ -17,22 +17,25 @@ The carry before a step may be replaced by the initial carry (`resets`). The gra
 loop too, and continues into the initial carry.
 
 A cell with a hand-written derivative has a loop of its own (`_unroll_by_hand`). All other cells share `_unroll_by_autodiff`,
-which differentiates one step at a time. A linear recurrence needs no loop on an accelerator (`linear_recurrence`).
+which differentiates one step at a time. These loops suit a CPU; another device runs those of `stacked_recurrence`, which give
+the same values. A linear recurrence needs no loop on an accelerator (`linear_recurrence`).
 
 Letters: B batch, T time, H hidden, I input features, G gates times hidden, K any number of rows.
 """
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from charlm.nn import stacked_recurrence
 from charlm.nn.cell import Blocks, Carry, Cell, Params
 from charlm.nn.linear_recurrence import linear_recurrence
 from charlm.nn.products import kernel_gradient, materialize, product
+from charlm.nn.replay import known_product, products_of, update
 from charlm.nn.resets import (
     Resets,
     cotangent,
@@ -80,10 +83,10 @@ def unroll(
     if cell.coefficients is not None:
         h_THB, last = linear_recurrence(*reset_coefficients(resets, *cell.coefficients(params, x_TKB)), carry[0])
         carry = (last,)
-    elif cell.derivative is not None:
-        h_THB, carry = _unroll_by_hand(cell, dtype, params, matrices["W_h"], x_TKB, carry, resets)
     else:
-        h_THB, carry = _unroll_by_autodiff(cell, dtype, params, dict(matrices), x_TKB, carry, noise_TKB, resets)
+        args = params, dict(matrices), x_TKB, carry, noise_TKB, resets
+        on_cpu, elsewhere = (functools.partial(form, cell, dtype) for form in (_unroll_in_place, stacked_recurrence.unroll))
+        h_THB, carry = jax.lax.platform_dependent(*args, cpu=on_cpu, default=elsewhere)
     return jnp.swapaxes(h_THB, 1, 2), tuple(each.T for each in carry)
 
 
@@ -99,6 +102,13 @@ def first_gate_values(
         return product(matrices[name].astype(dtype), x)
 
     return tuple(gate.T for gate in cell.gate_values(dict(params), x_TKB[0], tuple(each.T for each in carry), dot))
+
+
+def _unroll_in_place(cell, dtype, params, matrices, x_TKB, carry, noise_TKB, resets):
+    """Return `unroll` with feature-major arrays: the outputs h_THB and the last carry."""
+    if cell.derivative is not None:
+        return _unroll_by_hand(cell, dtype, params, matrices["W_h"], x_TKB, carry, resets)
+    return _unroll_by_autodiff(cell, dtype, params, matrices, x_TKB, carry, noise_TKB, resets)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -180,44 +190,6 @@ def _recurrent_projection(W_h_GH: jax.Array, resets: Resets | None) -> Callable[
     return lambda t, carry: start_product(resets, t, product(W_h_GH, carry[0]), initial_G1)
 
 
-class _Product(NamedTuple):
-    """A product of a cell's step, in the order of the calls of `dot`.
-
-    Attributes:
-        matrix: the name of the matrix.
-        rows: the number of rows of the product.
-        columns: the number of rows of the operand.
-        carry: the index of the carry that is the operand; None if the step computes the operand.
-    """
-
-    matrix: str
-    rows: int
-    columns: int
-    carry: int | None
-
-
-def _products_of(cell: Cell, dtype: DTypeLike, *args: Any) -> list[_Product]:
-    """Return the products of one step. `args` are the parameters, matrices, x_KB, carry and noise of the step."""
-    found = []
-
-    def step(params, matrices, x_KB, carry, noise_KB):
-        def dot(name, operand):
-            out = product(matrices[name].astype(dtype), operand)
-            source = [k for k, each in enumerate(carry) if each is operand]
-            found.append(_Product(name, len(out), len(operand), source[0] if source else None))
-            return out
-
-        return _update(cell, params, x_KB, carry, dot, noise_KB)
-
-    jax.eval_shape(step, *args)
-    return found
-
-
-def _update(cell: Cell, params, x_KB, carry, dot, noise_KB):
-    """Return the carry after one step of a cell, with or without noise."""
-    return tuple(cell.update(params, x_KB, carry, dot, *((noise_KB,) if cell.noise else ())))
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _unroll_by_autodiff(cell, dtype, params, matrices, x_TKB, carry, noise_TKB, resets):
     """Return `unroll` with feature-major arrays: the outputs h_THB and the last carry. JAX differentiates the steps."""
@@ -226,7 +198,7 @@ def _unroll_by_autodiff(cell, dtype, params, matrices, x_TKB, carry, noise_TKB, 
     def step(carry, inputs):
         x_KB, noise_KB, t = inputs
         carry = start_step(resets, t, carry)
-        carry = _update(cell, params, x_KB, carry, lambda name, x: product(matrices[name], x), noise_KB)
+        carry = update(cell, params, x_KB, carry, lambda name, x: product(matrices[name], x), noise_KB)
         return carry, carry[0]
 
     carry, h_THB = jax.lax.scan(step, carry, (x_TKB, noise_TKB, step_numbers(resets)))
@@ -238,7 +210,7 @@ def _unroll_by_autodiff_fwd(cell, dtype, params, matrices, x_TKB, carry, noise_T
     lowered = {name: W.astype(dtype) for name, W in matrices.items()}
     num_steps, _, batch = x_TKB.shape
     first_noise = None if noise_TKB is None else noise_TKB[0]
-    products = _products_of(cell, dtype, params, matrices, x_TKB[0], carry, first_noise)
+    products = products_of(cell, dtype, params, matrices, x_TKB[0], carry, first_noise)
 
     def step(t, state):
         carry, outs, operands, carries = state
@@ -249,7 +221,7 @@ def _unroll_by_autodiff_fwd(cell, dtype, params, matrices, x_TKB, carry, noise_T
             return found[-1][0]
 
         noise_KB = None if noise_TKB is None else _read_rows(noise_TKB, t)
-        carry = _update(cell, params, _read_rows(x_TKB, t), carry, dot, noise_KB)
+        carry = update(cell, params, _read_rows(x_TKB, t), carry, dot, noise_KB)
         outs = tuple(_write_rows(buffer, t, (out,)) for buffer, (out, _) in zip(outs, found))
         computed = [operand for each, (_, operand) in zip(products, found) if each.carry is None]
         operands = tuple(_write_rows(buffer, t, (operand,)) for buffer, operand in zip(operands, computed))
@@ -266,34 +238,13 @@ def _unroll_by_autodiff_fwd(cell, dtype, params, matrices, x_TKB, carry, noise_T
     return (carries[0][1:], last), (params, matrices, x_TKB, noise_TKB, outs, operands, carries, resets)
 
 
-@jax.custom_vjp
-def _known_product(W_KG: jax.Array, operand: jax.Array, out: jax.Array) -> jax.Array:
-    """Return a product that the forward loop saved, where W_KG is the transpose of its matrix.
-
-    The gradient with respect to `out` is the gradient with respect to the product. The gradient with respect to the operand is
-    that of the product. Nothing asks for the gradient of the matrix.
-    """
-    return out
-
-
-def _known_product_fwd(W_KG, operand, out):
-    return out, W_KG
-
-
-def _known_product_bwd(W_KG, grad_GB):
-    return jnp.zeros_like(W_KG), product(W_KG, grad_GB), grad_GB
-
-
-_known_product.defvjp(_known_product_fwd, _known_product_bwd)
-
-
 def _unroll_by_autodiff_bwd(cell, dtype, residuals, grads):
     """Return the gradients of `_unroll_by_autodiff`. The gradients of each step overwrite its input and its products."""
     params, matrices, x_TKB, noise_TKB, outs, operands, carries, resets = residuals
     dh_THB, dcarry = grads
     num_steps = len(x_TKB)
     first_noise = None if noise_TKB is None else noise_TKB[0]
-    products = _products_of(cell, dtype, params, matrices, x_TKB[0], tuple(each[0] for each in carries), first_noise)
+    products = products_of(cell, dtype, params, matrices, x_TKB[0], tuple(each[0] for each in carries), first_noise)
     transposed = {name: materialize(W.T.astype(dtype)) for name, W in matrices.items()}
 
     def step(k, state):
@@ -305,9 +256,11 @@ def _unroll_by_autodiff_bwd(cell, dtype, residuals, grads):
 
         def replay(params, x_KB, carry, outs):
             remaining = iter(outs)
-            return _update(
-                cell, params, x_KB, carry, lambda name, x: _known_product(transposed[name], x, next(remaining)), noise_KB
-            )
+
+            def known(name, operand):
+                return known_product(functools.partial(product, transposed[name]), operand, next(remaining))
+
+            return update(cell, params, x_KB, carry, known, noise_KB)
 
         _, pullback = jax.vjp(replay, params, rows[0], before, rows[1:])
         dp, dx_KB, dcarry, douts = pullback(dcarry)
