@@ -37,11 +37,11 @@ def get_config(setting: str = "cpu"):
     config.optimizer.clip_norm = 1.0
     config.optimizer.activation_reg = 2.0
     config.train.ema_decay = 0.99
-    config.train.steps = 1300
+    config.train.steps = 1370
     config.train.log_every = 50
-    config.train.eval_every = 650
-    config.train.checkpoint_every = 650
-    config.train.sample_every = 1300
+    config.train.eval_every = 685
+    config.train.checkpoint_every = 685
+    config.train.sample_every = 1370
     config.sample.temperature = 0.8
     if setting == "ten_minutes":
         config.batching.batch_size = 64
