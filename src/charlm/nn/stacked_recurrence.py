@@ -18,7 +18,7 @@ Letters: B batch, T time, H hidden, I input features, G gates times hidden, K an
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,11 +28,20 @@ from jax.typing import DTypeLike
 from charlm.nn.cell import Carry, Cell, Params
 from charlm.nn.products import materialize
 from charlm.nn.replay import Product, known_product, products_of, update
-from charlm.nn.resets import cotangent, start_gradient, start_step, step_numbers, zero_gradient
+from charlm.nn.resets import Resets, cotangent, start_gradient, start_step, step_numbers, zero_gradient
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def unroll(cell, dtype, params, matrices, x_TKB, carry, noise_TKB, resets):
+def unroll(
+    cell: Cell,
+    dtype: DTypeLike,
+    params: Params,
+    matrices: Mapping[str, jax.Array],
+    x_TKB: jax.Array,
+    carry: Carry,
+    noise_TKB: jax.Array | None,
+    resets: Resets | None,
+) -> tuple[jax.Array, Carry]:
     """Return what `recurrence.unroll` returns, with feature-major arrays: the outputs h_THB and the last carry."""
 
     def step(params, x_KB, carry, noise_KB, dot):
