@@ -32,12 +32,15 @@ def parameters(cell: str, width: int) -> int:
     """Return the number of parameters of a model with this cell and this width."""
     model = get_config().model
     model.cell, model.hidden_size = cell, width
-    return num_params(jax.eval_shape(CharLM.from_config(model, _VOCAB_SIZE).initial_params, jax.random.key(0)))
+    # With a scan, and with a key made while tracing, JAX starts no device: a sweep wants to choose the devices itself.
+    model.recurrence = "scan"
+    initial_params = CharLM.from_config(model, _VOCAB_SIZE).initial_params
+    return num_params(jax.eval_shape(lambda: initial_params(jax.random.key(0))))
 
 
-def width(cell: str) -> int:
-    """Return the width with which a cell has about as many parameters as the LSTM."""
-    goal = parameters("lstm", get_config().model.hidden_size)
+def width(cell: str, lstm_units: int = 128) -> int:
+    """Return the width with which a cell has about as many parameters as an LSTM with `lstm_units` units."""
+    goal = parameters("lstm", lstm_units)
     low, high = 1, 4096
     while low < high:  # The smallest width that reaches the goal.
         middle = (low + high) // 2
