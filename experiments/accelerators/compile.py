@@ -14,11 +14,13 @@ most kernels.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -169,17 +171,27 @@ def main() -> None:
         return
     if arguments.kernels:
         target = arguments.target or "h100"
-        targets.prepare(target)
-        print_kernels(target, arguments.kernels, arguments.program, arguments.dtype, arguments.show)
+        with prepared(target):
+            print_kernels(target, arguments.kernels, arguments.program, arguments.dtype, arguments.show)
         return
     if arguments.target is None:  # A process for each, because JAX reads the environment once.
         for target in targets.NEEDS:
             subprocess.run([sys.executable, __file__, *arguments.configs, "--target", target], check=True)
         print(table())
         return
-    targets.prepare(arguments.target)
     names = arguments.configs or [str(ROOT / "configs" / each) for each in box()]
-    record_all(arguments.target, names)
+    with prepared(arguments.target):
+        record_all(arguments.target, names)
+
+
+@contextlib.contextmanager
+def prepared(target: str) -> Iterator[None]:
+    """Compile for a target in this process."""
+    targets.prepare(target)
+    from charlm.nn.platforms import for_any_platform  # It imports JAX, which reads the environment.
+
+    with for_any_platform():
+        yield
 
 
 def box() -> list[str]:

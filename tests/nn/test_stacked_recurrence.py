@@ -36,11 +36,11 @@ def check_forms(monkeypatch, cell, args, carry, **more):
 
     def found(platform):
         with monkeypatch.context() as patch:
-            patch.setattr(jax.lax, "platform_dependent", lambda *args, **forms: forms[platform](*args))
+            patch.setattr(recurrence, "by_platform", lambda *args, **forms: forms[platform](*args))
             return jax.value_and_grad(plain.objective(run), (0, 1, 2, 3))(*args, both)
 
     # One program for both, because compiling takes the time.
-    plain.close(*jax.jit(lambda: (found("default"), found("cpu")))())
+    plain.close(*jax.jit(lambda: (found("elsewhere"), found("cpu")))())
 
 
 @pytest.mark.parametrize("name, resets", CASES)

@@ -19,6 +19,7 @@ from flax.traverse_util import unflatten_dict
 
 from charlm.exchange.files import new_path, require
 from charlm.nn.cells import find_cell
+from charlm.nn.platforms import for_any_platform
 from charlm.runs.flat_state import flatten_state
 from charlm.runs.language_model import LanguageModel
 from charlm.training.loss import cross_entropy
@@ -68,12 +69,12 @@ def write_stablehlo(model: LanguageModel, path: Path, batch: int = 1, window: in
 
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), flat)
     state = [jax.ShapeDtypeStruct((batch, model.config.model.hidden_size), jnp.float32)] * num_arrays
-    programs = {
-        "step": export.export(jax.jit(step), platforms=PLATFORMS)(shapes, jax.ShapeDtypeStruct((batch,), jnp.int32), state),
-        "score": export.export(jax.jit(score), platforms=PLATFORMS)(
-            shapes, jax.ShapeDtypeStruct((window + 1, batch), jnp.int32), state
-        ),
-    }
+    symbols = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((batch,), (window + 1, batch))]
+    with for_any_platform():
+        programs = {
+            name: export.export(jax.jit(function), platforms=PLATFORMS)(shapes, ids, state)
+            for name, function, ids in zip(("step", "score"), (step, score), symbols)
+        }
     about = {
         "programs": {
             "step": "(params, ids_B, state) -> (logits_BV, state)",

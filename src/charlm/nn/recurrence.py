@@ -34,6 +34,7 @@ from jax.typing import DTypeLike
 from charlm.nn import stacked_recurrence
 from charlm.nn.cell import Blocks, Carry, Cell, Params
 from charlm.nn.linear_recurrence import linear_recurrence
+from charlm.nn.platforms import by_platform
 from charlm.nn.products import kernel_gradient, materialize, product
 from charlm.nn.replay import known_product, products_of, update
 from charlm.nn.resets import (
@@ -86,7 +87,7 @@ def unroll(
     else:
         args = params, dict(matrices), x_TKB, carry, noise_TKB, resets
         on_cpu, elsewhere = (functools.partial(form, cell, dtype) for form in (_unroll_in_place, stacked_recurrence.unroll))
-        h_THB, carry = jax.lax.platform_dependent(*args, cpu=on_cpu, default=elsewhere)
+        h_THB, carry = by_platform(*args, cpu=on_cpu, elsewhere=elsewhere)
     return jnp.swapaxes(h_THB, 1, 2), tuple(each.T for each in carry)
 
 
