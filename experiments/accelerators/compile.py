@@ -48,12 +48,11 @@ def measure(target: str, config: Any, program: str, num_devices: int = 1, show: 
     """Compile one program for a target and return what is recorded of it. `show` prints the kernels of every loop."""
     from experiments.accelerators import programs
 
-    compile_program, _ = programs.PROGRAMS[program]
     setting = programs.Setting(config, targets.devices(target)[:num_devices])
     steps = {"sample": programs.BLOCK, "score": programs.WINDOW}.get(program, config.batching.seq_len)
     start = time.process_time()
     try:
-        compiled = compile_program(setting)
+        compiled = programs.PROGRAMS[program](setting)
     except Exception as error:  # What the compiler cannot do belongs into the table.
         return {"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
     seconds, text, memory = time.process_time() - start, compiled.as_text(), compiled.memory_analysis()

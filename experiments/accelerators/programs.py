@@ -95,7 +95,7 @@ def sample(setting: Setting) -> jax.stages.Compiled:
     keys = setting.shapes(lambda: sample_keys(0, num_samples))
     number = setting.shape((), jnp.int32)
     settings = Settings(setting.shape((), jnp.float32), number, setting.shape((), jnp.float32), setting.shape((), bool))
-    ids, prompt = setting.shape((num_samples,), jnp.int32), setting.shape((BLOCK,), jnp.int32)
+    ids, prompt = setting.shape((num_samples,), jnp.int32), setting.shape((BLOCK, 1), jnp.int32)
     block = sampler.block.lower(weights, state, ids, keys, number, prompt, number, settings, filtered=False)
     return block.compile()
 
@@ -173,13 +173,6 @@ def _compile_step(setting: Setting, apply: Callable[..., jax.Array], params: Any
     return jax.jit(step, donate_argnums=(0, 1)).lower(params, opt_state, ids_TB).compile()
 
 
-# Name -> (function, whether several devices can share it).
-PROGRAMS = {
-    "train": (train, True),
-    "score": (score, True),
-    "sample": (sample, False),
-    "plain scan": (plain_scan, False),
-    "nn.RNN": (flax_rnn, False),
-}
+PROGRAMS = {"train": train, "score": score, "sample": sample, "plain scan": plain_scan, "nn.RNN": flax_rnn}
 # The cells of the peers.
 PEERS, PEER_CELLS = ("plain scan", "nn.RNN"), ("rnn", "lstm", "gru")

@@ -6,7 +6,7 @@ each, and after `?` the same letters in another order, each with its digit: `b7k
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ml_collections import ConfigDict
 
@@ -39,23 +39,27 @@ def answers(line: str) -> list[int]:
     return list(range(start + 1, len(line.rstrip("\n")), 2))
 
 
-@corpus
-def parity(data: ConfigDict) -> tuple[Iterator[str], Iterator[str], tuple[str]]:
-    """Return lines of 1 to 32 bits, for training and for validation."""
+# The texts for training, validation and test.
+Parts = tuple[Iterator[str], Iterator[str], Iterator[str]]
+
+
+def _parts(make_line: Callable[[random.Random], str]) -> Parts:
+    """Return lines for training and for validation, and no test text."""
 
     def lines(seed: int, count: int) -> Iterator[str]:
         draw = random.Random(seed)
-        return (parity_line(draw, draw.randint(1, MAX_BITS)) for _ in range(count))
+        return (make_line(draw) for _ in range(count))
 
-    return lines(0, TRAIN_LINES), lines(1, HELD_OUT_LINES), ("",)
+    return lines(0, TRAIN_LINES), lines(1, HELD_OUT_LINES), iter(())
 
 
 @corpus
-def recall(data: ConfigDict) -> tuple[Iterator[str], Iterator[str], tuple[str]]:
-    """Return lines of 8 pairs, for training and for validation."""
+def parity(data: ConfigDict) -> Parts:
+    """Return lines of 1 to 32 bits."""
+    return _parts(lambda draw: parity_line(draw, draw.randint(1, MAX_BITS)))
 
-    def lines(seed: int, count: int) -> Iterator[str]:
-        draw = random.Random(seed)
-        return (recall_line(draw, NUM_PAIRS) for _ in range(count))
 
-    return lines(0, TRAIN_LINES), lines(1, HELD_OUT_LINES), ("",)
+@corpus
+def recall(data: ConfigDict) -> Parts:
+    """Return lines of 8 pairs."""
+    return _parts(lambda draw: recall_line(draw, NUM_PAIRS))

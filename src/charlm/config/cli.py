@@ -2,7 +2,7 @@
 
 Exit codes: 0 success; 1 the run failed; 2 the user's input is wrong; 130 and 143 stopped by SIGINT and SIGTERM.
 
-A command imports JAX, and what needs it, after its flags are parsed. The help and an error in a flag therefore take no time.
+A command imports JAX, and what needs it, after its flags are parsed. The help and an error in a flag do not wait for it.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ from charlm.system.errors import ConfigError, Exit, RunFailed, UserError, is_out
 from charlm.system.progress import say
 from charlm.system.streams import discard_output, prepare_streams, write_output
 
-# Python looks for garbage whenever this many objects are new. With its own number, 700, that takes a fifth of the start of a
-# run, because imports and traced programs are hundreds of thousands of objects, and almost none of them is garbage.
+# Python looks for garbage whenever this many objects are new. Its own number, 700, makes the start slower: imports and the
+# tracing of programs create many objects, and most of them stay.
 _GARBAGE_THRESHOLD = 50_000
 
 
@@ -43,7 +43,7 @@ def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = N
     logging.set_verbosity(logging.FATAL)
     getLogger("asyncio").setLevel("CRITICAL")
     code = _run(command, sys.argv[1:] if argv is None else argv)
-    if code in (1, 2) and "jax" in sys.modules:
+    if code in (1, 2) and "jax" in sys.modules:  # Without JAX the process does not belong to a job yet.
         from charlm.parallel import processes
 
         processes.exit_job(code)

@@ -25,7 +25,10 @@ def for_any_platform() -> Iterator[None]:
 
 
 def by_platform(*args: Any, cpu: Callable[..., Any], elsewhere: Callable[..., Any]) -> Any:
-    """Return `cpu(*args)` on CPUs and `elsewhere(*args)` on other platforms."""
+    """Return `cpu(*args)` on CPUs and `elsewhere(*args)` on other platforms.
+
+    `jax.lax.platform_dependent` does the same but traces both forms, which takes time if they are large.
+    """
     if _ANY_PLATFORM.get():
         return jax.lax.platform_dependent(*args, cpu=cpu, default=elsewhere)
     return (cpu if jax.default_backend() == "cpu" else elsewhere)(*args)

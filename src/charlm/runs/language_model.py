@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -302,10 +302,9 @@ class LanguageModel:
         check_corpus(self.path or "this model", self.manifest, corpus, self.vocab)
         return corpus
 
-    @functools.cached_property
-    def make_sampler(self) -> Callable[[int, str | None], sampler.Sampler]:
-        """`sampler.make_sampler` for this model and (window, dtype). Equal arguments share what was compiled."""
-        return functools.cache(lambda window, dtype: sampler.make_sampler(self.module, self.vocab, window, dtype))
+    def make_sampler(self, window: int, dtype: str | None) -> sampler.Sampler:
+        """Return `sampler.make_sampler` of this model, with this window and with weights of this dtype."""
+        return sampler.make_sampler(self.module, self.vocab, window, dtype)
 
     @functools.cached_property
     def _scorer(self) -> Scorer:

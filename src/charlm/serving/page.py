@@ -85,7 +85,7 @@ def write_page(
         shown, source = page_text(model, length)
     else:
         ids_N = encode_file(text, model.vocab, model.config.data.lowercase, Documents.from_config(model.config.data))
-        shown, source = _decode_whole(model, ids_N[:length]), text.name
+        shown, source = model.vocab.decode(ids_N[:length]), text.name
         if len(ids_N) > length:
             say(f"charlm: {text} has {len(ids_N):,} symbols; the page shows the first {length:,} (--length)")
     write_text(output, build_page(model, shown, source, dtype))
@@ -212,9 +212,4 @@ def page_text(model: LanguageModel, length: int) -> tuple[str, str]:
     corpus = model.corpus()
     split = "val" if len(corpus.split("val")) >= 2 else "train"
     name = "validation" if split == "val" else "training"
-    return _decode_whole(model, corpus.split(split)[:length]), f"the beginning of the {name} text"
-
-
-def _decode_whole(model: LanguageModel, ids_N: np.ndarray) -> str:
-    """Return the text of ids without a character at its end of which only some bytes are there."""
-    return model.vocab.decoder()(np.asarray(ids_N))
+    return model.vocab.decode(corpus.split(split)[:length]), f"the beginning of the {name} text"
