@@ -88,6 +88,8 @@ def cache(tmp_path_factory):
     for name, value in compiled.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
+    # Now the devices are fixed, so no config with `mesh.auto` gives this process several of them.
+    assert jax.device_count() == 1
 
 
 @pytest.fixture(scope="session", autouse=True)

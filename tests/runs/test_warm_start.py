@@ -183,7 +183,7 @@ def test_a_vocabulary_can_be_kept_alone(first, text_file, other_text, tmp_path):
         charlm.fit(config_for(other_text, 2, **{"data.vocab_from": str(first)}), tmp_path / "run", progress=False)
 
 
-def test_vmap_trains_runs_from_a_source_by_themselves(first, other_text):
+def test_vmap_trains_runs_from_a_source_by_themselves(first, other_text, tmp_path):
     configs = [config_for(other_text, 4, **{"train.init_from": str(first), "seed": seed}) for seed in (0, 1)]
-    groups, alone = group_runs([SimpleNamespace(name=str(config.seed), config=config) for config in configs])
+    groups, alone = group_runs([SimpleNamespace(name=str(config.seed), config=config) for config in configs], tmp_path)
     assert not groups and [why for _, why in alone] == ["train.init_from is set"] * 2

@@ -225,12 +225,12 @@ def test_a_run_that_fails_is_a_row_of_the_table_and_the_others_finish(run, sweep
     assert math.isfinite(float(rows[0]["val_nats_per_char"])) and rows[1]["val_nats_per_char"] == ""
 
 
-def test_only_runs_that_can_share_a_program_are_grouped(sweep_file):
+def test_only_runs_that_can_share_a_program_are_grouped(sweep_file, tmp_path):
     path = sweep_file(
         'product({"seed": [0, 1]}) + [{"model.hidden_size": 12}, {"train.seconds": 100.0}, {"model.dropout": 0.1}]'
         ' + [{"model.dropout": 0.2}, {"mesh.data": 2}] + product({"data.device_bytes": [100], "seed": [0, 1]})'
     )
-    groups, alone = vmap_executor.group_runs(plan.load_plan(path).runs())
+    groups, alone = vmap_executor.group_runs(plan.load_plan(path).runs(), tmp_path)
     assert [[run.name for run in group] for group in groups] == [["seed=0", "seed=1"], ["dropout=0.1", "dropout=0.2"]]
     assert {run.name: why for run, why in alone} == {
         "hidden_size=12": "no other run differs from it only in traced hyperparameters",

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, config_dict
 # which devices share the work, but not what is computed.
 RESUMABLE_KEYS = (
     "data.device_bytes",
+    "mesh.auto",
     "mesh.data",
     "mesh.shard_params",
     "train.log_every",
@@ -204,6 +205,9 @@ def default_config() -> ConfigDict:
     # The number of devices that share each batch equally. 0: all devices. Unset: one device, or all devices of a job of several
     # processes. The results are those of one device up to rounding, but each device draws its own dropout masks.
     mesh.data = unset(int)
+    # Choose mesh.data when a run begins, if it is unset: on a CPU, the cores share each batch of a model of at most 256 units,
+    # with at least 8 rows for each core. The run records the choice and keeps it. A job of several processes ignores this key.
+    mesh.auto = False
     # Shard the parameters and the optimizer's state over these devices, and gather the parameters for each step. This is for
     # models whose training state does not fit on one device. The parameters and their gradient must still fit during a step.
     mesh.shard_params = False

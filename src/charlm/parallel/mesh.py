@@ -21,6 +21,8 @@ from charlm.system.errors import ConfigError
 REPLICATED, BATCH_SHARDED, STEPS_BATCH_SHARDED = P(), P("data"), P(None, "data")
 # Smaller arrays are not worth sharding.
 _MIN_SHARDED_SIZE = 1 << 12
+# Cores of a CPU that share a batch as devices are faster up to these units (experiments/cores). Each needs some rows.
+_MAX_SHARED_UNITS, _MIN_ROWS = 256, 8
 
 
 def make_mesh(config: ConfigDict) -> Mesh | None:
@@ -43,6 +45,14 @@ def make_mesh(config: ConfigDict) -> Mesh | None:
         parts = f"{config.optimizer.accumulation_steps} parts on each of " if config.optimizer.accumulation_steps > 1 else ""
         raise ConfigError(f"batching.batch_size is {batch}; {parts}{count} devices cannot share it equally: change mesh.data")
     return Mesh(np.array(devices[:count]), ("data",)) if count > 1 else None
+
+
+def num_sharing_devices(config: ConfigDict, devices: int) -> int:
+    """Return how many of some CPU devices should share a batch: more than one if the model is small (`mesh.auto`)."""
+    if config.model.hidden_size > _MAX_SHARED_UNITS:
+        return 1
+    rows = config.batching.batch_size / config.optimizer.accumulation_steps
+    return max((n for n in range(1, devices + 1) if rows % n == 0 and rows / n >= _MIN_ROWS), default=1)
 
 
 def num_devices(mesh: Mesh | None) -> int:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from charlm.config.rules import from_json
 from charlm.runs import flat_state, warm_start, workdir
 from charlm.runs.checkpoint import Checkpoints
+from charlm.runs.devices import choose_devices
 from charlm.runs.flat_state import FlatState, state_shapes
 from charlm.runs.loop import train
 from charlm.runs.run_corpus import RUN_TEXT, load_run_corpus
@@ -67,8 +68,10 @@ def record_from_workdir(path: Path) -> Record:
     result = workdir.read_result(path) or {}
     checkpoints = Checkpoints(path, lambda: state_shapes(run.config, run.vocab.size))
     steps, params = result.get("steps"), None
+    # Before the restored checkpoint makes JAX initialise its devices.
     if run.config.train.deterministic:
-        request_determinism()  # Before the restored checkpoint makes JAX initialise the GPU.
+        request_determinism()
+    choose_devices(run.config, path)
     if steps is None or steps in checkpoints.steps():
         flat, meta = checkpoints.find("latest" if steps is None else str(steps), say)
         steps = meta["step"]

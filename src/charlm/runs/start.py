@@ -21,6 +21,7 @@ from charlm.inference.scorer import min_text_length
 from charlm.nn import cudnn
 from charlm.parallel import processes
 from charlm.runs import checkpoint, outcome, warm_start, workdir
+from charlm.runs.devices import choose_devices
 from charlm.runs.flat_state import state_shapes
 from charlm.runs.run_corpus import load_run_corpus
 from charlm.runs.tracking import check_trackers
@@ -49,13 +50,14 @@ class Prepared(NamedTuple):
     text: str | None = None
 
 
-def prepare(config: ConfigDict, path: Path | None = None, text: str | None = None) -> Prepared:
+def prepare(config: ConfigDict, path: Path | None = None, text: str | None = None, side_by_side: bool = False) -> Prepared:
     """Check a config, load its text and check that the config can be trained on it. Writes no workdir.
 
     Args:
         config: from `charlm.config.default_config()`.
         path: the folder of the run.
         text: the text of a run that keeps it in its folder.
+        side_by_side: several runs train at once, each of them on one device.
 
     Raises:
         UserError: the config or the text does not allow it.
@@ -71,6 +73,8 @@ def prepare(config: ConfigDict, path: Path | None = None, text: str | None = Non
     config.lock()
     if config.train.deterministic:
         request_determinism()
+    if path is not None:
+        choose_devices(config, path, side_by_side)
     exists = path is not None and (path / "config.json").exists()
     manifest = workdir.load_run(path).manifest if exists else None
     corpus = load_run_corpus(config, path, manifest, text)

@@ -26,12 +26,15 @@ def train_sequentially(runs: Sequence["Run"], folder: Path, plan: "Plan", option
 def train_with_vmap(runs: Sequence["Run"], folder: Path, plan: "Plan", options: RayOptions) -> dict[str, str]:
     """Train runs that differ only in traced hyperparameters as one program, the others sequentially (an `Executor`)."""
     del plan, options
+    import jax
+
     from charlm.runs.outcome import failure_reason
     from charlm.sweeps import vmap_executor
-    from charlm.system.machine import num_cores
+    from charlm.system.machine import num_cores, use_cores_as_devices
 
-    vmap_executor.use_all_cores(num_cores())
-    groups, alone = vmap_executor.group_runs(runs)
+    if not use_cores_as_devices():
+        say(f"JAX was used before in this process, so the runs share {jax.local_device_count()} of {num_cores()} cores")
+    groups, alone = vmap_executor.group_runs(runs, folder)
     for run, why in alone:
         say(f"{run.name} is trained by itself: {why}")
     failed = {}

@@ -27,6 +27,7 @@ from charlm.inference.sampler import make_sampler
 from charlm.inference.scorer import make_scorer
 from charlm.nn.model import CharLM
 from charlm.runs.checkpoint import DamagedCheckpoint
+from charlm.runs.devices import recorded_devices
 from charlm.runs.flat_state import unflatten_state
 from charlm.runs.host import Host
 from charlm.runs.loop import ChunkResult, training_loop
@@ -57,20 +58,12 @@ class NamedRun(Protocol):
     config: ConfigDict
 
 
-def use_all_cores(cores: int) -> None:
-    """Make JAX treat each core of a CPU as a device, unless the process has used JAX already: then its devices are fixed."""
-    try:
-        jax.config.update("jax_num_cpu_devices", cores)
-    except RuntimeError:
-        say(f"JAX was used before in this process, so the runs share {jax.local_device_count()} of {cores} cores")
-
-
-def group_runs(runs: Sequence[NamedRun]) -> tuple[list[list[NamedRun]], list[tuple[NamedRun, str]]]:
+def group_runs(runs: Sequence[NamedRun], folder: Path) -> tuple[list[list[NamedRun]], list[tuple[NamedRun, str]]]:
     """Return (groups that can be one program each, the other runs with the reason why they are trained by themselves)."""
     alike: dict[str, list[NamedRun]] = {}
     alone = []
     for run in runs:
-        if why := _why_alone(run.config):
+        if why := _why_alone(run.config, folder / run.name):
             alone.append((run, why))
         else:
             alike.setdefault(_program_key(run.config), []).append(run)
@@ -85,13 +78,13 @@ def group_runs(runs: Sequence[NamedRun]) -> tuple[list[list[NamedRun]], list[tup
     return groups, alone
 
 
-def _why_alone(config: ConfigDict) -> str | None:
+def _why_alone(config: ConfigDict, path: Path) -> str | None:
     if config.train.seconds is not None:
         return "train.seconds is a limit for one run"
     if config.train.init_from is not None:
         return "train.init_from is set"
-    if config.mesh.data not in (None, 1):
-        return f"mesh.data is {config.mesh.data}"
+    if (devices := recorded_devices(path) if config.mesh.data is None else config.mesh.data) != 1:
+        return f"mesh.data is {devices}"
     return None
 
 
@@ -120,7 +113,7 @@ def train_group(runs: Sequence[NamedRun], folder: Path) -> dict[str, str]:
     failed: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         started = []
-        for run, prepared in [(run, prepare(run.config, folder / run.name)) for run in runs]:
+        for run, prepared in [(run, prepare(run.config, folder / run.name, side_by_side=True)) for run in runs]:
             try:
                 check_memory(prepared.config, prepared.corpus.vocab.size, training=True)
                 if stack.enter_context(open_run(folder / run.name, prepared)):

@@ -1,4 +1,4 @@
-"""Facts about the machine, and the request for deterministic operations."""
+"""Facts about the machine, and requests that JAX must get before it initialises its devices."""
 
 import contextlib
 import os
@@ -12,11 +12,24 @@ from jax._src import xla_bridge  # JAX has no public function for this (github.c
 from charlm.system.errors import ConfigError
 
 _DETERMINISM_FLAG = "--xla_gpu_deterministic_ops=true"
+_DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
 
 
 def num_cores() -> int:
     """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def use_cores_as_devices() -> bool:
+    """Make JAX treat each core of a CPU as a device; return False if JAX was used before, so that its devices are fixed.
+
+    The number of devices that XLA_FLAGS may give is kept.
+    """
+    if xla_bridge.backends_are_initialized():
+        return False
+    if _DEVICE_COUNT_FLAG not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", num_cores())
+    return True
 
 
 def cpu_model() -> str:
