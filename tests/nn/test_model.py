@@ -67,8 +67,16 @@ def test_logits_equal_the_equations_of_the_model(x64, cell, encoding):
     np.testing.assert_allclose(logits, equations(params), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("cell", ["rnn", "ln_lstm", "mogrifier_lstm"])
-@pytest.mark.parametrize("encoding, tied", [("embedding", False), ("embedding", True), ("one_hot", False), ("scalar", False)])
+@pytest.mark.parametrize(
+    "cell, encoding, tied",
+    [
+        pytest.param(
+            cell, encoding, tied, marks=() if cell == "lstm" or (encoding, tied) == ("embedding", False) else pytest.mark.slow
+        )
+        for cell in KINDS_OF_INPUT
+        for encoding, tied in [("embedding", False), ("embedding", True), ("one_hot", False), ("scalar", False)]
+    ],
+)
 def test_a_folded_model_computes_the_same_function(x64, cell, encoding, tied):
     model, params = build_with_random_params(cell=cell, encoding=encoding, tie_weights=tied, embedding_size=6)
     folded, weights = model.folded("float64"), model.fold_params(params, "float64")

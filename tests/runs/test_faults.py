@@ -47,6 +47,7 @@ def broken_loss(monkeypatch):
     forget_compiled()
 
 
+@pytest.mark.slow
 def test_updates_that_are_not_finite_are_skipped_and_counted(run, small_config, broken_loss, tmp_path):
     broken_loss(0)  # Symbol 0 is the line end.
     flags = "--config", str(small_config), "--workdir"
