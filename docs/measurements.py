@@ -258,6 +258,20 @@ def cells() -> str:
     return measured(columns, rows, "cells")
 
 
+def cores() -> str:
+    """Training steps on one CPU device and on a device for each core, for each shape of the model."""
+    rows = []
+    for record in latest(
+        read("cores"), lambda record: tuple(record[key] for key in ("cell", "hidden", "layers", "batch"))
+    ).values():
+        model = f"{'2 x ' * (record['layers'] == 2)}{record['cell']} {record['hidden']}"
+        speeds = f"{record['one_device']:,}", f"{record['device_for_each_core']:,}", f"{record['ratio']:.2f}"
+        rows.append(Row([model, f"{record['batch']}", *speeds], [record]))
+    return measured(
+        ["model", "rows of a batch", "one device, chars/s", "a device for each core, chars/s", "ratio"], rows, "cores"
+    )
+
+
 def ablation() -> str:
     """What one changed key is worth: the best held-out loss, and the difference from the row compared with."""
     from experiments.ablation.run import ROWS, TEXTS
@@ -415,6 +429,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "learning-rate": learning_rate,
     "width-depth": width_depth,
     "cells": cells,
+    "cores": cores,
     "ablation": ablation,
     "faults": faults,
     "throughput-steps": throughput_steps,
