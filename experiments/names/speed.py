@@ -6,7 +6,7 @@
 The training command runs on the built-in plays: as one text, and with each line as a document, so that the state is reset every
 40 characters. Each of them runs with the text on the device, and with the text in the memory map, from which threads on the
 host read the windows ahead (data.device_bytes). The four runs take turns for ROUNDS rounds (default 3), in another order in
-each round. The rate is that of the steps 101 to 500, without compilation. The script appends a line to results.jsonl.
+each round. The rate is that of the steps 101 to 300, without compilation. The script appends a line to results.jsonl.
 """
 
 import json
@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))  # So that the script finds the other experiments.
 
 from experiments import records  # noqa: E402
 
-SHORT = ("train.steps=500", "train.log_every=100", "train.eval_every=0", "train.sample_every=0", "train.checkpoint_every=500")
+SHORT = ("train.steps=300", "train.log_every=100", "train.eval_every=0", "train.sample_every=0", "train.checkpoint_every=300")
 RUNS = {
     "stream, device": (),
     "documents, device": ("data.documents=lines",),
