@@ -1,8 +1,8 @@
 """Sample text from a trained model.
 
-    python -m charlm.sample --workdir DIR [--prompt TEXT | --prompt_file FILE] [--length N] [--num_samples N]
-        [--temperature X] [--top_k K] [--top_p P] [--greedy] [--stop TEXT] [--seed S] [--dtype float32|bfloat16]
-        [--checkpoint best|latest|STEP] [--novelty] [--json]
+    python -m charlm.sample --workdir DIR [--prompt TEXT | --prompt_file FILE] [--prompts_at_once N]
+        [--length N] [--num_samples N] [--temperature X] [--top_k K] [--top_p P] [--greedy] [--stop TEXT] [--seed S]
+        [--dtype float32|bfloat16] [--checkpoint best|latest|STEP] [--novelty] [--json]
 
 The text goes to stdout as it is drawn. Everything else goes to stderr. For a run with `data.documents` each sample is a
 document. With `--novelty` the samples are compared with the training text.
@@ -35,11 +35,14 @@ def main(argv: Sequence[str]) -> None:
     corpus = model.corpus() if values.novelty else None
     named = {name: getattr(values, name) for name in default_config().sample}
     if values.prompt_file is None:
+        if values.prompts_at_once != 1:
+            raise ConfigError("--prompts_at_once needs --prompt_file")
         drawn = [model.draw(named, values.seed, values.stop)]
     elif values.prompt is not None:
         raise ConfigError("--prompt and --prompt_file exclude each other; give one of them")
     else:
-        drawn = draw_each(model, read_prompts(Path(values.prompt_file)), named, values.seed, values.stop)
+        prompts = read_prompts(Path(values.prompt_file))
+        drawn = draw_each(model, prompts, named, values.seed, values.stop, values.prompts_at_once)
     say(f"charlm: {model.path}, checkpoint of step {model.num_steps}, seed {values.seed}")
     sys.stdout.reconfigure(encoding="utf-8")
     write = (lambda text: None) if values.json else write_output
@@ -78,6 +81,7 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
     flags.DEFINE_string("prompt", None, "the text to continue", flag_values=values)
     flags.DEFINE_string("prompt_file", None, "a UTF-8 file of prompts, one a line; each has one sample", flag_values=values)
+    flags.DEFINE_integer("prompts_at_once", 1, "draw up to N prompts of --prompt_file together", flag_values=values)
     flags.DEFINE_integer("random_prompt", None, "without --prompt: take N symbols of the training text", flag_values=values)
     flags.DEFINE_integer(
         "window", None, "read the last N symbols again for each symbol that is drawn; 0: carry the state", flag_values=values

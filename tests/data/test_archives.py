@@ -187,5 +187,14 @@ def test_a_tar_archive_is_refused(suffix):
     refused(f"text.{suffix}", file.getvalue(), "is a tar archive; extract the text from it")
 
 
+def test_the_command_refuses_a_hostile_archive_in_one_line(run, small_config, folder):
+    bomb, cut = packed("zip", b"a" * (1 << 26) + b"a"), packed("gz", TEXT.encode())[:-9]
+    for name, content in (("bomb.zip", bomb), ("cut.gz", cut), ("names.zip", zipped({"../a.txt": b"bad"}))):
+        (folder / name).write_bytes(content)
+        before = left()
+        code, out, err = run("train", f"--config={small_config}", f"--config.data.path={name}", "--workdir=run")
+        assert code == 2 and out == "" and err.count("\n") == 1 and name in err and left() == before
+
+
 def test_text_in_an_archive_must_be_utf_8():
     refused("text.zip", zipped({"a.txt": b"abc\xff"}), r"text.zip#a.txt is not UTF-8: byte 0xff at byte offset 3")

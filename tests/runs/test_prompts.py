@@ -4,6 +4,8 @@ import pytest
 from models import small_model
 
 import charlm
+from charlm.inference.rows import RowBatch
+from charlm.runs.prompts import draw_each
 from charlm.system.errors import ConfigError
 
 PROMPTS = ["the cat", "that", "the cat", "said, and sat on the mat; "]
@@ -43,10 +45,32 @@ def test_the_command_draws_a_sample_for_each_line_of_a_file(path, run, tmp_path)
         file.write_text(content)
         code, out, err = run(*command)
         assert code == 2 and out == "" and err.count("\n") == 1 and message in err
+    file.write_text("".join(prompt + "\n" for prompt in PROMPTS))
+    assert run(*command, "--prompts_at_once=3")[:2] == (0, expected)
+    assert "--prompts_at_once needs --prompt_file" in run("sample", f"--workdir={path}", "--prompts_at_once=3")[2]
     for flag in ("--prompt=the", "--num_samples=2", "--random_prompt=2"):
         code, out, err = run(*command, flag)
         assert code == 2 and out == "" and flag.split("=")[0].removeprefix("--") in err
     assert run("sample", f"--workdir={path}", "--prompt_file=none.txt")[0] == 2
+
+
+@pytest.mark.parametrize("kind, stop", [("chars", None), ("chars", "e"), ("bytes", "\n")])
+def test_prompts_that_are_drawn_together_have_the_texts_of_each_one_alone(kind, stop):
+    model = small_model(kind=kind, scale=1.0)
+    prompts = ["the cat"] * 3 + ["that was that, said the cat, and sat.\n" * 4] + ["t", "said, ", "ate the rat"]
+    alone = model.sample(prompts, seed=3, length=45, stop=stop)
+    for at_once in (2, 3, 7, 50):
+        assert model.sample(prompts, seed=3, length=45, stop=stop, prompts_at_once=at_once) == alone
+
+
+def test_a_long_prompt_holds_up_only_its_own_row(monkeypatch):
+    blocks, draw = [], RowBatch.draw
+    monkeypatch.setattr(RowBatch, "draw", lambda self, rows: blocks.append(len(rows)) or draw(self, rows))
+    drawn = draw_each(small_model(), ["the cat " * 60, *["the cat"] * 12], {"length": 40}, 0, at_once=3)
+    # The long text takes 17 blocks of 32 symbols and the others 2 blocks each, in two rows. The first text comes when the model
+    # has read its prompt, and texts that are complete wait for it.
+    assert next(drawn[0][1]) and len(blocks) == 15 and blocks[:12] == [3] * 12
+    assert [len("".join(text for (text,) in pieces)) for _, pieces in drawn[1:]] == [40] * 12 and len(blocks) == 15
 
 
 def test_what_is_no_prompt_is_refused(path):
@@ -55,6 +79,8 @@ def test_what_is_no_prompt_is_refused(path):
         (["the", 3], {}, r"prompt is \['the', 3\], of type list; it must be of type str or Sequence\[str\] or None"),
         (["the", ""], {}, "prompt 2 of 2 is empty"),
         (["the"], {"num_samples": 2}, "num_samples is 2, but each of several prompts has one sample"),
+        (["the"], {"prompts_at_once": 0}, "prompts_at_once is 0; it must be at least 1"),
+        ("the", {"prompts_at_once": 2}, "prompts_at_once is 2, but there is one prompt"),
         (["the"], {"temperature": 0.0}, "prompt 1 of 1: .*sample.temperature is 0.0"),
     ):
         with pytest.raises(ConfigError, match=message):

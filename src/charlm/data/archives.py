@@ -13,6 +13,7 @@ import re
 import stat
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
@@ -101,7 +102,8 @@ def open_text(file: File, advance: Callable[[int], None]) -> Iterator[IO[bytes]]
                 opened, limit, size = archive.open(info), info.file_size, info.file_size
         else:
             opened = gzip.GzipFile(fileobj=counted) if file.kind == "gzip" else _Bzip2(counted)
-        yield _Expanded(file, opened, limit, size)
+        with ThreadPoolExecutor(1) as thread:
+            yield _Ahead(_Expanded(file, opened, limit, size), thread)
 
 
 def _kind(path: Path) -> str | None:
@@ -211,6 +213,18 @@ class _Expanded:
             raise _expands(self._file)
         if not data and self._size not in (None, self._done):
             raise CorpusError(f"{self._file} is a damaged archive: it has {self._done:,} bytes, not {self._size:,}")
+        return data
+
+
+class _Ahead:
+    """A text that is read ahead: a thread expands the next block while the last one is used. All blocks have the same size."""
+
+    def __init__(self, opened: _Expanded, thread: Executor):
+        self._opened, self._thread, self._next = opened, thread, None
+
+    def read(self, size: int) -> bytes:
+        data = (self._next or self._thread.submit(self._opened.read, size)).result()
+        self._next = self._thread.submit(self._opened.read, size)
         return data
 
 

@@ -5,13 +5,15 @@ entry for each text and set of options (`entries`). Its folder `downloads/` cont
 `fingerprints/` the hashes of unchanged files. The cache can be deleted at any time; charlm then encodes and downloads again.
 """
 
+import codecs
+import contextlib
 import hashlib
 import itertools
 import json
-import operator
-from collections.abc import Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -24,7 +26,8 @@ from charlm.data.documents import Documents
 from charlm.data.sources import Source, counts_symbols, part_lengths
 from charlm.data.vocab import NUM_CODE_POINTS, Vocab, count_code_points
 from charlm.system.cache import cache_dir
-from charlm.system.errors import CorpusError, MissingSymbol
+from charlm.system.errors import CorpusError
+from charlm.system.files import flush_to_disk
 from charlm.system.progress import ByteProgress, say
 
 # The version of the encoding. It must be increased when the same text and options give different ids.
@@ -96,68 +99,50 @@ def load_corpus(data: ConfigDict, base: Vocab | None = None) -> Corpus:
 
 
 def _encode(source: Source, fingerprint: str, data: ConfigDict, base: Vocab | None, folder: Path) -> entries.Meta:
-    """Write the ids of a text into a folder, in two passes of constant memory; return their meta data.
+    """Write the ids of a text into a folder, in constant memory; return their meta data.
 
-    The first pass counts the symbols, and the second encodes them.
+    The source is read once, because expanding an archive and splitting documents take long. A copy of the text waits on the
+    disk until the vocabulary is known. The copy has no name, so nothing is left of it, even if the process is killed.
     """
     # Numbers of bytes may end a part inside a character, so bytes are cut and not text.
     cut_bytes = data.vocab == "bytes" and counts_symbols(source.split)
-    with ByteProgress(f"encoding {source.name}", source.num_bytes()) as progress:
-
-        def read() -> Iterator[tuple[int, str | np.ndarray]]:
-            """Yield (index of the text, or of the part for documents; piece)."""
-            advance = lambda size: progress.advance(size / 2)  # noqa: E731  Each byte is read twice.
-            if source.documents is not None:
-                yield from source.documents(advance)
-                return
-            for i, pieces in enumerate(source.texts):
-                encode = Vocab.all_bytes().encoder()
-                for piece in pieces(advance) if pieces else ():
-                    yield i, encode(piece) if cut_bytes else piece
-
-        counts, totals = np.zeros(NUM_CODE_POINTS, np.int64), [0, 0, 0]
-        for i, piece in read():
-            totals[i] += len(piece)
-            if data.vocab == "chars":
-                found = count_code_points(piece)
-                counts[: len(found)] += found
+    counts, totals = np.zeros(NUM_CODE_POINTS, np.int64), [0, 0, 0]
+    with contextlib.ExitStack() as stack:
+        copies = [stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(3)]
+        with ByteProgress(f"reading {source.name}", source.num_bytes()) as progress:
+            for i, piece in source.read(progress.advance):
+                copied = piece.encode("utf-8", "surrogateescape")
+                copies[i].write(copied)
+                totals[i] += len(copied) if cut_bytes else len(piece)
+                if data.vocab == "chars":
+                    found = count_code_points(piece)
+                    counts[: len(found)] += found
         if not totals[0]:
             raise CorpusError(f"the corpus {source.name} is empty; it must contain text to train on")
         if data.documents:  # The boundary is in the vocabulary, however rare it is.
             counts[ord(Documents.from_config(data).boundary)] = np.iinfo(np.int64).max
         vocab = _vocab(data, base, counts)
-        lengths = part_lengths(totals[0], source.split, source.name)
-        if sum(lengths) < totals[0]:
-            say(f"data.split uses the first {sum(lengths):,} of {totals[0]:,} symbols of {source.name}")
-        written, train_chars = [0, 0, 0], 0
-
-        def parts() -> Iterator[tuple[int, str | np.ndarray]]:
-            if source.documents is not None:
-                yield from read()
-                return
-            for i, pieces in itertools.groupby(read(), operator.itemgetter(0)):
-                ends = lengths if i == 0 else [totals[i] if part == i else 0 for part in range(3)]
-                yield from _cut_into_parts((piece for _, piece in pieces), ends, totals[i], source.name)
-
-        def encoded() -> Iterator[tuple[int, np.ndarray]]:
-            nonlocal train_chars
-            encode = vocab.encoder()
-            for part, piece in parts():
-                try:
+        lengths = [[totals[i] if part == i else 0 for part in range(3)] for i in range(3)]
+        if source.documents is None:  # Documents are in their parts already.
+            lengths[0] = part_lengths(totals[0], source.split, source.name)
+        if sum(lengths[0]) < totals[0]:
+            say(f"data.split uses the first {sum(lengths[0]):,} of {totals[0]:,} symbols of {source.name}")
+        written, train_chars, encode = [0, 0, 0], 0, vocab.encoder()
+        with (
+            open(folder / "ids.bin", "wb") as file,
+            ByteProgress(f"encoding {source.name}", sum(copy.tell() for copy in copies)) as progress,
+        ):
+            for copy, ends in zip(copies, lengths):
+                for part, piece in _cut_into_parts(_pieces(copy, cut_bytes, progress.advance), ends):
                     ids = piece if cut_bytes else encode(piece)
-                except MissingSymbol:
-                    if base is None or data.vocab_from is None:  # The first pass has not seen the symbol.
-                        raise _text_changed(source.name) from None
-                    raise
-                written[part] += len(ids)
-                train_chars += vocab.num_chars(ids) if part == 0 else 0
-                yield part, ids
-
-        entries.write_parts(folder / "ids.bin", encoded())
+                    file.write(ids)
+                    written[part] += len(ids)
+                    train_chars += vocab.num_chars(ids) if part == 0 else 0
+            flush_to_disk(file)
     if source.fingerprint() != fingerprint:
         # Either the text has changed, or the remembered hash was wrong. The next start reads the text again.
         entries.forget_sha256(source.files, source.identity())
-        raise _text_changed(source.name)
+        raise CorpusError(f"the corpus {source.name} changed while it was read; start again when the file is complete")
     return entries.Meta(vocab, tuple(written), source.sha256 or fingerprint, written[0] / max(train_chars, 1))
 
 
@@ -171,34 +156,36 @@ def _vocab(data: ConfigDict, base: Vocab | None, counts: np.ndarray) -> Vocab:
     return own if base is None else Vocab.from_chars(own.symbols + base.symbols, own.unknown or base.unknown)
 
 
-def _text_changed(name: str) -> CorpusError:
-    """Return the error for a text that changed during reading."""
-    return CorpusError(f"the corpus {name} changed while it was read; start again when the file is complete")
+def _pieces(copy: IO[bytes], as_bytes: bool, advance: Callable[[int], None]) -> Iterator[str | np.ndarray]:
+    """Yield the text of a file from its beginning, or its bytes, shape (n,). `advance` gets the number of bytes of a read."""
+    copy.seek(0)
+
+    def blocks() -> Iterator[bytes]:
+        while block := copy.read(texts.PIECE_BYTES):
+            advance(len(block))
+            yield block
+
+    yield from (np.frombuffer(block, np.uint8) for block in blocks()) if as_bytes else codecs.iterdecode(blocks(), "utf-8")
 
 
-def _cut_into_parts(
-    pieces: Iterable[str | np.ndarray], lengths: Sequence[int], total: int, name: str
-) -> Iterator[tuple[int, str | np.ndarray]]:
+def _cut_into_parts(pieces: Iterable[str | np.ndarray], lengths: Sequence[int]) -> Iterator[tuple[int, str | np.ndarray]]:
     """Yield (index of the part, piece) for the pieces of a text. A piece that spans several parts is cut.
 
     Args:
-        pieces: the text, or its ids, shape (n,).
+        pieces: the text, or its bytes, shape (n,).
         lengths: the lengths of the three parts. What follows them belongs to no part.
-        total: the length of the text.
-        name: the name of the text.
     """
-    ends = [*itertools.accumulate(lengths), total]
-    position = part = 0
+    part, left = 0, lengths[0]
     for piece in pieces:
         while len(piece):
-            if position == total:
-                raise _text_changed(name)
-            while position == ends[part]:
+            while not left:
                 part += 1
-            head, piece = piece[: ends[part] - position], piece[ends[part] - position :]
-            if part < len(lengths):
-                yield part, head
-            position += len(head)
+                if part == len(lengths):
+                    return
+                left = lengths[part]
+            head, piece = piece[:left], piece[left:]
+            left -= len(head)
+            yield part, head
 
 
 def encode_file(path: Path, vocab: Vocab, lowercase: bool, documents: Documents | None = None) -> np.ndarray:

@@ -10,9 +10,8 @@ import json
 import os
 import shutil
 import stat
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from charlm.data.text import file_sha256
 from charlm.data.vocab import Vocab
 from charlm.system.cache import cache_dir
 from charlm.system.errors import CorpusError
-from charlm.system.files import flush_folder_to_disk, flush_to_disk, read_json, read_text, text_sha256, write_text
+from charlm.system.files import flush_folder_to_disk, read_json, read_text, text_sha256, write_text
 from charlm.system.locks import exclusive_lock
 from charlm.system.progress import ByteProgress, say
 
@@ -90,23 +89,6 @@ def open_or_create(entry: Path, name: str, write: Callable[[Path], Meta]) -> tup
         raise CorpusError(
             f"cannot write the encoded corpus to {entry.parent}: {error.strerror}; set CHARLM_CACHE to another folder"
         ) from None
-
-
-def write_parts(path: Path, pieces: Iterable[tuple[int, np.ndarray]]) -> None:
-    """Write the ids of three parts to a file, one part after another, and flush them to the disk.
-
-    Args:
-        path: the file.
-        pieces: (index of the part, ids). The pieces of different parts may alternate.
-    """
-    with open(path, "wb") as file, contextlib.ExitStack() as stack:
-        later = [stack.enter_context(tempfile.TemporaryFile(dir=path.parent)) for _ in range(2)]
-        for part, ids in pieces:
-            (file, *later)[part].write(ids)
-        for each in later:
-            each.seek(0)
-            shutil.copyfileobj(each, file)
-        flush_to_disk(file)
 
 
 def _create(entry: Path, write: Callable[[Path], Meta]) -> None:

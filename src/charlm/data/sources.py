@@ -54,6 +54,15 @@ class Source(NamedTuple):
     sha256: str | None = None
     documents: Parts | None = None
 
+    def read(self, advance: Advance) -> Iterator[tuple[int, str]]:
+        """Yield (index of the text, piece), text by text; for documents (index of the part, piece), and the parts alternate."""
+        if self.documents is not None:
+            yield from self.documents(advance)
+            return
+        for i, pieces in enumerate(self.texts):
+            for piece in pieces(advance) if pieces else ():
+                yield i, piece
+
     def num_bytes(self) -> int | None:
         """Return the size of the files in bytes; None without files."""
         return sum(path.stat().st_size for path in self.files if path.exists()) or None

@@ -23,7 +23,7 @@ from charlm.runs.curves import curves_figure
 from charlm.runs.evaluation import evaluate
 from charlm.runs.prompts import sample_each
 from charlm.runs.run_corpus import load_run_corpus
-from charlm.runs.sample_options import with_sample_options
+from charlm.runs.sample_options import Start, with_sample_options
 from charlm.runs.saved_model import write_model
 from charlm.runs.tracking import read_metrics
 from charlm.runs.workdir import check_corpus
@@ -98,6 +98,7 @@ class LanguageModel:
         random_prompt: int | None = None,
         window: int | None = None,
         dtype: str | None = None,
+        prompts_at_once: int = 1,
     ) -> str | list[str]:
         """Return text that continues a prompt, without the prompt. The command `sample` draws the same text.
 
@@ -117,6 +118,7 @@ class LanguageModel:
             random_prompt: without a prompt: continue this many symbols from a random place in the training text.
             window: read this many last symbols again before each draw; 0: carry the state.
             dtype: the dtype of the weights: float32 or bfloat16.
+            prompts_at_once: of a list of prompts, draw up to this many together (`prompts.draw_each`).
 
         Returns:
             A string; a list of strings if `num_samples` is given, or if `prompt` is a list.
@@ -127,7 +129,9 @@ class LanguageModel:
         named = {"prompt": prompt, "length": length, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         named |= {"greedy": greedy, "random_prompt": random_prompt, "window": window, "dtype": dtype}
         if isinstance(prompt, list | tuple):
-            return sample_each(self, prompt, named | {"num_samples": num_samples}, seed, stop)
+            return sample_each(self, prompt, named | {"num_samples": num_samples}, seed, stop, prompts_at_once)
+        if prompts_at_once != 1:
+            raise ConfigError(f"prompts_at_once is {prompts_at_once}, but there is one prompt; give a list of prompts")
         _, pieces = self.draw(named | {"num_samples": 1 if num_samples is None else num_samples}, seed, stop)
         texts = ["".join(parts) for parts in zip(*pieces)]
         return texts[0] if num_samples is None else texts
@@ -139,10 +143,13 @@ class LanguageModel:
         _, pieces = self.draw({"prompt": prompt, "num_samples": 1, **named}, seed, stop)
         return (text for (text,) in pieces if text)
 
-    def draw(
-        self, named: Mapping[str, Any], seed: int, stop: str | None = None, first: int = 0
-    ) -> tuple[str, Iterator[list[str]]]:
-        """Return the prompt, as the model reads it, and an iterator over the new text of each sample.
+    def draw(self, named: Mapping[str, Any], seed: int, stop: str | None = None) -> tuple[str, Iterator[list[str]]]:
+        """Return the prompt, as the model reads it, and an iterator over the new text of each sample. See `start`."""
+        start = self.start(named, seed, stop)
+        return start.prompt, self.draw_from(start)
+
+    def start(self, named: Mapping[str, Any], seed: int, stop: str | None = None, first: int = 0) -> Start:
+        """Return what samples start from.
 
         Args:
             named: values for keys of `config.sample`; None: that of the config.
@@ -159,9 +166,13 @@ class LanguageModel:
         how = sampler.Settings.from_config(settings, vocab.size)
         keys_N = sampler.sample_keys(seed, settings.num_samples, first)
         compiled = self.make_sampler(settings.window, settings.dtype)
-        ids = sampler.generate(compiled, self.params, vocab, prompt_ids, keys_N, settings.length, how)
         stops = [each for each in (stop, self._documents and self._documents.boundary) if each]
-        return prompt, decoding.decode_samples(ids, vocab, settings.num_samples, stops)
+        return Start(prompt, prompt_ids, keys_N, settings.length, how, stops, compiled)
+
+    def draw_from(self, start: Start) -> Iterator[list[str]]:
+        """Yield the new text of each sample, as it is drawn."""
+        ids = sampler.generate(start.sampler, self.params, self.vocab, start.ids, start.keys_N, start.length, start.settings)
+        return decoding.decode_samples(ids, self.vocab, len(start.keys_N), start.stops)
 
     def score(self, text: str) -> TextScore:
         """Return the cross-entropy of a text. The command `evaluate --text` prints the same loss.

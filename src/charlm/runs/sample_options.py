@@ -2,14 +2,38 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from charlm.config.rules import LARGEST_SEED, check
+from charlm.inference.sampler import Sampler, Settings
 from charlm.runs.memory import check_memory
 from charlm.system.errors import ConfigError
+
+
+class Start(NamedTuple):
+    """What samples of one prompt start from, and how they are drawn. Letters: N samples.
+
+    Attributes:
+        prompt: the prompt, as the model reads it.
+        ids: the symbols from which the samples start, at least one.
+        keys_N: their PRNG keys.
+        length: the number of symbols to draw for each.
+        settings: how a symbol is drawn.
+        stops: the strings that end a sample.
+        sampler: the compiled sampler.
+    """
+
+    prompt: str
+    ids: np.ndarray
+    keys_N: jax.Array
+    length: int
+    settings: Settings
+    stops: list[str]
+    sampler: Sampler
 
 
 def with_sample_options(config: ConfigDict, named: Mapping[str, Any], seed: Any, stop: Any, vocab_size: int) -> ConfigDict:

@@ -1,86 +1,27 @@
-"""Draw the texts of concurrent requests together: a batch whose rows are texts, which join and leave it between two blocks.
-
-Every row has its own state, key, position, prompt and settings, so its text does not depend on the other rows, except for
-rounding.
-
-Letters: N rows of the batch, K symbols in a block, C most probable symbols.
-"""
+"""Draw the texts of concurrent requests together, in one batch (`inference.rows`)."""
 
 import asyncio
 import collections
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import numpy as np
-
-from charlm.inference.sampler import Logprobs, Sampler, Settings, block_size
-
-# The number of most probable symbols that are computed if a row asks for log-probabilities.
-MAX_TOP = 5
-# The most symbols in a block. Texts join and leave between two blocks.
-_BLOCK = 32
-
-
-class Piece(NamedTuple):
-    """The next n symbols of a row.
-
-    Attributes:
-        ids: shape (n,).
-        last: whether they are the last ones.
-        logprobs: their log-probabilities, arrays (n,), (n, C) and (n, C); None: the row did not ask for them.
-    """
-
-    ids: np.ndarray
-    last: bool
-    logprobs: Logprobs | None = None
-
+from charlm.inference import rows as drawing
+from charlm.inference.sampler import Sampler
 
 # Called in the thread of the event loop with a row, and its next piece or the error that ends it.
-Deliver = Callable[["Row", Piece | Exception], None]
+Deliver = Callable[["Row", drawing.Piece | Exception], None]
 
 
 @dataclasses.dataclass(eq=False)
-class Row:
-    """A text that is drawn or scored.
+class Row(drawing.Row):
+    """A text of a request.
 
     Attributes:
-        ids: the symbols from which the text starts, at least one.
-        length: the number of symbols to draw after them.
-        first: the position in the text of the first symbol that is delivered. len(ids): only drawn symbols are.
-        key: the data of the PRNG key (`jax.random.key_data`).
-        settings: how a symbol is drawn, each a number.
-        scored: whether the log-probabilities are delivered.
         deliver: receives the symbols.
-        position: the position of the last symbol that is known to the model.
-        last: this symbol.
-        cancelled: whether the row is to leave the batch.
     """
 
-    ids: np.ndarray
-    length: int
-    first: int
-    key: np.ndarray
-    settings: Settings
-    scored: bool
-    deliver: Deliver
-    position: int = 0
-    last: int = 0
-    cancelled: bool = False
-
-    def __post_init__(self):
-        self.last = int(self.ids[0])
-
-    @property
-    def end(self) -> int:
-        """The position of the last symbol of the text."""
-        return len(self.ids) - 1 + self.length
-
-    @property
-    def done(self) -> bool:
-        """Whether the text is complete or cancelled."""
-        return self.cancelled or self.position >= self.end
+    deliver: Deliver = dataclasses.field(kw_only=True)
 
 
 class Closing(Exception):
@@ -98,8 +39,8 @@ class _Group:
 class Batcher:
     """Draws the rows of all requests in one batch.
 
-    All methods belong to the thread of the event loop. Only `_draw`, which dispatches a block and waits for it, runs in another
-    thread, so that the event loop answers meanwhile.
+    All methods belong to the thread of the event loop. Only `RowBatch.draw`, which dispatches a block and waits for it, runs in
+    another thread, so that the event loop answers meanwhile.
 
     Args:
         sampler: from `make_sampler`.
@@ -109,15 +50,15 @@ class Batcher:
     """
 
     def __init__(self, sampler: Sampler, params: Any, vocab_size: int, num_rows: int):
-        self._sampler, self._vocab_size, self._num_rows = sampler, vocab_size, num_rows
-        self._weights = sampler.prepare(params)
-        # A batch has one of two sizes, because each is compiled. A text alone is then drawn as fast as by the command.
-        self._sizes = sorted({1, num_rows})
+        self._batch, self._num_rows = drawing.RowBatch(sampler, params, vocab_size, num_rows), num_rows
         self._rows: list[Row] = []
         self._waiting: collections.deque[_Group] = collections.deque()
         self._work = asyncio.Event()
-        self._batch: tuple[list[Row], int, Any] = ([], 1, sampler.start(self._weights, 1))
         self.closing, self._aborted = False, False
+
+    def compile(self) -> None:
+        """Compile the programs that draw without filters, before the first request needs them."""
+        self._batch.compile()
 
     def submit(self, rows: Iterable[Row]) -> None:
         """Add the rows of a request. Requests take turns: each gives one row to the batch before any gives the next."""
@@ -151,9 +92,9 @@ class Batcher:
                 continue
             rows = list(self._rows)
             try:
-                pieces = await asyncio.to_thread(self._draw, rows)
+                pieces = await asyncio.to_thread(self._batch.draw, rows)
             except Exception as error:
-                self._batch = [], 1, self._sampler.start(self._weights, 1)
+                self._batch.forget()
                 for row in rows:
                     self._fail(row, error)
                 continue
@@ -177,63 +118,3 @@ class Batcher:
                 group.started = True
             if group.rows:
                 self._waiting.append(group)
-
-    def compile(self) -> None:
-        """Compile the programs that draw without filters, before the first request needs them."""
-        key, settings = np.zeros(2, np.uint32), Settings(1.0, self._vocab_size, 1.0, False)
-        for size in self._sizes:
-            row = Row(np.zeros(1, np.int32), 1, 1, key, settings, False, lambda row, piece: None)
-            self._draw([row] * size)
-        self._batch = [], 1, self._sampler.start(self._weights, 1)
-
-    def _draw(self, rows: list[Row]) -> list[Piece | None]:
-        """Draw a block of every row; return the symbols of each that are to be delivered, or None if there are none."""
-        size = next(size for size in self._sizes if size >= len(rows))
-        num_symbols = min(_BLOCK, block_size(size, self._vocab_size))
-        state = self._regroup(rows, size)
-        spare = size - len(rows)
-        prompt_KN, known_N = np.zeros((num_symbols, size), np.int32), np.zeros(size, np.int32)
-        for i, row in enumerate(rows):
-            ahead = row.ids[row.position + 1 : row.position + 1 + num_symbols]
-            prompt_KN[: len(ahead), i], known_N[i] = ahead, len(ahead)
-        keys_N = jax.random.wrap_key_data(np.stack([row.key for row in rows] + [np.zeros_like(rows[0].key)] * spare))
-        how = list(zip(*(row.settings for row in rows), *[Settings(1.0, self._vocab_size, 1.0, False)] * spare))
-        settings = Settings(*(np.array(each, dtype) for each, dtype in zip(how, (np.float32, np.int32, np.float32, bool))))
-        last_N, position_N = (
-            np.array([getattr(row, name) for row in rows] + [0] * spare, np.int32) for name in ("last", "position")
-        )
-        state, _, ids_KN, logprobs = self._sampler.block(
-            self._weights,
-            state,
-            last_N,
-            keys_N,
-            position_N,
-            prompt_KN,
-            known_N,
-            settings,
-            filtered=bool((settings.top_k < self._vocab_size).any() or (settings.top_p < 1).any()),
-            num_top=min(MAX_TOP, self._vocab_size) if any(row.scored for row in rows) else None,
-        )
-        self._batch = rows, size, state
-        ids_KN, logprobs = jax.device_get((ids_KN, logprobs))
-        return [self._advance(row, i, ids_KN, logprobs) for i, row in enumerate(rows)]
-
-    def _regroup(self, rows: list[Row], size: int) -> Any:
-        """Return the state of these rows: that of the last block where they were in it, else the initial state."""
-        old_rows, old_size, state = self._batch
-        if old_size == size and old_rows == rows:
-            return state
-        places = {id(row): i for i, row in enumerate(old_rows)}
-        source_N = np.full(size, -1, np.int32)
-        source_N[: len(rows)] = [places.get(id(row), -1) for row in rows]
-        return self._sampler.regroup(self._weights, state, source_N)
-
-    @staticmethod
-    def _advance(row: Row, i: int, ids_KN: np.ndarray, logprobs: Logprobs | None) -> Piece | None:
-        """Move a row to the end of a block; return its new symbols."""
-        start, end = max(row.first - row.position - 1, 0), min(row.end - row.position, len(ids_KN))
-        row.position, row.last = row.position + len(ids_KN), int(ids_KN[-1, i])
-        if start >= end:
-            return None
-        found = Logprobs(*(each[start:end, i] for each in logprobs)) if row.scored else None
-        return Piece(ids_KN[start:end, i], row.position >= row.end, found)

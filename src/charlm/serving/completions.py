@@ -16,10 +16,11 @@ import numpy as np
 from charlm.data.documents import Documents
 from charlm.data.vocab import Vocab
 from charlm.inference.decoding import SampleDecoder
+from charlm.inference.rows import MAX_TOP, Piece
 from charlm.inference.sampler import Settings, make_prompt, sample_keys
 from charlm.inference.scorer import cut_text, min_text_length
 from charlm.runs.language_model import LanguageModel
-from charlm.serving.batcher import MAX_TOP, Batcher, Piece, Row
+from charlm.serving.batcher import Batcher, Row
 from charlm.serving.requests import ApiError, CompletionRequest, Limits
 from charlm.system.errors import ConfigError
 
@@ -170,7 +171,7 @@ class Completions:
         texts: dict[Row, _Text] = {}
         for index, prompt in enumerate(choices):
             key = np.asarray(_row_key(np.uint32(seed), index))
-            row = Row(prompt.ids, request.max_tokens, len(prompt.ids), key, settings, num_top is not None, _put(queue))
+            row = Row(prompt.ids, request.max_tokens, len(prompt.ids), key, settings, num_top is not None, deliver=_put(queue))
             texts[row] = _Text(index, self._vocab, stops, num_top, len(prompt.text) if request.echo else 0)
         rows.extend(texts)
         self.batcher.submit(texts)
@@ -233,7 +234,7 @@ class Completions:
         if len(ids) < min_text_length(self._config.batching):
             return
         for start, first, end in zip(*cut_text(ids, self._config.batching, self._config.eval, self._boundary)):
-            yield Row(ids[start:end], 0, first - start, *_NO_DRAW, True, _put(queue)), first
+            yield Row(ids[start:end], 0, first - start, *_NO_DRAW, True, deliver=_put(queue)), first
 
     def _tokens(self, prompt: Prompt, num_top: int, *scores: np.ndarray) -> dict[str, list[Any]]:
         """Return the tokens of a prompt. The symbol after which a text without a prompt starts is none of them."""

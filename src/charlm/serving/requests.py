@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from charlm.serving.batcher import MAX_TOP
+from charlm.inference.rows import MAX_TOP
 
 
 class Limits(NamedTuple):
