@@ -9,6 +9,7 @@ Letters: N rows of the batch, K symbols in a block, C most probable symbols.
 import asyncio
 import collections
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from charlm.inference.sampler import Logprobs, Sampler, Settings, block_size
 MAX_TOP = 5
 # The most symbols in a block. Texts join and leave between two blocks.
 _BLOCK = 32
+# The size of the batch that draws few rows.
+_FEW_ROWS = 8
 
 
 class Piece(NamedTuple):
@@ -53,9 +56,8 @@ class Row:
         settings: how a symbol is drawn, each a number.
         scored: whether the log-probabilities are delivered.
         deliver: receives the symbols.
-        position: the position of the last symbol that is known to the model.
-        last: this symbol.
-        cancelled: whether the row is to leave the batch.
+        position: the position of the last symbol whose drawing was dispatched.
+        closed: whether nothing more is delivered: the row is complete, cancelled or failed.
     """
 
     ids: np.ndarray
@@ -66,11 +68,7 @@ class Row:
     scored: bool
     deliver: Deliver
     position: int = 0
-    last: int = 0
-    cancelled: bool = False
-
-    def __post_init__(self):
-        self.last = int(self.ids[0])
+    closed: bool = False
 
     @property
     def end(self) -> int:
@@ -79,8 +77,17 @@ class Row:
 
     @property
     def done(self) -> bool:
-        """Whether the text is complete or cancelled."""
-        return self.cancelled or self.position >= self.end
+        """Whether no further block of the row is to be dispatched."""
+        return self.closed or self.position >= self.end
+
+
+class _Block(NamedTuple):
+    """A block that was dispatched: its rows, the position of each before it, and the arrays that the device computes."""
+
+    rows: list[Row]
+    positions: list[int]
+    ids_KN: jax.Array
+    logprobs: Logprobs | None
 
 
 class Closing(Exception):
@@ -98,8 +105,9 @@ class _Group:
 class Batcher:
     """Draws the rows of all requests in one batch.
 
-    All methods belong to the thread of the event loop. Only `_draw`, which dispatches a block and waits for it, runs in another
-    thread, so that the event loop answers meanwhile.
+    The next block is dispatched before the symbols of the last one are read, so the device draws while the host delivers. All
+    methods belong to the thread of the event loop. Only `_step`, which dispatches a block and waits for the one before it, runs
+    in another thread, so that the event loop answers meanwhile.
 
     Args:
         sampler: from `make_sampler`.
@@ -111,13 +119,14 @@ class Batcher:
     def __init__(self, sampler: Sampler, params: Any, vocab_size: int, num_rows: int):
         self._sampler, self._vocab_size, self._num_rows = sampler, vocab_size, num_rows
         self._weights = sampler.prepare(params)
-        # A batch has one of two sizes, because each is compiled. A text alone is then drawn as fast as by the command.
-        self._sizes = sorted({1, num_rows})
+        # A batch has one of few sizes, because each is compiled. A text alone is then drawn as fast as by the command.
+        self._sizes = sorted({1, min(_FEW_ROWS, num_rows), num_rows})
         self._rows: list[Row] = []
         self._waiting: collections.deque[_Group] = collections.deque()
         self._work = asyncio.Event()
-        self._batch: tuple[list[Row], int, Any] = ([], 1, sampler.start(self._weights, 1))
+        self._block: _Block | None = None
         self.closing, self._aborted = False, False
+        self._forget()
 
     def submit(self, rows: Iterable[Row]) -> None:
         """Add the rows of a request. Requests take turns: each gives one row to the batch before any gives the next."""
@@ -132,39 +141,44 @@ class Batcher:
         self.closing = True
         for group in self._waiting:
             for row in () if group.started else group.rows:
-                self._fail(row, Closing())
+                self._deliver(row, Closing())
 
     def abort(self) -> None:
         """End all rows, and those that are submitted from now on."""
         self.close()
         self._aborted = True
-        for row in [*self._rows, *(row for group in self._waiting for row in group.rows)]:
-            self._fail(row, Closing())
+        for row in [*self._drawn_rows(), *(row for group in self._waiting for row in group.rows)]:
+            self._deliver(row, Closing())
 
     async def run(self) -> None:
         """Draw rows until this task is cancelled."""
         while True:
             self._admit()
-            if not self._rows:
+            if not self._rows and not self._block:
                 self._work.clear()
                 await self._work.wait()
                 continue
-            rows = list(self._rows)
+            last = self._block
             try:
-                pieces = await asyncio.to_thread(self._draw, rows)
+                self._block, pieces = await asyncio.to_thread(self._step, list(self._rows), last)
             except Exception as error:
-                self._batch = [], 1, self._sampler.start(self._weights, 1)
-                for row in rows:
-                    self._fail(row, error)
+                for row in self._drawn_rows():
+                    self._deliver(row, error)
+                self._forget()
                 continue
-            for row, piece in zip(rows, pieces):
-                if piece is not None and not row.cancelled:
-                    row.deliver(row, piece)
+            for row, piece in zip(last.rows if last else (), pieces):
+                if piece is not None:
+                    self._deliver(row, piece)
 
-    def _fail(self, row: Row, error: Exception) -> None:
-        if not row.done:
-            row.cancelled = True
-            row.deliver(row, error)
+    def _drawn_rows(self) -> list[Row]:
+        """Return the rows of the batch, and those of the last block."""
+        return [*self._rows, *(self._block.rows if self._block else ())]
+
+    def _deliver(self, row: Row, piece: Piece | Exception) -> None:
+        """Deliver the next symbols of a row or its error, unless it is closed."""
+        if not row.closed:
+            row.closed = isinstance(piece, Exception) or piece.last
+            row.deliver(row, piece)
 
     def _admit(self) -> None:
         """Remove the rows that are complete, and let waiting rows join."""
@@ -178,62 +192,73 @@ class Batcher:
             if group.rows:
                 self._waiting.append(group)
 
+    def _forget(self) -> None:
+        """Start again with an empty batch."""
+        self._block = None
+        self._batch: tuple[list[Row], Any, Any] = [], self._sampler.start(self._weights, 1), np.zeros(1, np.int32)
+
     def compile(self) -> None:
         """Compile the programs that draw without filters, before the first request needs them."""
         key, settings = np.zeros(2, np.uint32), Settings(1.0, self._vocab_size, 1.0, False)
-        for size in self._sizes:
+        # A batch of every size follows one of every size, because each such change is a program too.
+        for size in itertools.chain(*itertools.product(self._sizes, repeat=2)):
             row = Row(np.zeros(1, np.int32), 1, 1, key, settings, False, lambda row, piece: None)
-            self._draw([row] * size)
-        self._batch = [], 1, self._sampler.start(self._weights, 1)
+            self._step([], self._dispatch([row] * size))
+        self._forget()
 
-    def _draw(self, rows: list[Row]) -> list[Piece | None]:
-        """Draw a block of every row; return the symbols of each that are to be delivered, or None if there are none."""
+    def _step(self, rows: list[Row], last: _Block | None) -> tuple[_Block | None, list[Piece | None]]:
+        """Dispatch a block of these rows. Return it, and the pieces of the last one: None for a row that has none."""
+        block = self._dispatch(rows) if rows else None
+        if last is None:
+            return block, []
+        ids_KN, logprobs = jax.device_get((last.ids_KN, last.logprobs))
+        return block, [_piece(row, i, start, ids_KN, logprobs) for i, (row, start) in enumerate(zip(last.rows, last.positions))]
+
+    def _dispatch(self, rows: list[Row]) -> _Block:
+        """Dispatch a block of these rows and advance their positions."""
         size = next(size for size in self._sizes if size >= len(rows))
         num_symbols = min(_BLOCK, block_size(size, self._vocab_size))
-        state = self._regroup(rows, size)
-        spare = size - len(rows)
+        state, ids_N = self._regroup(rows, size)
+        spare, positions = size - len(rows), [row.position for row in rows]
         prompt_KN, known_N = np.zeros((num_symbols, size), np.int32), np.zeros(size, np.int32)
         for i, row in enumerate(rows):
             ahead = row.ids[row.position + 1 : row.position + 1 + num_symbols]
             prompt_KN[: len(ahead), i], known_N[i] = ahead, len(ahead)
+            row.position += num_symbols
         keys_N = jax.random.wrap_key_data(np.stack([row.key for row in rows] + [np.zeros_like(rows[0].key)] * spare))
         how = list(zip(*(row.settings for row in rows), *[Settings(1.0, self._vocab_size, 1.0, False)] * spare))
         settings = Settings(*(np.array(each, dtype) for each, dtype in zip(how, (np.float32, np.int32, np.float32, bool))))
-        last_N, position_N = (
-            np.array([getattr(row, name) for row in rows] + [0] * spare, np.int32) for name in ("last", "position")
-        )
-        state, _, ids_KN, logprobs = self._sampler.block(
+        state, ids_N, ids_KN, logprobs = self._sampler.block(
             self._weights,
             state,
-            last_N,
+            ids_N,
             keys_N,
-            position_N,
+            np.array(positions + [0] * spare, np.int32),
             prompt_KN,
             known_N,
             settings,
             filtered=bool((settings.top_k < self._vocab_size).any() or (settings.top_p < 1).any()),
             num_top=min(MAX_TOP, self._vocab_size) if any(row.scored for row in rows) else None,
         )
-        self._batch = rows, size, state
-        ids_KN, logprobs = jax.device_get((ids_KN, logprobs))
-        return [self._advance(row, i, ids_KN, logprobs) for i, row in enumerate(rows)]
+        self._batch = rows, state, ids_N
+        return _Block(rows, positions, ids_KN, logprobs)
 
-    def _regroup(self, rows: list[Row], size: int) -> Any:
-        """Return the state of these rows: that of the last block where they were in it, else the initial state."""
-        old_rows, old_size, state = self._batch
-        if old_size == size and old_rows == rows:
-            return state
+    def _regroup(self, rows: list[Row], size: int) -> tuple[Any, Any]:
+        """Return the state and the last symbols of these rows: those after the last block, or the initial ones."""
+        old_rows, state, ids_N = self._batch
+        if old_rows == rows and len(ids_N) == size:
+            return state, ids_N
         places = {id(row): i for i, row in enumerate(old_rows)}
-        source_N = np.full(size, -1, np.int32)
+        source_N, first_ids_N = np.full(size, -1, np.int32), np.zeros(size, np.int32)
         source_N[: len(rows)] = [places.get(id(row), -1) for row in rows]
-        return self._sampler.regroup(self._weights, state, source_N)
+        first_ids_N[: len(rows)] = [row.ids[0] for row in rows]
+        return self._sampler.regroup(self._weights, state, ids_N, source_N, first_ids_N)
 
-    @staticmethod
-    def _advance(row: Row, i: int, ids_KN: np.ndarray, logprobs: Logprobs | None) -> Piece | None:
-        """Move a row to the end of a block; return its new symbols."""
-        start, end = max(row.first - row.position - 1, 0), min(row.end - row.position, len(ids_KN))
-        row.position, row.last = row.position + len(ids_KN), int(ids_KN[-1, i])
-        if start >= end:
-            return None
-        found = Logprobs(*(each[start:end, i] for each in logprobs)) if row.scored else None
-        return Piece(ids_KN[start:end, i], row.position >= row.end, found)
+
+def _piece(row: Row, i: int, position: int, ids_KN: np.ndarray, logprobs: Logprobs | None) -> Piece | None:
+    """Return what a block delivers to a row, its i-th one, whose position was `position` before it."""
+    start, end = max(row.first - position - 1, 0), min(row.end - position, len(ids_KN))
+    if start >= end:
+        return None
+    found = Logprobs(*(each[start:end, i] for each in logprobs)) if row.scored else None
+    return Piece(ids_KN[start:end, i], position + len(ids_KN) >= row.end, found)
