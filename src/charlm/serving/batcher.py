@@ -20,8 +20,6 @@ from charlm.inference.sampler import Logprobs, Sampler, Settings, block_size
 
 # The number of most probable symbols that are computed if a row asks for log-probabilities.
 MAX_TOP = 5
-# The most symbols in a block. Texts join and leave between two blocks.
-_BLOCK = 32
 # The size of the batch that draws few rows.
 _FEW_ROWS = 8
 
@@ -217,7 +215,7 @@ class Batcher:
     def _dispatch(self, rows: list[Row]) -> _Block:
         """Dispatch a block of these rows and advance their positions."""
         size = next(size for size in self._sizes if size >= len(rows))
-        num_symbols = min(_BLOCK, block_size(size, self._vocab_size))
+        num_symbols = block_size(size, self._vocab_size)
         state, ids_N = self._regroup(rows, size)
         spare, positions = size - len(rows), [row.position for row in rows]
         prompt_KN, known_N = np.zeros((num_symbols, size), np.int32), np.zeros(size, np.int32)
