@@ -83,6 +83,16 @@ def gap_at(model: charlm.LanguageModel, body: dict[str, Any], expected: str, fou
     return at, float(first - second)
 
 
+def sampler_speed(model: charlm.LanguageModel, num_samples: int, length: int) -> float:
+    """Return the characters/s of the sampler alone, without a server, with so many texts in its batch (median of 5)."""
+    seconds = []
+    for _ in range(6):
+        start = time.monotonic()
+        model.sample("\n", length, 1.0, num_samples=num_samples)
+        seconds.append(time.monotonic() - start)
+    return num_samples * length / statistics.median(seconds[1:])  # The first one compiles.
+
+
 def untrained_model(model: charlm.LanguageModel, hidden: int) -> charlm.LanguageModel:
     """Return an untrained LSTM over the symbols of a model."""
     config = default_config()
@@ -149,6 +159,7 @@ def main() -> None:
             if each != text:
                 at, gap = gap_at(model, body, text, each)
                 different[name].append({"seed": body["seed"], "at": at, "gap": float(f"{gap:.1e}")})
+    alone = {num_samples: sampler_speed(model, num_samples, args.length) for num_samples in (1, args.clients)}
     speeds = {name: round(chars / statistics.median(each)) for name, each in seconds.items()}
     record = {
         "hidden": model.config.model.hidden_size,
@@ -157,6 +168,8 @@ def main() -> None:
         "length": args.length,
         "chars_per_second": speeds | {"python": round(len(bodies) * args.length / from_python)},
         "ratio": round(speeds["at_once"] / speeds["one_after_another"], 2),
+        "sampler_chars_per_second": {name: round(each) for name, each in alone.items()},
+        "sampler_ratio": round(alone[args.clients] / alone[1], 2),
         "ratios": [round(a / b, 2) for a, b in zip(seconds["one_after_another"], seconds["at_once"])],
         "different": different,
         "flood": statuses,
