@@ -7,7 +7,6 @@ The script needs the extra `browser`, Chromium and its driver. It also makes the
 """
 
 import argparse
-import itertools
 import json
 import statistics
 import sys
@@ -23,11 +22,8 @@ import numpy as np  # noqa: E402
 
 import charlm  # noqa: E402
 from charlm.config import default_config  # noqa: E402
-from charlm.data.vocab import Vocab  # noqa: E402
 from charlm.nn.model import CharLM  # noqa: E402
 from charlm.serving import page  # noqa: E402
-from charlm.serving.packing import pack  # noqa: E402
-from charlm.serving.weights import CELLS, describe_model, describe_vocab, page_weights  # noqa: E402
 from experiments import records  # noqa: E402
 from experiments.page import measure  # noqa: E402
 
@@ -98,38 +94,6 @@ def large_model(model: charlm.LanguageModel) -> charlm.LanguageModel:
     config.model.hidden_size = 1024
     module = CharLM.from_config(config.model, model.vocab.size)
     return charlm.LanguageModel(config.lock(), model.vocab, module.initial_params(jax.random.key(0)))
-
-
-def largest_differences(vocabs: dict[str, Vocab], text: str, driver: Any) -> dict[str, list[float]]:
-    """Return the largest differences of a logit in untrained models, over depths, vocabularies and encodings.
-
-    Returns:
-        {cell: [the largest difference over the first 100 characters, that over all of them]}.
-    """
-    code = """
-        const [payload, text] = args
-        const engine = new charlm.Engine()
-        await engine.ask("load", payload)
-        const { logits } = await engine.ask("logits", { text })
-        engine.worker.terminate()
-        return Array.from(logits)
-    """
-    largest = {}
-    for cell in CELLS:
-        found = []
-        for layers, (kind, vocab) in itertools.product((1, 2, 3), vocabs.items()):
-            config = default_config()
-            config.data.vocab = kind
-            config.model.update(cell=cell, num_layers=layers, hidden_size=64, residual=layers == 3)
-            config.model.encoding = "one_hot" if layers == 2 else "embedding"
-            module = CharLM.from_config(config.model, vocab.size)
-            model = charlm.LanguageModel(config.lock(), vocab, module.initial_params(jax.random.key(0)))
-            logits = np.asarray(model.step(text)[0])
-            payload = {"model": describe_model(model), "vocab": describe_vocab(model), "weights": pack(page_weights(model))}
-            differences = np.abs(np.reshape(call(driver, code, payload, text), logits.shape) - logits)
-            found.append((differences[:100].max(), differences.max()))
-        largest[cell] = [float(f"{each:.1e}") for each in np.max(found, axis=0)]
-    return largest
 
 
 def count_equal(model: charlm.LanguageModel, driver: Any, seeds: int, length: int) -> dict[str, dict[str, Any]]:
@@ -204,7 +168,6 @@ def main() -> None:
         logits = np.asarray(model.step(text)[0])
         difference = np.abs(np.reshape(call(driver, _LOGITS, text), logits.shape) - logits).max()
         found["logit_difference"] = float(f"{difference:.1e}")
-        found["untrained"] = largest_differences({"chars": model.vocab, "bytes": Vocab.all_bytes()}, text, driver)
         found["texts"] = count_equal(model, driver, args.seeds, args.length)
         found["units"] = best_units(driver)
         if args.picture:

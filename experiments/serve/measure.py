@@ -83,6 +83,16 @@ def gap_at(model: charlm.LanguageModel, body: dict[str, Any], expected: str, fou
     return at, float(first - second)
 
 
+def sampler_speed(model: charlm.LanguageModel, num_samples: int, length: int) -> float:
+    """Return the characters/s of the sampler alone, without a server, with so many texts in its batch (median of 5)."""
+    seconds = []
+    for _ in range(6):
+        start = time.monotonic()
+        model.sample("\n", length, 1.0, num_samples=num_samples)
+        seconds.append(time.monotonic() - start)
+    return num_samples * length / statistics.median(seconds[1:])  # The first one compiles.
+
+
 def untrained_model(model: charlm.LanguageModel, hidden: int) -> charlm.LanguageModel:
     """Return an untrained LSTM over the symbols of a model."""
     config = default_config()
@@ -115,7 +125,7 @@ def main() -> None:
     try:
         port = int(next(found[1] for line in server.stderr if (found := re.search(r":(\d+)$", line))))
         asyncio.run(at_once(port, rounds[0]))  # Warm up.
-        seconds: dict[str, list[float]] = {"one_after_another": [], "at_once": []}
+        seconds: dict[str, list[float]] = {"one_after_another": [], "at_once": [], "four_at_once": []}
         texts: list[str] = []
         for of_round in rounds:  # The contenders take turns.
             start = time.monotonic()
@@ -123,7 +133,11 @@ def main() -> None:
             middle = time.monotonic()
             together = asyncio.run(at_once(port, of_round))
             seconds["one_after_another"].append(middle - start)
-            seconds["at_once"].append(time.monotonic() - middle)
+            end = time.monotonic()
+            seconds["at_once"].append(end - middle)
+            asyncio.run(at_once(port, of_round[:4]))
+            # Counted as the seconds of as many texts as in the other two.
+            seconds["four_at_once"].append((time.monotonic() - end) * len(of_round) / 4)
             texts += zip(alone, together)
         statuses = asyncio.run(flood(port, args.flood))
         page = None
@@ -145,6 +159,7 @@ def main() -> None:
             if each != text:
                 at, gap = gap_at(model, body, text, each)
                 different[name].append({"seed": body["seed"], "at": at, "gap": float(f"{gap:.1e}")})
+    alone = {num_samples: sampler_speed(model, num_samples, args.length) for num_samples in (1, args.clients)}
     speeds = {name: round(chars / statistics.median(each)) for name, each in seconds.items()}
     record = {
         "hidden": model.config.model.hidden_size,
@@ -153,6 +168,8 @@ def main() -> None:
         "length": args.length,
         "chars_per_second": speeds | {"python": round(len(bodies) * args.length / from_python)},
         "ratio": round(speeds["at_once"] / speeds["one_after_another"], 2),
+        "sampler_chars_per_second": {name: round(each) for name, each in alone.items()},
+        "sampler_ratio": round(alone[args.clients] / alone[1], 2),
         "ratios": [round(a / b, 2) for a, b in zip(seconds["one_after_another"], seconds["at_once"])],
         "different": different,
         "flood": statuses,

@@ -64,13 +64,13 @@ def test_prompts_that_are_drawn_together_have_the_texts_of_each_one_alone(kind, 
 
 
 def test_a_long_prompt_holds_up_only_its_own_row(monkeypatch):
-    blocks, draw = [], RowBatch.draw
-    monkeypatch.setattr(RowBatch, "draw", lambda self, rows: blocks.append(len(rows)) or draw(self, rows))
+    blocks, dispatch = [], RowBatch.dispatch
+    monkeypatch.setattr(RowBatch, "dispatch", lambda self, rows: blocks.append(len(rows)) or dispatch(self, rows))
     drawn = draw_each(small_model(), ["the cat " * 60, *["the cat"] * 12], {"length": 40}, 0, at_once=3)
-    # The long text takes 17 blocks of 32 symbols and the others 2 blocks each, in two rows. The first text comes when the model
+    # The long text takes 9 blocks of 64 symbols and the others one block each, in two rows. The first text comes when the model
     # has read its prompt, and texts that are complete wait for it.
-    assert next(drawn[0][1]) and len(blocks) == 15 and blocks[:12] == [3] * 12
-    assert [len("".join(text for (text,) in pieces)) for _, pieces in drawn[1:]] == [40] * 12 and len(blocks) == 15
+    assert next(drawn[0][1]) and blocks == [3] * 6 + [1] * 2
+    assert [len("".join(text for (text,) in pieces)) for _, pieces in drawn[1:]] == [40] * 12 and len(blocks) == 8
 
 
 def test_what_is_no_prompt_is_refused(path):

@@ -137,6 +137,9 @@ def test_the_command_writes_a_page_of_a_text(run, tmp_path):
     (tmp_path / "text.txt").write_text("")
     code, _, err = run("explore", *flags)
     assert code == 2 and "text.txt has 0 symbols; the page needs at least 2" in err
+    for output, reason in (tmp_path, f"{tmp_path} is a folder"), (tmp_path / "no" / "p.html", "no does not exist"):
+        code, _, err = run("explore", *flags, f"--output={output}")
+        assert code == 2 and reason in err
 
 
 def test_a_text_of_bytes_ends_with_a_whole_character(tmp_path, monkeypatch):

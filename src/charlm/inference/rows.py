@@ -7,6 +7,7 @@ Letters: N rows of the batch, K symbols in a block, C most probable symbols.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,8 +18,6 @@ from charlm.inference.sampler import Logprobs, Sampler, Settings, block_size
 
 # The number of most probable symbols that are computed if a row asks for log-probabilities.
 MAX_TOP = 5
-# The most symbols in a block. Texts join and leave between two blocks.
-_BLOCK = 32
 
 
 class Piece(NamedTuple):
@@ -46,9 +45,8 @@ class Row:
         key: the data of the PRNG key (`jax.random.key_data`).
         settings: how a symbol is drawn, each a number.
         scored: whether the log-probabilities are wanted.
-        position: the position of the last symbol that is known to the model.
-        last: this symbol.
-        cancelled: whether the row is to leave the batch.
+        position: the position of the last symbol whose drawing was dispatched.
+        closed: whether the row is complete, cancelled or failed, so nothing more is wanted.
     """
 
     ids: np.ndarray
@@ -58,11 +56,7 @@ class Row:
     settings: Settings
     scored: bool
     position: int = 0
-    last: int = 0
-    cancelled: bool = False
-
-    def __post_init__(self):
-        self.last = int(self.ids[0])
+    closed: bool = False
 
     @property
     def end(self) -> int:
@@ -71,92 +65,103 @@ class Row:
 
     @property
     def done(self) -> bool:
-        """Whether the text is complete or cancelled."""
-        return self.cancelled or self.position >= self.end
+        """Whether no further block of the row is to be dispatched."""
+        return self.closed or self.position >= self.end
+
+
+class Block(NamedTuple):
+    """A block that was dispatched: its rows, the position of each before it, and the arrays that the device computes."""
+
+    rows: list[Any]
+    positions: list[int]
+    ids_KN: jax.Array
+    logprobs: Logprobs | None
 
 
 class RowBatch:
-    """Draws a block of up to N rows at a time.
+    """Draws a block of several rows at a time.
 
     Args:
         sampler: from `make_sampler`.
         params: the parameters of the model.
         vocab_size: V.
-        num_rows: the most rows that are drawn at the same time.
+        sizes: the numbers of rows that the batch may have, ascending. Each is compiled, and a batch of fewer rows is padded.
     """
 
-    def __init__(self, sampler: Sampler, params: Any, vocab_size: int, num_rows: int):
-        self._sampler, self._vocab_size = sampler, vocab_size
+    def __init__(self, sampler: Sampler, params: Any, vocab_size: int, sizes: Sequence[int]):
+        self._sampler, self._vocab_size, self._sizes = sampler, vocab_size, sizes
         self._weights = sampler.prepare(params)
-        # A batch has one of two sizes, because each is compiled. A text alone is then drawn as fast as by the command.
-        self._sizes = sorted({1, num_rows})
         self.forget()
 
     def compile(self) -> None:
         """Compile the programs that draw without filters, before the first request needs them."""
         key, settings = np.zeros(2, np.uint32), Settings(1.0, self._vocab_size, 1.0, False)
-        for size in self._sizes:
+        # A batch of every size follows one of every size, because each such change is a program too.
+        for size in itertools.chain(*itertools.product(self._sizes, repeat=2)):
             row = Row(np.zeros(1, np.int32), 1, 1, key, settings, False)
-            self.draw([row] * size)
+            pieces_of(self.dispatch([row] * size))
         self.forget()
 
     def forget(self) -> None:
         """Forget the states of all rows."""
-        self._batch: tuple[list[Row], int, Any] = ([], 1, self._sampler.start(self._weights, 1))
+        self._batch: tuple[list[Row], Any, Any] = [], self._sampler.start(self._weights, 1), np.zeros(1, np.int32)
 
-    def draw(self, rows: Sequence[Row]) -> list[Piece | None]:
-        """Draw a block of every row; return the symbols of each that are wanted, or None if there are none.
+    def dispatch(self, rows: Sequence[Row]) -> Block:
+        """Dispatch a block of these rows and advance their positions. `pieces_of` waits for the symbols.
 
         Args:
-            rows: at most `num_rows` rows. A row that was not in the last block starts.
+            rows: at most as many rows as the largest size. A row that was not in the last block starts.
         """
         rows = list(rows)
         size = next(size for size in self._sizes if size >= len(rows))
-        num_symbols = min(_BLOCK, block_size(size, self._vocab_size))
-        state = self._regroup(rows, size)
-        spare = size - len(rows)
+        num_symbols = block_size(size, self._vocab_size)
+        state, ids_N = self._regroup(rows, size)
+        spare, positions = size - len(rows), [row.position for row in rows]
         prompt_KN, known_N = np.zeros((num_symbols, size), np.int32), np.zeros(size, np.int32)
         for i, row in enumerate(rows):
             ahead = row.ids[row.position + 1 : row.position + 1 + num_symbols]
             prompt_KN[: len(ahead), i], known_N[i] = ahead, len(ahead)
+            row.position += num_symbols
         keys_N = jax.random.wrap_key_data(np.stack([row.key for row in rows] + [np.zeros_like(rows[0].key)] * spare))
         how = list(zip(*(row.settings for row in rows), *[Settings(1.0, self._vocab_size, 1.0, False)] * spare))
         settings = Settings(*(np.array(each, dtype) for each, dtype in zip(how, (np.float32, np.int32, np.float32, bool))))
-        last_N, position_N = (
-            np.array([getattr(row, name) for row in rows] + [0] * spare, np.int32) for name in ("last", "position")
-        )
-        state, _, ids_KN, logprobs = self._sampler.block(
+        state, ids_N, ids_KN, logprobs = self._sampler.block(
             self._weights,
             state,
-            last_N,
+            ids_N,
             keys_N,
-            position_N,
+            np.array(positions + [0] * spare, np.int32),
             prompt_KN,
             known_N,
             settings,
             filtered=bool((settings.top_k < self._vocab_size).any() or (settings.top_p < 1).any()),
             num_top=min(MAX_TOP, self._vocab_size) if any(row.scored for row in rows) else None,
         )
-        self._batch = rows, size, state
-        ids_KN, logprobs = jax.device_get((ids_KN, logprobs))
-        return [self._advance(row, i, ids_KN, logprobs) for i, row in enumerate(rows)]
+        self._batch = rows, state, ids_N
+        return Block(rows, positions, ids_KN, logprobs)
 
-    def _regroup(self, rows: list[Row], size: int) -> Any:
-        """Return the state of these rows: that of the last block where they were in it, else the initial state."""
-        old_rows, old_size, state = self._batch
-        if old_size == size and old_rows == rows:
-            return state
+    def _regroup(self, rows: list[Row], size: int) -> tuple[Any, Any]:
+        """Return the state and the last symbols of these rows: those after the last block, or the initial ones."""
+        old_rows, state, ids_N = self._batch
+        if old_rows == rows and len(ids_N) == size:
+            return state, ids_N
         places = {id(row): i for i, row in enumerate(old_rows)}
-        source_N = np.full(size, -1, np.int32)
+        source_N, first_ids_N = np.full(size, -1, np.int32), np.zeros(size, np.int32)
         source_N[: len(rows)] = [places.get(id(row), -1) for row in rows]
-        return self._sampler.regroup(self._weights, state, source_N)
+        first_ids_N[: len(rows)] = [row.ids[0] for row in rows]
+        return self._sampler.regroup(self._weights, state, ids_N, source_N, first_ids_N)
 
-    @staticmethod
-    def _advance(row: Row, i: int, ids_KN: np.ndarray, logprobs: Logprobs | None) -> Piece | None:
-        """Move a row to the end of a block; return its new symbols."""
-        start, end = max(row.first - row.position - 1, 0), min(row.end - row.position, len(ids_KN))
-        row.position, row.last = row.position + len(ids_KN), int(ids_KN[-1, i])
-        if start >= end:
-            return None
-        found = Logprobs(*(each[start:end, i] for each in logprobs)) if row.scored else None
-        return Piece(ids_KN[start:end, i], row.position >= row.end, found)
+
+def pieces_of(block: Block) -> list[Piece | None]:
+    """Wait for a block; return the symbols of each of its rows that are wanted, or None if there are none."""
+    ids_KN, logprobs = jax.device_get((block.ids_KN, block.logprobs))
+    return [_piece(row, i, start, ids_KN, logprobs) for i, (row, start) in enumerate(zip(block.rows, block.positions))]
+
+
+def _piece(row: Row, i: int, position: int, ids_KN: np.ndarray, logprobs: Logprobs | None) -> Piece | None:
+    """Return the symbols of the i-th row of a block, whose position was `position` before it."""
+    start, end = max(row.first - position - 1, 0), min(row.end - position, len(ids_KN))
+    if start >= end:
+        return None
+    found = Logprobs(*(each[start:end, i] for each in logprobs)) if row.scored else None
+    return Piece(ids_KN[start:end, i], position + len(ids_KN) >= row.end, found)

@@ -85,8 +85,8 @@ class Sampler(NamedTuple):
     Attributes:
         prepare: params -> weights, jitted. It does the work that is the same for all symbols.
         start: (weights, N) -> the state before the first symbol of N samples.
-        regroup: (weights, state, source_N) -> the state of N samples, jitted. Sample i goes on from sample `source_N[i]` of
-            `state`, or starts if that is -1.
+        regroup: (weights, state, ids_N, source_N, first_ids_N) -> (state, ids_N) of N samples, jitted. Sample i goes on from
+            sample `source_N[i]` of `state` and `ids_N`, or starts with the symbol `first_ids_N[i]` if that is -1.
         block: (weights, state, ids_N, keys_N, position, prompt_KN, prompt_length, settings, filtered, num_top) -> (state,
             ids_N, drawn_KN, Logprobs or None), jitted. It draws K symbols for each of N samples. `ids_N` are the last symbols
             and `position` is their position in the text. The symbol at position p is drawn with the sample's key, folded with
@@ -98,7 +98,7 @@ class Sampler(NamedTuple):
 
     prepare: Callable[[Any], Any]
     start: Callable[[Any, int], Any]
-    regroup: Callable[[Any, Any, Any], Any]
+    regroup: Callable[..., tuple[Any, jax.Array]]
     block: Callable[..., tuple[Any, jax.Array, jax.Array, Logprobs | None]]
 
 
@@ -137,11 +137,11 @@ def _make_sampler(model: CharLM, cell: SameCell, vocab_size: int, draws_bytes: b
         return context, utf8_N
 
     @jax.jit
-    def regroup(weights: Any, state: Any, source_N: jax.Array) -> Any:
+    def regroup(weights: Any, state: Any, ids_N: jax.Array, source_N: jax.Array, first_ids_N: jax.Array) -> Any:
         def choose(old: jax.Array, first: jax.Array) -> jax.Array:
             return jnp.where(jnp.expand_dims(source_N >= 0, tuple(range(1, old.ndim))), old[source_N], first)
 
-        return jax.tree.map(choose, state, start(weights, len(source_N)))
+        return jax.tree.map(choose, (state, ids_N), (start(weights, len(source_N)), first_ids_N))
 
     def next_logits(weights: Any, context: Any, ids_N: jax.Array) -> tuple[jax.Array, Any]:
         """Return (logits_NV, context) after the symbols `ids_N`."""

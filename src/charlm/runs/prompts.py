@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from charlm.inference.decoding import SampleDecoder
-from charlm.inference.rows import Row, RowBatch
+from charlm.inference.rows import Row, RowBatch, pieces_of
 from charlm.runs.sample_options import Start, with_sample_options
 from charlm.system.errors import ConfigError
 from charlm.system.files import read_text
@@ -94,10 +94,10 @@ def _draw_together(model: "LanguageModel", starts: Sequence[Start], at_once: int
         active[:] = [i for i in active if not rows[i].done]
         while waiting and len(active) < at_once:
             active.append(waiting.popleft())
-        for i, piece in zip(active, batch.draw([rows[i] for i in active])):
+        for i, piece in zip(active, pieces_of(batch.dispatch([rows[i] for i in active]))):
             if piece is not None:
                 drawn[i].append(decoders[i].feed(piece.ids) + (decoders[i].flush() if piece.last else ""))
-                rows[i].cancelled = decoders[i].stopped
+                rows[i].closed = decoders[i].stopped
 
     def pieces_of(i: int) -> Iterator[list[str]]:
         while drawn[i] or not rows[i].done:

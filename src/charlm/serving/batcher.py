@@ -9,6 +9,9 @@ from typing import Any
 from charlm.inference import rows as drawing
 from charlm.inference.sampler import Sampler
 
+# The size of the batch that draws few rows.
+_FEW_ROWS = 8
+
 # Called in the thread of the event loop with a row, and its next piece or the error that ends it.
 Deliver = Callable[["Row", drawing.Piece | Exception], None]
 
@@ -39,8 +42,9 @@ class _Group:
 class Batcher:
     """Draws the rows of all requests in one batch.
 
-    All methods belong to the thread of the event loop. Only `RowBatch.draw`, which dispatches a block and waits for it, runs in
-    another thread, so that the event loop answers meanwhile.
+    The next block is dispatched before the symbols of the last one are read, so the device draws while the host delivers. All
+    methods belong to the thread of the event loop. Only `_step`, which dispatches a block and waits for the one before it, runs
+    in another thread, so that the event loop answers meanwhile.
 
     Args:
         sampler: from `make_sampler`.
@@ -50,10 +54,13 @@ class Batcher:
     """
 
     def __init__(self, sampler: Sampler, params: Any, vocab_size: int, num_rows: int):
-        self._batch, self._num_rows = drawing.RowBatch(sampler, params, vocab_size, num_rows), num_rows
+        # A batch has one of few sizes, because each is compiled. A text alone is then drawn as fast as by the command.
+        sizes = sorted({1, min(_FEW_ROWS, num_rows), num_rows})
+        self._batch, self._num_rows = drawing.RowBatch(sampler, params, vocab_size, sizes), num_rows
         self._rows: list[Row] = []
         self._waiting: collections.deque[_Group] = collections.deque()
         self._work = asyncio.Event()
+        self._block: drawing.Block | None = None
         self.closing, self._aborted = False, False
 
     def compile(self) -> None:
@@ -73,39 +80,50 @@ class Batcher:
         self.closing = True
         for group in self._waiting:
             for row in () if group.started else group.rows:
-                self._fail(row, Closing())
+                self._deliver(row, Closing())
 
     def abort(self) -> None:
         """End all rows, and those that are submitted from now on."""
         self.close()
         self._aborted = True
-        for row in [*self._rows, *(row for group in self._waiting for row in group.rows)]:
-            self._fail(row, Closing())
+        for row in [*self._drawn_rows(), *(row for group in self._waiting for row in group.rows)]:
+            self._deliver(row, Closing())
 
     async def run(self) -> None:
         """Draw rows until this task is cancelled."""
         while True:
             self._admit()
-            if not self._rows:
+            if not self._rows and not self._block:
                 self._work.clear()
                 await self._work.wait()
                 continue
-            rows = list(self._rows)
+            last = self._block
             try:
-                pieces = await asyncio.to_thread(self._batch.draw, rows)
+                self._block, pieces = await asyncio.to_thread(self._step, list(self._rows), last)
             except Exception as error:
+                for row in self._drawn_rows():
+                    self._deliver(row, error)
+                self._block = None
                 self._batch.forget()
-                for row in rows:
-                    self._fail(row, error)
                 continue
-            for row, piece in zip(rows, pieces):
-                if piece is not None and not row.cancelled:
-                    row.deliver(row, piece)
+            for row, piece in zip(last.rows if last else (), pieces):
+                if piece is not None:
+                    self._deliver(row, piece)
 
-    def _fail(self, row: Row, error: Exception) -> None:
-        if not row.done:
-            row.cancelled = True
-            row.deliver(row, error)
+    def _step(self, rows: list[Row], last: drawing.Block | None) -> tuple[drawing.Block | None, list[drawing.Piece | None]]:
+        """Dispatch a block of these rows. Return it, and the pieces of the last one: None for a row that has none."""
+        block = self._batch.dispatch(rows) if rows else None
+        return block, drawing.pieces_of(last) if last else []
+
+    def _drawn_rows(self) -> list[Row]:
+        """Return the rows of the batch, and those of the last block."""
+        return [*self._rows, *(self._block.rows if self._block else ())]
+
+    def _deliver(self, row: Row, piece: drawing.Piece | Exception) -> None:
+        """Deliver the next symbols of a row or its error, unless it is closed."""
+        if not row.closed:
+            row.closed = isinstance(piece, Exception) or piece.last
+            row.deliver(row, piece)
 
     def _admit(self) -> None:
         """Remove the rows that are complete, and let waiting rows join."""

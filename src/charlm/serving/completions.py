@@ -147,7 +147,7 @@ class Completions:
                 yield choice
         finally:
             for row in rows:
-                row.cancelled = True
+                row.closed = True
 
     async def _answer(
         self, request: CompletionRequest, seed: int, prompts: Sequence[Prompt], rows: list[Row]
@@ -179,7 +179,7 @@ class Completions:
         async for row, piece in _receive(queue, open_rows):
             choice = texts[row].add(piece)
             if choice.finish_reason:
-                row.cancelled = True
+                row.closed = True
                 open_rows.discard(row)
             if choice.text or choice.finish_reason:
                 yield choice

@@ -31,7 +31,7 @@ from charlm.runs.workdir import read_result
 from charlm.serving.influence import influence
 from charlm.serving.packing import pack, quantise_gate, quantise_signed
 from charlm.serving.weights import CELLS, check_supported, describe_model, describe_vocab, page_weights, shown_gates
-from charlm.system.errors import CorpusError
+from charlm.system.errors import ConfigError, CorpusError
 from charlm.system.files import write_text
 from charlm.system.progress import say
 
@@ -74,13 +74,17 @@ def write_page(
         dtype: that of the weights in the page, float32 or float16.
 
     Raises:
-        ConfigError: the page cannot compute the model, or `dtype` cannot hold its weights.
+        ConfigError: the page cannot compute the model, `dtype` cannot hold its weights, or `output` is or needs a folder.
         CorpusError: the text cannot be read, is too short, or has a symbol that is not in the vocabulary.
         WorkdirError: there is no `text`, and the corpus of the run has changed.
         OSError: the file cannot be written.
     """
     check_supported(model.config)
     output, text = Path(output), text and Path(text)
+    if output.is_dir():  # Building the page takes seconds, so this is checked before.
+        raise ConfigError(f"the page cannot be written: {output} is a folder; name a file")
+    if not output.parent.is_dir():
+        raise ConfigError(f"the page cannot be written: the folder {output.parent} does not exist")
     if text is None:
         shown, source = page_text(model, length)
     else:
