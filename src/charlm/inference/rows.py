@@ -99,7 +99,7 @@ class RowBatch:
         # A batch of every size follows one of every size, because each such change is a program too.
         for size in itertools.chain(*itertools.product(self._sizes, repeat=2)):
             row = Row(np.zeros(1, np.int32), 1, 1, key, settings, False)
-            pieces_of(self.dispatch([row] * size))
+            fetch_pieces(self.dispatch([row] * size))
         self.forget()
 
     def forget(self) -> None:
@@ -107,7 +107,7 @@ class RowBatch:
         self._batch: tuple[list[Row], Any, Any] = [], self._sampler.start(self._weights, 1), np.zeros(1, np.int32)
 
     def dispatch(self, rows: Sequence[Row]) -> Block:
-        """Dispatch a block of these rows and advance their positions. `pieces_of` waits for the symbols.
+        """Dispatch a block of these rows and advance their positions. `fetch_pieces` waits for the symbols.
 
         Args:
             rows: at most as many rows as the largest size. A row that was not in the last block starts.
@@ -152,7 +152,7 @@ class RowBatch:
         return self._sampler.regroup(self._weights, state, ids_N, source_N, first_ids_N)
 
 
-def pieces_of(block: Block) -> list[Piece | None]:
+def fetch_pieces(block: Block) -> list[Piece | None]:
     """Wait for a block; return the symbols of each of its rows that are wanted, or None if there are none."""
     ids_KN, logprobs = jax.device_get((block.ids_KN, block.logprobs))
     return [_piece(row, i, start, ids_KN, logprobs) for i, (row, start) in enumerate(zip(block.rows, block.positions))]

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from charlm.inference.decoding import SampleDecoder
-from charlm.inference.rows import Row, RowBatch, pieces_of
+from charlm.inference.rows import Row, RowBatch, fetch_pieces
 from charlm.runs.sample_options import Start, with_sample_options
 from charlm.system.errors import ConfigError
 from charlm.system.files import read_text
@@ -94,7 +94,7 @@ def _draw_together(model: "LanguageModel", starts: Sequence[Start], at_once: int
         active[:] = [i for i in active if not rows[i].done]
         while waiting and len(active) < at_once:
             active.append(waiting.popleft())
-        for i, piece in zip(active, pieces_of(batch.dispatch([rows[i] for i in active]))):
+        for i, piece in zip(active, fetch_pieces(batch.dispatch([rows[i] for i in active]))):
             if piece is not None:
                 drawn[i].append(decoders[i].feed(piece.ids) + (decoders[i].flush() if piece.last else ""))
                 rows[i].closed = decoders[i].stopped

@@ -113,7 +113,7 @@ class Batcher:
     def _step(self, rows: list[Row], last: drawing.Block | None) -> tuple[drawing.Block | None, list[drawing.Piece | None]]:
         """Dispatch a block of these rows. Return it, and the pieces of the last one: None for a row that has none."""
         block = self._batch.dispatch(rows) if rows else None
-        return block, drawing.pieces_of(last) if last else []
+        return block, drawing.fetch_pieces(last) if last else []
 
     def _drawn_rows(self) -> list[Row]:
         """Return the rows of the batch, and those of the last block."""
