@@ -1,14 +1,15 @@
-"""What charlm needs of Orbax: its manager of checkpoints, and the shapes that a checkpoint declares."""
+"""What charlm needs of Orbax: its manager of checkpoints, and how a checkpoint is read."""
 
 import contextlib
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Sharding
 
 
 def single_process_options() -> Any:
@@ -18,19 +19,32 @@ def single_process_options() -> Any:
     return MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
 
 
-def read_items(folder: Path, check: Callable[[dict[str, tuple[Any, ...]]], None]) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_items(
+    folder: Path, check: Callable[[dict[str, tuple[Any, ...]]], None], shardings: Mapping[str, Sharding] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the items `state` and `meta` of a checkpoint. Raises an exception of any type if it is damaged.
+
+    No process waits for another.
 
     Args:
         folder: the folder of the checkpoint.
         check: called with the shapes that the checkpoint declares, before any array is read.
+        shardings: dotted path -> sharding of the array; each process reads only the shards of its own devices. None: the arrays
+            are complete NumPy arrays.
     """
     import orbax.checkpoint as ocp
 
     options = {"multiprocessing_options": single_process_options()}
-    with _without_warnings(), ocp.Checkpointer(ocp.StandardCheckpointHandler(**options), **options) as reader:
-        check(shapes_of(reader.metadata(folder / "state")))
-        state = reader.restore(folder / "state")
+    with _without_warnings(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options), **options) as reader:
+        check(shapes := shapes_of(reader.metadata(folder / "state")))
+        # The number of devices that wrote the checkpoint does not matter, because no array is placed as it was then.
+        how = {
+            name: ocp.RestoreArgs(restore_type=np.ndarray)
+            if shardings is None
+            else ocp.ArrayRestoreArgs(sharding=shardings[name])
+            for name in shapes
+        }
+        state = reader.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=how))
     with ocp.Checkpointer(ocp.JsonCheckpointHandler(**options), **options) as reader:
         return state, dict(reader.restore(folder / "meta"))
 
@@ -47,19 +61,25 @@ def _without_warnings() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def make_manager(root: Path, keep: "KeepLatestAndBest") -> Any:
-    """Return Orbax's manager of the checkpoints in a folder. Raises an exception of any type if one of them is damaged."""
+def make_manager(root: Path, keep: "KeepLatestAndBest", together: bool = False) -> Any:
+    """Return Orbax's manager of the checkpoints in a folder. Raises an exception of any type if one of them is damaged.
+
+    Args:
+        root: the folder.
+        keep: says which checkpoints are kept.
+        together: whether all processes of a job write each checkpoint together. Then all of them must call this.
+    """
     import orbax.checkpoint as ocp
 
+    shared = {} if together else {"multiprocessing_options": single_process_options()}
     options = ocp.CheckpointManagerOptions(
         create=False,
         cleanup_tmp_directories=True,
         preservation_policy=keep,
         enable_async_checkpointing=True,
-        multiprocessing_options=single_process_options(),
+        **shared,
     )
-    single = {"multiprocessing_options": single_process_options()}
-    handlers = {"state": ocp.StandardCheckpointHandler(**single), "meta": ocp.JsonCheckpointHandler(**single)}
+    handlers = {"state": ocp.StandardCheckpointHandler(**shared), "meta": ocp.JsonCheckpointHandler(**shared)}
     return ocp.CheckpointManager(root, options=options, item_handlers=handlers)
 
 
