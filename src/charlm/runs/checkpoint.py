@@ -117,7 +117,7 @@ class Checkpoints(CheckpointStore):
         """
         for step in reversed(self.steps()):
             try:
-                self.restore(step)
+                self.check(step)
             except DamagedCheckpoint:
                 if step == self.steps()[0]:
                     raise

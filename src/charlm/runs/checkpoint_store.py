@@ -17,12 +17,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Sharding
 
 from charlm.parallel import processes
 from charlm.runs.flat_state import FlatShapes, FlatState, flatten_state, name_leaves, sha256
-from charlm.runs.orbax_files import KeepLatestAndBest, can_be_listed, make_manager, read_items, shapes_of
+from charlm.runs.orbax_files import KeepLatestAndBest, StateOnDisk, can_be_listed, make_manager, open_items, shapes_of
 from charlm.system.errors import RunFailed, WorkdirError, is_out_of_memory
 from charlm.system.progress import say
 
@@ -146,29 +145,38 @@ class CheckpointStore:
     def restore(self, step: int) -> tuple[FlatState, dict[str, Any]]:
         """Return the flat state and the metadata of one checkpoint, after their sha256 was verified.
 
+        If the processes work together, the arrays are on the devices, as the shardings say.
+
         Raises:
             DamagedCheckpoint: the checkpoint cannot be read, or differs from what was saved.
         """
         folder, error = self._root / str(step), None
         try:
-            state, meta = self._read(folder)
+            with self._opened(folder) as (on_disk, meta):
+                state = on_disk.read(self._shardings)
         except WorkdirError as raised:
             error = raised
         self._raise_together(folder, error)
         expected = meta.pop("sha256", None)
         found = sha256(state, meta)
         meta = self._decide(lambda: meta if found == expected and _is_meta(meta, step) else None)
-        if meta is None:
-            raise DamagedCheckpoint(f"the checkpoint {folder} is damaged: its sha256 does not match")
+        _check_sha256(folder, meta is not None)
         self._keep.best_step = meta["best_step"]
         return state, meta
 
-    def _read(self, folder: Path) -> tuple[FlatState, dict[str, Any]]:
-        """Return the flat state and the metadata of one checkpoint, before they are verified."""
-        check = functools.partial(self._check_shapes, folder)
+    def check(self, step: int) -> None:
+        """Raise DamagedCheckpoint if a checkpoint is damaged. This process reads all of it, one array at a time."""
+        folder = self._root / str(step)
+        with self._opened(folder) as (state, meta):
+            expected = meta.pop("sha256", None)
+            _check_sha256(folder, sha256(state, meta) == expected and _is_meta(meta, step))
+
+    @contextlib.contextmanager
+    def _opened(self, folder: Path) -> Iterator[tuple[StateOnDisk, dict[str, Any]]]:
+        """Open a checkpoint. An error while it is open becomes a WorkdirError."""
         try:
-            state, meta = read_items(self._orbax_root / folder.name, check, self._shardings)
-            return (state if self.together else {name: np.asarray(value) for name, value in state.items()}), meta
+            with open_items(self._orbax_root / folder.name, functools.partial(self._check_shapes, folder)) as items:
+                yield items
         except DamagedCheckpoint:
             raise
         except Exception as error:  # Orbax raises many types of exceptions for truncated and altered files.
@@ -254,6 +262,12 @@ def _unreadable(folder: Path, error: Exception) -> WorkdirError:
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE):
         return WorkdirError(f"the checkpoint {folder} cannot be read: {error.strerror}")
     return DamagedCheckpoint(f"the checkpoint {folder} cannot be read ({type(error).__name__})")
+
+
+def _check_sha256(folder: Path, matches: bool) -> None:
+    """Raise DamagedCheckpoint unless the sha256 of a checkpoint matches."""
+    if not matches:
+        raise DamagedCheckpoint(f"the checkpoint {folder} is damaged: its sha256 does not match")
 
 
 def _is_meta(meta: Mapping[str, Any], step: int) -> bool:
