@@ -165,7 +165,7 @@ class CheckpointStore:
         return state, meta
 
     def check(self, step: int) -> None:
-        """Raise DamagedCheckpoint if a checkpoint is damaged. This process reads all of it, one array at a time."""
+        """Raise DamagedCheckpoint if a checkpoint is damaged. This process reads all of it, a few arrays at a time."""
         folder = self._root / str(step)
         with self._opened(folder) as (state, meta):
             expected = meta.pop("sha256", None)
