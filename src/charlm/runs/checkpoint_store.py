@@ -74,23 +74,23 @@ class CheckpointStore:
     @functools.cached_property
     def _manager(self) -> Any:
         """Return Orbax's manager. It is created at the first save, because its import takes a fifth of the start of a run."""
-        if not self.together:
-            return self._make_manager()
-        self._decide(lambda: self._make_manager().close())
-        return make_manager(self._orbax_root, self._keep, together=True)
-
-    def _make_manager(self) -> Any:
-        """Return Orbax's manager for this process alone."""
+        if self.together:
+            self._decide(self._make_listable)
+            return make_manager(self._orbax_root, self._keep, together=True)
         self._root.mkdir(parents=True, exist_ok=True)
         try:
             return make_manager(self._orbax_root, self._keep)
         except Exception:
-            # The manager reads a file of every checkpoint, so a damaged old checkpoint would prevent new ones.
-            for step in self._steps_on_disk():
-                if not can_be_listed(self._root / str(step)):
-                    say(f"the checkpoint {self._root / str(step)} is damaged; moved into {self._root.parent / 'damaged'}")
-                    self._move_to_damaged(step)
+            self._make_listable()
             return make_manager(self._orbax_root, self._keep)
+
+    def _make_listable(self) -> None:
+        """Create the folder. Move damaged checkpoints that would prevent new ones, as the manager reads a file of each."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        for step in self._steps_on_disk():
+            if not can_be_listed(self._root / str(step)):
+                say(f"the checkpoint {self._root / str(step)} is damaged; moved into {self._root.parent / 'damaged'}")
+                self._move_to_damaged(step)
 
     def _decide(self, compute: Callable[[], Any]) -> Any:
         """Return a JSON value that depends on files. If the processes work together, process 0 computes it for all of them."""
