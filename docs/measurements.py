@@ -393,6 +393,21 @@ def scaling() -> str:
     return measured(["processes", "chars/s", "x one process", "of what the cores could do"], rows, "scaling")
 
 
+def sharded_checkpoints() -> str:
+    """Memory and time of a checkpoint of a sharded state in a job of several processes."""
+    rows = []
+    for record in latest(
+        read("sharded_checkpoints"), lambda record: (record["form"], record["commit"], record["hidden"])
+    ).values():
+        cells = [f"{record['form']} ({record['commit'][:8]})", f"{record['processes']}", f"{record['state_bytes'] / 1e9:.2f}"]
+        cells += [f"{record[f'{name}_bytes'] / 1e9:.2f}" for name in ("save_before", "save_peak", "restore_peak")]
+        cells += [f"{record[f'{name}_seconds']:.1f}" for name in ("save_waits", "save", "restore")]
+        rows.append(Row(cells, [record]))
+    columns = ["checkpoints", "processes", "state, GB", "before, GB", "peak of a save, GB", "peak of a restore, GB"]
+    columns += ["training waits, s", "save, s", "restore, s"]
+    return measured(columns, rows, "sharded_checkpoints")
+
+
 def large_text() -> str:
     """How fast a large text is encoded, how much memory it takes, and how soon training starts."""
     rows = []
@@ -438,6 +453,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "throughput-memory": throughput_memory,
     "throughput-command": throughput_command,
     "scaling": scaling,
+    "sharded-checkpoints": sharded_checkpoints,
     "large-text": large_text,
     "accelerators": accelerators,
 }

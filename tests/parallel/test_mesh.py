@@ -112,13 +112,26 @@ def test_two_devices_of_a_cpu_draw_large_first_states(small_config, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_continues_with_another_number_of_processes(small_config, alone, tmp_path):
-    """The run is trained by one process, then by two, then by one."""
-    path = tmp_path / "run"
-    train(path, small_config, 1, 1, "--config.train.steps=10")
-    train(path, small_config, 2, 1, "--config.train.steps=20", "--extend")
-    found = train(path, small_config, 1, 1, "--extend")
-    (_, lines), (_, others) = found, alone
+def test_a_run_continues_with_another_number_of_processes(small_config, tmp_path):
+    """One process saves whole arrays, then two save shards, and then two with two devices each.
+
+    The shards of process 1 in the last checkpoint are damaged before the third start.
+    """
+    path, sharded = tmp_path / "run", ("--config.mesh.shard_params", "--extend")
+    wide = "--config.model.hidden_size=64"  # Smaller arrays are not sharded.
+    train(path, small_config, 1, 1, wide, "--config.train.steps=10")
+    result, _ = train(path, small_config, 2, 1, wide, "--config.train.steps=30", *sharded)
+    assert result["params_sha256"] == params_sha256(path, 30)
+    of_process_1 = path / "checkpoints" / "30" / "state" / "ocdbt.process_1"
+    largest = max((file for file in of_process_1.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    largest.write_bytes(bytes(largest.stat().st_size))
+    job = start_job(2, 2, f"--config={small_config}", f"--workdir={path}", wide, *sharded)
+    (code, err), (other_code, other_err) = wait_for(job)
+    assert code == other_code == 0, (err, other_err)
+    assert "continuing from step 20, the last undamaged checkpoint" in err and "continuing from" not in other_err
+    result, lines = outcome(path, [])
+    assert result["params_sha256"] == params_sha256(path, 40)
+    _, others = train(tmp_path / "alone", small_config, 1, 1, wide)
     kept = {(line["step"], line["split"]): line["nats_per_char"] for line in lines}
     assert len(kept) == len(lines)
     for line in others:

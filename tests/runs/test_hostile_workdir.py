@@ -390,6 +390,6 @@ def test_a_checkpoint_without_read_permission_is_named(copy, run, monkeypatch):
         if path.is_file():
             path.unlink()
     closed = copy / "checkpoints" / "40" / "state"
-    monkeypatch.setattr("charlm.runs.checkpoint.os.access", lambda path, mode: path != closed)
+    monkeypatch.setattr("charlm.runs.checkpoint_store.os.access", lambda path, mode: path != closed)
     code, _, err = run("sample", f"--workdir={copy}", "--checkpoint=40")
     assert code == 2 and one_line(err) and f"{closed} is not readable; check its permissions" in err

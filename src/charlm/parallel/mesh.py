@@ -114,10 +114,14 @@ def put_local(mesh: Mesh | None, x: np.ndarray) -> jax.Array | np.ndarray:
 
 
 def put_tree(mesh: Mesh | None, tree: Any, shardings: Any) -> Any:
-    """Place a tree that every process has on the devices; always a copy."""
+    """Place a tree that every process has on the devices: a copy, except of arrays that lie there as `shardings` says."""
     if mesh is None:
         return jax.tree.map(jnp.array, tree)
-    return jax.tree.map(lambda x, sharding: put(mesh, np.asarray(x), sharding.spec), tree, shardings)
+
+    def placed(x: Any, sharding: NamedSharding) -> jax.Array:
+        return x if isinstance(x, jax.Array) and x.sharding == sharding else put(mesh, np.asarray(x), sharding.spec)
+
+    return jax.tree.map(placed, tree, shardings)
 
 
 def shard_map(mesh: Mesh | None, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
@@ -143,11 +147,16 @@ def all_gather(mesh: Mesh | None, x: jax.Array) -> jax.Array:
     return x if mesh is None else jax.lax.all_gather(x, "data", tiled=True)
 
 
+def needs_gathering(x: Any) -> bool:
+    """Return whether only several processes together hold an array."""
+    return isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+
+
 def fetch(tree: Any) -> Any:
     """Return the tree as complete NumPy arrays on this host. All processes of a job must call it."""
 
     def fetched(leaf: Any) -> np.ndarray:
-        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        if needs_gathering(leaf):
             from jax.experimental import multihost_utils
 
             return multihost_utils.process_allgather(leaf, tiled=True)

@@ -8,6 +8,7 @@ and broadcasts the decision. Only the primary writes files and messages.
 import contextlib
 import ctypes
 import hashlib
+import json
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -63,6 +65,23 @@ def broadcast_from_primary(compute: Callable[[], int]) -> int:
     if kind:
         raise (UserError if kind == 1 else RunFailed)("process 0 failed; its own message says why")
     return int(found)
+
+
+def broadcast_json_from_primary(compute: Callable[[], Any]) -> Any:
+    """Return the JSON value that process 0 computes, in all processes. Raises what `broadcast_from_primary` raises."""
+    if jax.process_count() == 1:
+        return compute()
+    text = b""
+
+    def length() -> int:
+        nonlocal text
+        text = json.dumps(compute()).encode()
+        return len(text)
+
+    size = broadcast_from_primary(length)
+    # A multiple of 1,024 bytes, because each length of the array is compiled.
+    padded = text.ljust(-(-size // 1024) * 1024)
+    return json.loads(all_gather(*padded)[0, :size].astype(np.uint8).tobytes())
 
 
 def check_same(values: Mapping[str, str]) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from charlm.nn.model import CharLM
-from charlm.parallel.mesh import fetch
+from charlm.parallel import processes
+from charlm.parallel.mesh import fetch, needs_gathering
 from charlm.system.errors import WorkdirError
 from charlm.training.state import Program, init_state, jit_program
 
@@ -20,11 +21,15 @@ FlatState = dict[str, np.ndarray]
 FlatShapes = dict[str, jax.ShapeDtypeStruct]
 
 
+def name_leaves(tree: Any) -> dict[str, Any]:
+    """Return {dotted path: leaf} of a tree."""
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
 def flatten_state(tree: Any) -> FlatState:
     """Return {dotted path: array} of a tree, copied to the host. All processes of a job must call it."""
-    leaves = jax.tree_util.tree_leaves_with_path(fetch(tree))
     # Copies, because on a CPU a NumPy view shares its memory with the array, and a donated array is soon overwritten.
-    return {_name(path): np.array(leaf) for path, leaf in leaves}
+    return {name: np.array(fetch(leaf)) for name, leaf in name_leaves(tree).items()}
 
 
 def state_shapes(config: ConfigDict, vocab_size: int) -> FlatShapes:
@@ -32,7 +37,7 @@ def state_shapes(config: ConfigDict, vocab_size: int) -> FlatShapes:
     # The length of the run changes no shape.
     program = Program(config, vocab_size, 1000, carries_state=config.batching.layout == "stream")
     state = jit_program(init_state, program).eval_shape({"seed": np.uint32(0)})
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    return name_leaves(state)
 
 
 def _name(path: tuple[Any, ...]) -> str:
@@ -74,13 +79,21 @@ def eval_params(flat: FlatState, model: CharLM) -> Any:
     return jax.device_put(unflatten_state(like, flat)[name])
 
 
-def sha256(flat: FlatState, meta: Mapping[str, Any] | None = None) -> str:
-    """Return the sha256 of the paths, dtypes, shapes and bytes, sorted by path, and of JSON metadata if given."""
+def sha256(flat: Mapping[str, np.ndarray | jax.Array], meta: Mapping[str, Any] | None = None) -> str:
+    """Return the sha256 of the paths, dtypes, shapes and bytes, sorted by path, and of JSON metadata if given.
+
+    It does not depend on how the arrays are sharded. If the devices of several processes hold them, all processes of the job
+    must call this. Then only process 0 computes the sha256, and the others return "". No process copies more than one complete
+    array at a time to its host.
+    """
+    hashes = processes.is_primary() or not any(map(needs_gathering, flat.values()))
     digest = hashlib.sha256()
     for name in sorted(flat):
-        value = np.ascontiguousarray(flat[name])
-        digest.update(f"{name} {value.dtype.str} {value.shape}\n".encode())
-        digest.update(value.tobytes())
+        value = fetch(flat[name])
+        if hashes:
+            value = np.ascontiguousarray(value)
+            digest.update(f"{name} {value.dtype.str} {value.shape}\n".encode())
+            digest.update(value.reshape(-1).view(np.uint8).data)
     if meta is not None:
         digest.update(json.dumps(meta, sort_keys=True).encode())
-    return digest.hexdigest()
+    return digest.hexdigest() if hashes else ""

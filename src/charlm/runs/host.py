@@ -24,7 +24,7 @@ from charlm.parallel import mesh as meshes
 from charlm.parallel import processes
 from charlm.runs import outcome, tracking, workdir
 from charlm.runs.checkpoint import Checkpoints, read_on_all_processes
-from charlm.runs.flat_state import FlatState, eval_params, flatten_state, sha256, state_shapes
+from charlm.runs.flat_state import FlatState, eval_params, name_leaves, sha256, state_shapes
 from charlm.runs.signals import Signals
 from charlm.runs.start import Prepared
 from charlm.system.errors import Exit, RunFailed, WorkdirError
@@ -96,7 +96,8 @@ class Host:
         self.at = self._saved = 0
         self._identity = workdir.identity(path)
         self.progress = outcome.Progress()
-        self.checkpoints = Checkpoints(path, lambda: state_shapes(self._config, self._corpus.vocab.size))
+        sharded = name_leaves(shardings) if shardings and self._config.mesh.shard_params else None
+        self.checkpoints = Checkpoints(path, lambda: state_shapes(self._config, self._corpus.vocab.size), sharded)
         self._open = contextlib.ExitStack()
         self._open.callback(self.checkpoints.close)
 
@@ -261,7 +262,7 @@ class Host:
         if self._skips:
             result["skipped_updates"] = int(state().opt_state.total_notfinite)
         result["stopped_by"] = outcome.limit_reached(config, progress) if stopped_early else None
-        result["params_sha256"] = sha256(flatten_state(state().params))
+        result["params_sha256"] = sha256(name_leaves(state().params))
         if len(self._corpus.test) >= self._min_length:
             try:
                 params = self._best_params(state)

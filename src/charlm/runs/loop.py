@@ -7,7 +7,7 @@ due. How often it does so changes no bit of the parameters.
 import contextlib
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -171,9 +171,7 @@ def _train_one_run(path: Path, prepared: Prepared, mesh: Mesh | None, end: int, 
         signals = stack.enter_context(Signals())
         host = Host(path, prepared, end, signals, model, score, sampler, mesh, shardings, callback=callback)
         stack.enter_context(host)
-        if (flat := host.restore(lambda checkpoints: checkpoints.restore_latest(say))) is not None:
-            state = meshes.put_tree(mesh, flat_state.unflatten_state(shapes(), flat), shardings)
-        else:
+        if (state := _restored_state(host, shapes, mesh, shardings)) is None:
             state = compute_first_state(init_state, program, hyperparameters, shardings)
             state = _warm_start(path, prepared, program, state, shardings)
         host.open_records(state.params)
@@ -181,6 +179,14 @@ def _train_one_run(path: Path, prepared: Prepared, mesh: Mesh | None, end: int, 
         stack.callback(windows.close)
         for error in training_loop([host], _OneRun(program, state, hyperparameters, windows), signals).values():
             raise error
+
+
+def _restored_state(
+    host: Host, shapes: Callable[[], TrainState], mesh: Mesh | None, shardings: TrainState | None
+) -> TrainState | None:
+    """Return the state of the latest undamaged checkpoint, on the devices; None if there is no checkpoint."""
+    flat = host.restore(lambda checkpoints: checkpoints.restore_latest(say))
+    return None if flat is None else meshes.put_tree(mesh, flat_state.unflatten_state(shapes(), flat), shardings)
 
 
 def _warm_start(

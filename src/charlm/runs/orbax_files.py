@@ -1,14 +1,20 @@
-"""What charlm needs of Orbax: its manager of checkpoints, and the shapes that a checkpoint declares."""
+"""What charlm needs of Orbax: its manager of checkpoints, and how a checkpoint is read."""
 
 import contextlib
+import itertools
 import logging
+import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Sharding
+
+# `StateOnDisk` reads this many bytes of arrays at once, or one larger array. Every read takes at least some milliseconds.
+_FEW_BYTES = 1 << 28
 
 
 def single_process_options() -> Any:
@@ -18,8 +24,13 @@ def single_process_options() -> Any:
     return MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
 
 
-def read_items(folder: Path, check: Callable[[dict[str, tuple[Any, ...]]], None]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the items `state` and `meta` of a checkpoint. Raises an exception of any type if it is damaged.
+@contextlib.contextmanager
+def open_items(
+    folder: Path, check: Callable[[dict[str, tuple[Any, ...]]], None]
+) -> Iterator[tuple["StateOnDisk", dict[str, Any]]]:
+    """Open the items `state` and `meta` of a checkpoint. Raises an exception of any type if it is damaged.
+
+    No process waits for another.
 
     Args:
         folder: the folder of the checkpoint.
@@ -28,11 +39,56 @@ def read_items(folder: Path, check: Callable[[dict[str, tuple[Any, ...]]], None]
     import orbax.checkpoint as ocp
 
     options = {"multiprocessing_options": single_process_options()}
-    with _without_warnings(), ocp.Checkpointer(ocp.StandardCheckpointHandler(**options), **options) as reader:
-        check(shapes_of(reader.metadata(folder / "state")))
-        state = reader.restore(folder / "state")
     with ocp.Checkpointer(ocp.JsonCheckpointHandler(**options), **options) as reader:
-        return state, dict(reader.restore(folder / "meta"))
+        meta = dict(reader.restore(folder / "meta"))
+    with _without_warnings(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options), **options) as reader:
+        check(shapes := shapes_of(reader.metadata(folder / "state")))
+        yield StateOnDisk(reader, folder / "state", shapes), meta
+
+
+class StateOnDisk(Mapping[str, np.ndarray]):
+    """The state of a checkpoint that is open: dotted path -> array, sorted. A few arrays at a time are in memory."""
+
+    def __init__(self, reader: Any, folder: Path, shapes: Mapping[str, tuple[Any, ...]]):
+        self._reader, self._folder = reader, folder
+        self._sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in sorted(shapes.items())}
+        self._few: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._few:
+            self._few.clear()
+            names, size = list[str](), 0
+            for each in itertools.dropwhile(lambda each: each != name, self):
+                size += self._sizes[each]
+                if names and size > _FEW_BYTES:
+                    break
+                names.append(each)
+            self._few = self._read(names)
+        return self._few[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sizes)
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def read(self, shardings: Mapping[str, Sharding] | None = None) -> dict[str, Any]:
+        """Return all arrays at once.
+
+        Args:
+            shardings: dotted path -> sharding of the array; this process reads only the shards of its own devices. None: the
+                arrays are complete NumPy arrays.
+        """
+        return self._read(list(self), shardings)
+
+    def _read(self, names: Sequence[str], shardings: Mapping[str, Sharding] | None = None) -> dict[str, Any]:
+        import orbax.checkpoint as ocp
+
+        # Each array is placed as asked for here, so the devices that wrote the checkpoint do not matter.
+        whole = ocp.RestoreArgs(restore_type=np.ndarray)
+        how = {name: ocp.ArrayRestoreArgs(sharding=shardings[name]) if shardings else whole for name in names}
+        some = ocp.args.PyTreeRestore(item=dict.fromkeys(names, 0), restore_args=how, partial_restore=True)
+        return self._reader.restore(self._folder, args=some)
 
 
 @contextlib.contextmanager
@@ -47,19 +103,25 @@ def _without_warnings() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def make_manager(root: Path, keep: "KeepLatestAndBest") -> Any:
-    """Return Orbax's manager of the checkpoints in a folder. Raises an exception of any type if one of them is damaged."""
+def make_manager(root: Path, keep: "KeepLatestAndBest", together: bool = False) -> Any:
+    """Return Orbax's manager of the checkpoints in a folder. Raises an exception of any type if one of them is damaged.
+
+    Args:
+        root: the folder.
+        keep: says which checkpoints are kept.
+        together: whether all processes of a job write each checkpoint together. Then all of them must call this.
+    """
     import orbax.checkpoint as ocp
 
+    shared = {} if together else {"multiprocessing_options": single_process_options()}
     options = ocp.CheckpointManagerOptions(
         create=False,
         cleanup_tmp_directories=True,
         preservation_policy=keep,
         enable_async_checkpointing=True,
-        multiprocessing_options=single_process_options(),
+        **shared,
     )
-    single = {"multiprocessing_options": single_process_options()}
-    handlers = {"state": ocp.StandardCheckpointHandler(**single), "meta": ocp.JsonCheckpointHandler(**single)}
+    handlers = {"state": ocp.StandardCheckpointHandler(**shared), "meta": ocp.JsonCheckpointHandler(**shared)}
     return ocp.CheckpointManager(root, options=options, item_handlers=handlers)
 
 
