@@ -43,8 +43,8 @@ class Batcher:
     """Draws the rows of all requests in one batch.
 
     The next block is dispatched before the symbols of the last one are read, so the device draws while the host delivers. All
-    methods belong to the thread of the event loop. Only `_step`, which dispatches a block and waits for the one before it, runs
-    in another thread, so that the event loop answers meanwhile.
+    methods belong to the thread of the event loop, except `_step` and what it calls. `_step` dispatches a block and waits for
+    the one before it in another thread, so that the event loop answers meanwhile.
 
     Args:
         sampler: from `make_sampler`.
