@@ -82,14 +82,13 @@ class RowBatch:
         sampler: from `make_sampler`.
         params: the parameters of the model.
         vocab_size: V.
-        num_rows: the most rows that are drawn at the same time.
+        sizes: the numbers of rows that the batch may have, ascending. Each is compiled, and a batch of fewer rows is padded.
     """
 
-    def __init__(self, sampler: Sampler, params: Any, vocab_size: int, num_rows: int):
+    def __init__(self, sampler: Sampler, params: Any, vocab_size: int, sizes: Sequence[int]):
         self._sampler, self._vocab_size = sampler, vocab_size
         self._weights = sampler.prepare(params)
-        # A batch has one of two sizes, because each is compiled. A text alone is then drawn as fast as by the command.
-        self._sizes = sorted({1, num_rows})
+        self._sizes = sizes
         self.forget()
 
     def compile(self) -> None:
@@ -108,7 +107,7 @@ class RowBatch:
         """Draw a block of every row; return the symbols of each that are wanted, or None if there are none.
 
         Args:
-            rows: at most `num_rows` rows. A row that was not in the last block starts.
+            rows: at most as many rows as the largest size. A row that was not in the last block starts.
         """
         rows = list(rows)
         size = next(size for size in self._sizes if size >= len(rows))

@@ -83,7 +83,7 @@ def _draw_together(model: "LanguageModel", starts: Sequence[Start], at_once: int
 
     When a text is complete, the next prompt takes its row, so short texts do not wait for long ones.
     """
-    batch = RowBatch(starts[0].sampler, model.params, model.vocab.size, at_once)
+    batch = RowBatch(starts[0].sampler, model.params, model.vocab.size, [at_once])
     key_data = (np.asarray(jax.random.key_data(start.keys_N))[0] for start in starts)
     rows = [Row(each.ids, each.length, len(each.ids), key, each.settings, False) for each, key in zip(starts, key_data)]
     decoders = [SampleDecoder(model.vocab, start.stops) for start in starts]

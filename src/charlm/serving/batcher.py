@@ -50,7 +50,9 @@ class Batcher:
     """
 
     def __init__(self, sampler: Sampler, params: Any, vocab_size: int, num_rows: int):
-        self._batch, self._num_rows = drawing.RowBatch(sampler, params, vocab_size, num_rows), num_rows
+        # Two sizes, so that a text alone is drawn as fast as by the command.
+        self._batch = drawing.RowBatch(sampler, params, vocab_size, sorted({1, num_rows}))
+        self._num_rows = num_rows
         self._rows: list[Row] = []
         self._waiting: collections.deque[_Group] = collections.deque()
         self._work = asyncio.Event()
