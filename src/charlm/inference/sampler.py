@@ -225,6 +225,7 @@ def generate(
     state = sampler.start(weights, num_samples)
     ids_N = jnp.full(num_samples, int(prompt[0]), jnp.int32)
     filtered = settings.top_k < vocab.size or settings.top_p < 1
+    last: tuple[jax.Array, slice] | None = None
     for position in range(0, len(prompt) - 1 + length, size):
         ahead = prompt[position + 1 : position + 1 + size]
         prompt_K1 = np.zeros((size, 1), np.int32)
@@ -232,10 +233,18 @@ def generate(
         state, ids_N, drawn_KN, _ = sampler.block(
             weights, state, ids_N, keys_N, position, prompt_K1, len(ahead), settings, filtered=filtered
         )
-        end = len(prompt) - 1 + length - position
-        drawn = np.asarray(drawn_KN)[len(ahead) : end]
-        if drawn.size:
-            yield drawn.T
+        if last is not None:  # The device draws the next block while the host reads the last one.
+            yield from _drawn(*last)
+        last = drawn_KN, slice(len(ahead), len(prompt) - 1 + length - position)
+    if last is not None:
+        yield from _drawn(*last)
+
+
+def _drawn(drawn_KN: jax.Array, wanted: slice) -> Iterator[np.ndarray]:
+    """Wait for a block and yield the symbols of it that are wanted, if there are any."""
+    drawn = np.asarray(drawn_KN)[wanted]
+    if drawn.size:
+        yield drawn.T
 
 
 def make_prompt(config: ConfigDict, vocab: Vocab, train_ids: np.ndarray | None, seed: int) -> tuple[str, np.ndarray]:
