@@ -83,6 +83,15 @@ def test_an_archive_holds_the_same_text_as_a_file(folder, monkeypatch, kind, pie
     assert len(ids) == len(text.normalise(TEXT, False))
 
 
+@pytest.mark.parametrize("documents", ["", "lines"])
+def test_an_archive_is_expanded_once(folder, monkeypatch, documents):
+    (folder / "text.zip").write_bytes(packed("zip", TEXT.encode()))
+    open_text, opened = text.open_text, []
+    monkeypatch.setattr(text, "open_text", lambda *args: opened.append(args) or open_text(*args))
+    load("text.zip", documents=documents)
+    assert len(opened) == 1
+
+
 @pytest.mark.parametrize("kind", ["gz", "bz2"])
 def test_an_archive_may_have_several_streams(folder, kind):
     (folder / "text").write_bytes(packed(kind, b"one ") + packed(kind, b"") + packed(kind, b"two and three"))
