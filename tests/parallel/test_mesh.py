@@ -83,16 +83,10 @@ def alone(small_config, tmp_path_factory):
     return train(path, small_config, 1, 1)
 
 
-@pytest.mark.parametrize(
-    "num_processes, devices, flags",
-    [
-        (1, 4, ["--config.mesh.data=2", "--config.mesh.shard_params"]),
-        pytest.param(2, 2, ["--config.mesh.shard_params", HOST_PATH], marks=pytest.mark.slow),
-    ],
-    ids=["2 of 4 devices, sharded", "2 x 2, sharded, host path"],
-)
-def test_devices_share_a_batch_without_changing_the_training(small_config, alone, tmp_path, num_processes, devices, flags):
-    check_close(train(tmp_path / "run", small_config, num_processes, devices, *flags), alone)
+def test_devices_share_a_batch_without_changing_the_training(small_config, alone, tmp_path):
+    """Several processes do so in `test_processes_share_batches_of_documents` and when a run changes its processes."""
+    flags = "--config.mesh.data=2", "--config.mesh.shard_params"
+    check_close(train(tmp_path / "run", small_config, 1, 4, *flags), alone)
 
 
 @pytest.mark.slow
