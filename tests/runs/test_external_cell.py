@@ -82,6 +82,7 @@ def test_an_exported_model_needs_the_module_to_be_named(run, tmp_path, module):
     jax.tree.map(np.testing.assert_array_equal, charlm.load(exported, cell_module=module).params, model.params)
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_noise_ends_with_the_same_bits(run, small_config, tmp_path, module):
     results = []
     for name, lengths in (("whole", [40]), ("parts", [20, 40])):
