@@ -23,7 +23,7 @@ sys.path.insert(0, str(HERE.parent.parent))
 
 from charlm.config import default_config  # noqa: E402
 from charlm.parallel import mesh as meshes  # noqa: E402
-from charlm.system.machine import num_cores  # noqa: E402
+from charlm.system.machine import request_cores_as_devices  # noqa: E402
 from charlm.training.chunk import MAX_STEPS_PER_DISPATCH, compile_train_chunk  # noqa: E402
 from charlm.training.state import Program, compute_first_state, init_state, state_shardings  # noqa: E402
 from experiments import records  # noqa: E402
@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    jax.config.update("jax_num_cpu_devices", num_cores())
+    request_cores_as_devices()
     mesh = Mesh(np.array(jax.devices()), ("data",))
     print("| model | rows of a batch | one device, chars/s | a device for each core, chars/s | ratio |")
     print("| --- | --- | --- | --- | --- |", flush=True)

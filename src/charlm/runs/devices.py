@@ -1,4 +1,4 @@
-"""Choose the devices of a run (`mesh.auto`) once, when the run begins. The run records it as `mesh.data` and keeps it."""
+"""Choose the devices of a run (`mesh.auto`) when the run begins. The run records it as `mesh.data` and keeps it."""
 
 from pathlib import Path
 
@@ -8,28 +8,36 @@ from ml_collections import ConfigDict
 from charlm.parallel.mesh import num_sharing_devices
 from charlm.runs import workdir
 from charlm.system.errors import ConfigError
-from charlm.system.machine import num_cores, use_cores_as_devices
+from charlm.system.machine import num_cores, request_cores_as_devices, request_determinism
 from charlm.system.progress import say
+
+
+def request_devices(config: ConfigDict) -> None:
+    """Request the devices of a run before JAX initialises them: deterministic ones, or one for each core of a CPU.
+
+    Raises:
+        ConfigError: JAX has already initialised a GPU without deterministic operations.
+    """
+    if config.train.deterministic:
+        request_determinism()
+    if (config.mesh.auto or (config.mesh.data or 1) > 1) and not jax.distributed.is_initialized():
+        request_cores_as_devices()
 
 
 def choose_devices(config: ConfigDict, path: Path, side_by_side: bool = False) -> None:
     """Set `mesh.data`, if it is unset and `mesh.auto` is set: to what the run's folder records, or else to a choice.
 
-    The choice depends only on the config and on the number of cores. If the config needs several devices of a CPU, each core
-    becomes a device. A job of several processes keeps its devices.
+    The choice depends only on the config and on the number of cores. A job of several processes keeps its devices.
 
     Args:
-        config: a checked config.
+        config: a checked config, after `request_devices`.
         path: the folder of the run, which may not exist yet.
         side_by_side: several runs train at once, each of them on one device.
 
     Raises:
         ConfigError: the run in the folder needs more devices than this process has.
     """
-    if jax.distributed.is_initialized() or not (config.mesh.auto or (config.mesh.data or 1) > 1):
-        return
-    use_cores_as_devices()
-    if config.mesh.data is not None:
+    if not config.mesh.auto or config.mesh.data is not None or jax.distributed.is_initialized():
         return
     if (path / "config.json").exists():
         count, here = recorded_devices(path), jax.device_count()
@@ -55,5 +63,5 @@ def _choice(config: ConfigDict) -> int:
         return 1
     found, best = (num_sharing_devices(config, devices) for devices in (jax.device_count(), num_cores()))
     if found < best:
-        say(f"JAX was used before in this process, so the run uses {found} of {best} devices; it would be faster in a new one")
+        say(f"JAX already has {jax.device_count()} device(s), so the run uses {found} of {best}; a new process would be faster")
     return found

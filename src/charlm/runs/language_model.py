@@ -21,7 +21,7 @@ from charlm.inference.text_score import TextScore
 from charlm.nn.model import CharLM
 from charlm.runs.curves import curves_figure
 from charlm.runs.evaluation import evaluate
-from charlm.runs.prompts import sample_each
+from charlm.runs.prompts import draw_each
 from charlm.runs.run_corpus import load_run_corpus
 from charlm.runs.sample_options import Start, with_sample_options
 from charlm.runs.saved_model import write_model
@@ -129,7 +129,8 @@ class LanguageModel:
         named = {"prompt": prompt, "length": length, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         named |= {"greedy": greedy, "random_prompt": random_prompt, "window": window, "dtype": dtype}
         if isinstance(prompt, list | tuple):
-            return sample_each(self, prompt, named | {"num_samples": num_samples}, seed, stop, prompts_at_once)
+            drawn = draw_each(self, prompt, named | {"num_samples": num_samples}, seed, stop, prompts_at_once)
+            return ["".join(text for (text,) in pieces) for _, pieces in drawn]
         if prompts_at_once != 1:
             raise ConfigError(f"prompts_at_once is {prompts_at_once}, but there is one prompt; give a list of prompts")
         _, pieces = self.draw(named | {"num_samples": 1 if num_samples is None else num_samples}, seed, stop)

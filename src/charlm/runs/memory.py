@@ -47,7 +47,9 @@ def check_memory(config: ConfigDict, vocab_size: int, training: bool) -> None:
     """
     needs = estimate_memory(config, vocab_size, training)
     available, where = available_memory()
-    devices = config.mesh.data or len(jax.devices()) if training else 1
+    # The devices of a CPU share its memory.
+    several = training and jax.default_backend() != "cpu"
+    devices = config.mesh.data or len(jax.devices()) if several else jax.process_count()
     largest = max(needs, key=lambda need: need.size)
     if largest.size > available * devices:
         raise ConfigError(

@@ -108,16 +108,3 @@ def _draw_together(model: "LanguageModel", starts: Sequence[Start], at_once: int
             yield [text]
 
     return [pieces_of(i) for i in range(len(starts))]
-
-
-def sample_each(
-    model: "LanguageModel",
-    prompts: Sequence[str],
-    named: Mapping[str, Any],
-    seed: int,
-    stop: str | None = None,
-    at_once: int = 1,
-) -> list[str]:
-    """Return the text that continues each prompt, without the prompt. See `draw_each`."""
-    drawn = draw_each(model, prompts, named, seed, stop, at_once)
-    return ["".join(text for (text,) in pieces) for _, pieces in drawn]

@@ -13,14 +13,13 @@ from ml_collections import ConfigDict
 from charlm.config.rules import from_json
 from charlm.runs import flat_state, warm_start, workdir
 from charlm.runs.checkpoint import Checkpoints
-from charlm.runs.devices import choose_devices
+from charlm.runs.devices import request_devices
 from charlm.runs.flat_state import FlatState, state_shapes
 from charlm.runs.loop import train
 from charlm.runs.run_corpus import RUN_TEXT, load_run_corpus
 from charlm.runs.tracking import read_metrics
 from charlm.system.errors import RunFailed, WorkdirError
 from charlm.system.files import read_text
-from charlm.system.machine import request_determinism
 from charlm.system.progress import say
 
 # The keys of a line of metrics and of a result that are compared. Times are not.
@@ -68,10 +67,7 @@ def record_from_workdir(path: Path) -> Record:
     result = workdir.read_result(path) or {}
     checkpoints = Checkpoints(path, lambda: state_shapes(run.config, run.vocab.size))
     steps, params = result.get("steps"), None
-    # Before the restored checkpoint makes JAX initialise its devices.
-    if run.config.train.deterministic:
-        request_determinism()
-    choose_devices(run.config, path)
+    request_devices(run.config)  # Before the restored checkpoint makes JAX initialise its devices.
     if steps is None or steps in checkpoints.steps():
         flat, meta = checkpoints.find("latest" if steps is None else str(steps), say)
         steps = meta["step"]
@@ -196,8 +192,7 @@ def reproduce(record: Record, into: Path | None = None) -> dict[str, Any]:
         UserError: the corpus is missing or is not the recorded one.
         RunFailed: the run diverges, and the recorded run did not.
     """
-    if record.config.train.deterministic:
-        request_determinism()
+    request_devices(record.config)
     corpus = load_run_corpus(record.config, Path(record.name), record.manifest)
     warm_start.load_source(record.config, corpus.vocab, record.manifest.get("init_from"))  # It must not have changed.
     workdir.check_corpus(record.name, record.manifest, corpus)

@@ -21,13 +21,12 @@ from charlm.inference.scorer import min_text_length
 from charlm.nn import cudnn
 from charlm.parallel import processes
 from charlm.runs import checkpoint, outcome, warm_start, workdir
-from charlm.runs.devices import choose_devices
+from charlm.runs.devices import choose_devices, request_devices
 from charlm.runs.flat_state import state_shapes
 from charlm.runs.run_corpus import load_run_corpus
 from charlm.runs.tracking import check_trackers
 from charlm.system.errors import ConfigError, Exit, FolderLost, RunFailed, UserError, WorkdirError
 from charlm.system.files import write_text
-from charlm.system.machine import request_determinism
 from charlm.system.progress import say
 
 # The step counter is an int32.
@@ -71,8 +70,7 @@ def prepare(config: ConfigDict, path: Path | None = None, text: str | None = Non
     with config.unlocked():
         resolve(config)
     config.lock()
-    if config.train.deterministic:
-        request_determinism()
+    request_devices(config)
     if path is not None:
         choose_devices(config, path, side_by_side)
     exists = path is not None and (path / "config.json").exists()

@@ -30,10 +30,11 @@ def train_with_vmap(runs: Sequence["Run"], folder: Path, plan: "Plan", options: 
 
     from charlm.runs.outcome import failure_reason
     from charlm.sweeps import vmap_executor
-    from charlm.system.machine import num_cores, use_cores_as_devices
+    from charlm.system.machine import num_cores, request_cores_as_devices
 
-    if not use_cores_as_devices():
-        say(f"JAX was used before in this process, so the runs share {jax.local_device_count()} of {num_cores()} cores")
+    request_cores_as_devices()
+    if jax.default_backend() == "cpu" and (count := jax.local_device_count()) < num_cores():
+        say(f"JAX already has {count} device(s), so the runs share {count} of {num_cores()} cores")
     groups, alone = vmap_executor.group_runs(runs, folder)
     for run, why in alone:
         say(f"{run.name} is trained by itself: {why}")

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from charlm.runs.devices import request_devices
 from charlm.runs.workdir import check_name
 from charlm.sweeps import page, results
 from charlm.sweeps.executors import EXECUTORS
@@ -13,7 +14,6 @@ from charlm.sweeps.options import RayOptions
 from charlm.sweeps.plan import Plan, Run
 from charlm.system.errors import RunFailed, WorkdirError
 from charlm.system.locks import exclusive_lock
-from charlm.system.machine import request_determinism
 from charlm.system.progress import say
 
 
@@ -40,8 +40,8 @@ def run_sweep(plan: Plan, workdir: Path, executor: str = "sequential", options: 
         return plan.runs_in(workdir) if options.search == "optuna" else plan.runs()
 
     runs = list_runs()
-    if any(run.config.train.deterministic for run in runs):
-        request_determinism()
+    for run in runs:
+        request_devices(run.config)
     workdir.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(workdir / ".lock", "training this sweep"):
         failed = {run.name: run.refused for run in runs if run.refused}

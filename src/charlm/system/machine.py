@@ -20,16 +20,13 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def use_cores_as_devices() -> bool:
-    """Make JAX treat each core of a CPU as a device; return False if JAX was used before, so that its devices are fixed.
+def request_cores_as_devices() -> None:
+    """Make JAX treat each core of a CPU as a device.
 
-    The number of devices that XLA_FLAGS may give is kept.
+    This has no effect if JAX has already initialised its devices, or if XLA_FLAGS gives their number.
     """
-    if xla_bridge.backends_are_initialized():
-        return False
-    if _DEVICE_COUNT_FLAG not in os.environ.get("XLA_FLAGS", ""):
+    if not xla_bridge.backends_are_initialized() and _DEVICE_COUNT_FLAG not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", num_cores())
-    return True
 
 
 def cpu_model() -> str:
