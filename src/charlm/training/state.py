@@ -7,6 +7,7 @@ import copy
 import functools
 import json
 import operator
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -160,8 +161,11 @@ def compute_first_state(
     shardings: Any = None,
 ) -> TrainState:
     """Compile and run `init_state` or `init_state_of_runs`; the result lies on the devices as `shardings` says."""
-    # This program runs once. A low optimization level halves its compile time on a CPU, and the bits are the same.
-    options = {"compiler_options": {"xla_backend_optimization_level": 1}} if jax.default_backend() == "cpu" else {}
+    options: dict[str, Any] = {}
+    level = "xla_backend_optimization_level"
+    if jax.default_backend() == "cpu" and level not in os.environ.get("XLA_FLAGS", ""):
+        # This program runs once. A low optimization level halves its compile time on a CPU, and the bits are the same.
+        options["compiler_options"] = {level: 1}
     if shardings is not None:
         options["out_shardings"] = shardings
     return jit_program(init, program, **options)(hyperparameters)
