@@ -22,10 +22,16 @@ def get_config():
     config.model.cell = "lstm"
     config.model.hidden_size = 192
     config.model.embedding_size = 64
+    config.model.forget_bias = 0.0
+    config.optimizer.name = "muon"
+    config.optimizer.newton_schulz_steps = 3
     config.optimizer.learning_rate = 1e-2
     config.optimizer.schedule = "warmup_cosine"
     config.optimizer.warmup_steps = 100
+    config.optimizer.final_learning_rate = 7e-4
     config.optimizer.clip_norm = 1.0
+    config.mesh.auto = True
+    config.train.ema_decay = 0.99
     config.train.steps = 4000
     config.train.log_every = 100
     config.train.eval_every = 1000

@@ -76,7 +76,7 @@ def test_random_windows_cover_exactly_the_text(num_chars, batch_size, seq_len, s
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(LENGTHS, SIZES, SIZES, st.integers(0, 3), st.lists(st.integers(0, 300), min_size=1, max_size=6))
 def test_a_batch_depends_only_on_seed_and_step(name, num_chars, batch_size, seq_len, seed, steps):
     assume(num_chars > batch_size * seq_len)

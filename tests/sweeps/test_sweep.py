@@ -5,8 +5,6 @@ import json
 import math
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -217,8 +215,8 @@ def test_a_run_that_fails_is_a_row_of_the_table_and_the_others_finish(run, sweep
     rates = 'product({"optimizer.learning_rate": [1e-3, 1e38, 2e-3]})'
     path = sweep_file(rates + ' + [{"model.hidden_size": 0}, {"data.split": (0.99, 0.01, 0.0)}]')
     flags = f"--sweep={path}", f"--workdir={tmp_path / 'w'}", f"--executor={executor}"
-    process = subprocess.run([sys.executable, "-m", "charlm.sweep", *flags], capture_output=True, text=True)
-    assert process.returncode == 1 and "2 of 5 runs failed; the first is hidden_size=0" in process.stderr, process.stderr
+    code, _, err = run("sweep", *flags)
+    assert code == 1 and "2 of 5 runs failed; the first is hidden_size=0" in err, err
     rows = rows_of(tmp_path / "w")
     assert [row["status"] for row in rows] == ["completed", "diverged", "completed", "failed", "completed"]
     assert "not finite at step" in rows[1]["reason"] and "model.hidden_size is 0; it must be at least 1" in rows[3]["reason"]

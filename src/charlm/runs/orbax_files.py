@@ -119,7 +119,7 @@ def make_manager(root: Path, keep: "KeepLatestAndBest", together: bool = False) 
         cleanup_tmp_directories=True,
         preservation_policy=keep,
         enable_async_checkpointing=True,
-        # If Orbax cannot create a folder in the background, threads of it wait ten minutes for this folder, and the process
+        # If Orbax cannot create a folder in the background, threads of it wait five minutes for this folder, and the process
         # does not end before them.
         async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         **shared,
