@@ -38,6 +38,7 @@ def get_config():
     config.optimizer.schedule = "warmup_cosine"
     config.optimizer.warmup_steps = 100
     config.optimizer.clip_norm = 1.0
+    config.mesh.auto = True
     config.train.epochs = 8.0
     config.train.patience = 6
     config.train.log_every = 50

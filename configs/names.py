@@ -29,6 +29,7 @@ def get_config():
     config.optimizer.schedule = "warmup_cosine"
     config.optimizer.warmup_steps = 100
     config.optimizer.clip_norm = 1.0
+    config.mesh.auto = True
     config.train.steps = 2000
     config.train.log_every = 100
     config.train.eval_every = 250

@@ -195,6 +195,21 @@ def test_dropout_acts_only_in_training_and_depends_only_on_its_key():
     assert not np.allclose(logits(True, 0), logits(False))
 
 
+def test_the_masks_of_a_row_depend_only_on_its_index():
+    """All rows read the same text, so only their masks distinguish them."""
+    model, params = build(dropout=0.5)
+    ids_TB, key = jnp.tile(ids(5, 1), (1, 4)), jax.random.key(2)
+
+    def logits(rows):
+        carry, options = model.initial_carry(params, 2), {"first_row": rows.start, "rngs": {"dropout": key}}
+        return model.apply({"params": params}, ids_TB[:, rows], carry, train=True, **options)[0]
+
+    whole, _ = model.apply({"params": params}, ids_TB, model.initial_carry(params, 4), train=True, rngs={"dropout": key})
+    parts = jnp.concatenate([logits(slice(0, 2)), logits(slice(2, 4))], axis=1)
+    np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-5)
+    assert all(not np.allclose(whole[:, i], whole[:, j]) for i in range(4) for j in range(i))
+
+
 def test_variational_dropout_drops_the_same_units_at_every_step():
     masks = {}
     for variational in (False, True):

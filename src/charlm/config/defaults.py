@@ -147,7 +147,7 @@ def default_config() -> ConfigDict:
     # in the same cases as dropout.
     optimizer.temporal_reg = 0.0
     # Compute the gradient of a batch in this many parts, one after another, and average it. This needs less memory. The step is
-    # the same up to rounding, but each part draws its own dropout masks.
+    # the same up to rounding.
     optimizer.accumulation_steps = 1
 
     config.train = train = config_dict.ConfigDict()
@@ -203,7 +203,7 @@ def default_config() -> ConfigDict:
 
     config.mesh = mesh = config_dict.ConfigDict()
     # The number of devices that share each batch equally. 0: all devices. Unset: one device, or all devices of a job of several
-    # processes. The results are those of one device up to rounding, but each device draws its own dropout masks.
+    # processes. The results are those of one device up to rounding.
     mesh.data = unset(int)
     # Choose mesh.data when a run begins, if it is unset: on a CPU, the cores share each batch of a model of at most 256 units,
     # with at least 8 rows for each core. The run records the choice and keeps it. A job of several processes ignores this key.

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from charlm.nn import cudnn, recurrence
 from charlm.nn.cell import Carry, Cell, Initializer, Matrix
 from charlm.nn.cells import find_cell, layer_norm
+from charlm.nn.dropout import draw_noise, drop_outputs, drop_weights
 from charlm.nn.inputs import Inputs, from_ids, from_layer
 from charlm.nn.products import matmul
 from charlm.nn.resets import Resets, start_step
@@ -49,8 +50,13 @@ class RecurrentLayer(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, inputs: Inputs, carry: Carry, train: bool, reset_TB: jax.Array | None = None) -> tuple[jax.Array, Carry]:
-        """Return the outputs h_TBH and the carry after the last step. `reset_TB` selects steps that start a text."""
+    def __call__(
+        self, inputs: Inputs, carry: Carry, train: bool, reset_TB: jax.Array | None = None, first_row: int | jax.Array = 0
+    ) -> tuple[jax.Array, Carry]:
+        """Return the outputs h_TBH and the carry after the last step.
+
+        `reset_TB` selects steps that start a text. `first_row` is the index of the first row, for the noise of a cell.
+        """
         cell, hidden = find_cell(self.cell), self.hidden_size
         shapes = cell.shapes(hidden, inputs.size)
         init_x = _weight_init(self.init_std, nn.initializers.lecun_normal())
@@ -73,8 +79,9 @@ class RecurrentLayer(nn.Module):
                 product = scale_x[:, None] * layer_norm(product, cell.norm_groups, axis=-2)
             return product + b[:, None]
 
-        # DropConnect (Wan et al. 2013; Merity et al. 2018): the dropped recurrent weights are 0 in all steps of a window.
-        matrices = {name: _dropout(self, W, self.recurrent_dropout, W.shape, train) for name, W in matrices.items()}
+        if train and not is_static_zero(self.recurrent_dropout):
+            rate = self.recurrent_dropout
+            matrices = {name: drop_weights(self.make_rng("dropout"), W, rate) for name, W in matrices.items()}
         if self.recurrence == "cudnn":
             return cudnn.unroll(W_x, matrices["W_h"], b, inputs.features(), carry)
         if cell.reads_features:
@@ -87,8 +94,8 @@ class RecurrentLayer(nn.Module):
             self.sow("gates", "values", values)
         noise_TKB = None
         if train and cell.noise:
-            shape = (len(x_TKB), cell.noise * hidden, x_TKB.shape[2])
-            noise_TKB = jax.random.uniform(self.make_rng("dropout"), shape, b.dtype)
+            shape_TK = len(x_TKB), cell.noise * hidden
+            noise_TKB = draw_noise(self.make_rng("dropout"), shape_TK, x_TKB.shape[2], first_row, b.dtype)
         return recurrence.unroll(cell, vectors, matrices, x_TKB, carry, self.dtype, noise_TKB, resets)
 
     def _vector(self, name: str, blocks: int, init: float | Initializer) -> jax.Array:
@@ -100,16 +107,6 @@ class RecurrentLayer(nn.Module):
 def is_static_zero(number: Any) -> bool:
     """Return whether a number is 0 and known while the program is traced. If so, the program can omit what it multiplies."""
     return isinstance(number, (int, float)) and number == 0
-
-
-def _dropout(module: nn.Module, x: jax.Array, rate: float | jax.Array, mask_shape: tuple[int, ...], train: bool) -> jax.Array:
-    """Apply dropout (Srivastava et al. 2014) with a mask that is broadcast to x. Unlike Flax's, it accepts a traced rate."""
-    if not train or is_static_zero(rate):
-        return x
-    # 16 random bits for each element cost half as much as 32, and approximate the rate to 1e-5.
-    bits = jax.random.bits(module.make_rng("dropout"), mask_shape, jnp.uint16)
-    keep = bits >= jnp.round(rate * (1 << 16)).astype(jnp.uint16)
-    return jnp.where(keep, x / (1 - rate), 0)
 
 
 _RECURRENT_INITS = {
@@ -199,7 +196,12 @@ class CharLM(nn.Module):
 
     @nn.compact
     def __call__(
-        self, ids_TB: jax.Array | Inputs, carry: tuple[Carry, ...], train: bool = False, only_last: bool = False
+        self,
+        ids_TB: jax.Array | Inputs,
+        carry: tuple[Carry, ...],
+        train: bool = False,
+        only_last: bool = False,
+        first_row: int | jax.Array = 0,
     ) -> tuple[jax.Array, tuple[Carry, ...]]:
         """Return the logits of the character after each input.
 
@@ -210,6 +212,7 @@ class CharLM(nn.Module):
             train: whether to apply dropout, which needs an rng named `dropout`. `variational_dropout` draws one mask for all
                 steps (Gal and Ghahramani 2016). Here it applies to the outputs of the layers, not to the recurrent state.
             only_last: whether to return only the logits after the last input.
+            first_row: the index of the first of the B rows in the whole batch. The masks of a row depend on its index.
 
         Returns:
             logits_TBV in the dtype of the parameters (T = 1 with `only_last`), and the carries after the last character. If the
@@ -240,12 +243,13 @@ class CharLM(nn.Module):
                 self.recurrence,
                 self.dtype,
                 name=f"layer_{layer}",
-            )(inputs, carry[layer], train, reset_TB)
+            )(inputs, carry[layer], train, reset_TB, first_row)
             last.append(layer_carry)
             steps = slice(-1, None) if only_last and layer == self.num_layers - 1 else slice(None)
-            used_TBH = output_TBH[steps]
-            mask_shape = (1, *used_TBH.shape[1:]) if self.variational_dropout else used_TBH.shape
-            dropped_TBH = _dropout(self, used_TBH, self.dropout, mask_shape, train)
+            dropped_TBH = output_TBH[steps]
+            if train and not is_static_zero(self.dropout):
+                key = self.make_rng("dropout")
+                dropped_TBH = drop_outputs(key, dropped_TBH, self.dropout, first_row, self.variational_dropout)
             # The residual connection bypasses a layer and its dropout (Prakash et al. 2016). The first layer has none, because
             # the size of its input is not H.
             h_TBH = h_TBH[steps] + dropped_TBH if self.residual and layer else dropped_TBH

@@ -35,8 +35,8 @@ def train_step(
     replaced by the initial state.
 
     The batch is processed in `optimizer.accumulation_steps` equal parts, one after another, so only the activations of one
-    part are in memory. Each device of a mesh processes its own rows of the batch. Each part and each device draws its own
-    dropout masks; without dropout the step is the same up to rounding.
+    part are in memory. Each device of a mesh processes its own rows of the batch. The dropout mask of a row depends only on its
+    index in the batch, so the step is the same up to rounding.
     """
     config, model, optimizer = program.bind(hyperparameters)
     key = jax.random.fold_in(run_keys(config.seed)[1], state.step)
@@ -62,8 +62,8 @@ def _gradient_on_mesh(
     differentiate = _gradient if config.optimizer.accumulation_steps == 1 else _gradient_in_parts
 
     def of_rows(params, windows, carry, reset_B, key):
-        key = key if mesh is None else jax.random.fold_in(key, jax.lax.axis_index("data"))
-        grads, metrics, last = differentiate(config, model, params, windows, carry, reset_B, key)
+        first_row = 0 if mesh is None else jax.lax.axis_index("data") * len(windows)
+        grads, metrics, last = differentiate(config, model, params, windows, carry, reset_B, key, first_row)
         return *meshes.pmean(mesh, (grads, metrics)), last
 
     in_specs = (REPLICATED, BATCH_SHARDED, BATCH_SHARDED, BATCH_SHARDED, REPLICATED)
@@ -72,9 +72,16 @@ def _gradient_on_mesh(
 
 
 def _gradient(
-    config: ConfigDict, model: CharLM, params: Any, windows: jax.Array, carry: Any, reset_B: jax.Array, key: jax.Array
+    config: ConfigDict,
+    model: CharLM,
+    params: Any,
+    windows: jax.Array,
+    carry: Any,
+    reset_B: jax.Array,
+    key: jax.Array,
+    first_row: int | jax.Array,
 ) -> tuple[Any, Metrics, Any]:
-    """Return (gradient, metrics, last state) of some windows."""
+    """Return (gradient, metrics, last state) of some windows. `first_row` is the index of the first one in the batch."""
     ids_TB, targets_TB = windows.T[:-1], windows.T[1:]
     only_last = config.batching.loss_on == "last"
     if only_last:
@@ -92,6 +99,7 @@ def _gradient(
             initial,
             train=True,
             only_last=only_last,
+            first_row=first_row,
             rngs={"dropout": key},
             mutable=["activations"] if penalised else [],
         )
@@ -107,14 +115,21 @@ def _gradient(
 
 
 def _gradient_in_parts(
-    config: ConfigDict, model: CharLM, params: Any, windows: jax.Array, carry: Any, reset_B: jax.Array, key: jax.Array
+    config: ConfigDict,
+    model: CharLM,
+    params: Any,
+    windows: jax.Array,
+    carry: Any,
+    reset_B: jax.Array,
+    key: jax.Array,
+    first_row: int | jax.Array,
 ) -> tuple[Any, Metrics, Any]:
     """Return `_gradient` of the windows, computed in equal parts and averaged."""
     num_parts = config.optimizer.accumulation_steps
 
     def add_part(sums, part):
         index, windows, carry, reset_B = part
-        *found, last = _gradient(config, model, params, windows, carry, reset_B, jax.random.fold_in(key, index))
+        *found, last = _gradient(config, model, params, windows, carry, reset_B, key, first_row + index * len(windows))
         return jax.tree.map(jnp.add, sums, tuple(found)), last
 
     def split(x):
