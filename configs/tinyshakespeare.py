@@ -49,7 +49,7 @@ def get_config(setting: str = "cpu"):
         config.model.dropout = 0.4
         config.optimizer.learning_rate = 1e-2
         config.optimizer.final_learning_rate = 5e-4
-        config.train.steps = 1950
+        config.train.steps = 1300
     elif setting == "gpu":
         config.batching.batch_size = 64
         config.batching.seq_len = 128
