@@ -32,10 +32,10 @@ def get_config():
     config.optimizer.clip_norm = 1.0
     config.mesh.auto = True
     config.train.ema_decay = 0.99
-    config.train.steps = 4000
+    config.train.steps = 3600
     config.train.log_every = 100
-    config.train.eval_every = 1000
-    config.train.checkpoint_every = 1000
-    config.train.sample_every = 1000
+    config.train.eval_every = 900
+    config.train.checkpoint_every = 900
+    config.train.sample_every = 900
     config.sample.temperature = 0.8
     return config
