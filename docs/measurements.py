@@ -111,7 +111,7 @@ def headline() -> str:
         Row(["two processes on two cores", f"{scaling[2]['speedup']:.2f} times one process", ""], [scaling[2]]),
     ]
     if equal:
-        with_256 = ["quickstart with 256 units", f"{equal['charlm_seconds']:.0f} s", _against(equal)]
+        with_256 = ["the same with 256 units and Adam", f"{equal['charlm_seconds']:.0f} s", _against(equal)]
         rows.insert(2, Row(with_256, [equal]))
     text = measured(["measurement", "charlm", "compared with"], rows, "NAME")
     return text.replace("Records: `experiments/NAME/results.jsonl`", "Records: `experiments/*/results.jsonl`")
