@@ -11,8 +11,8 @@ from experiments/tinyshakespeare and experiments/ablation.
 Expect: 1.456 nats per character on validation text (mean of three seeds), and 1.325 with dynamic evaluation (python -m
 charlm.evaluate --workdir runs/tinyshakespeare --dynamic). Training takes about 126 seconds on 2 cores of an AMD EPYC,
 2026-11-27. There PyTorch takes longer for bare training steps on 3.5 million characters (experiments/tinyshakespeare). The
-setting `ten_minutes` reaches 1.422, and 1.300 with dynamic evaluation, in 13 minutes there (one seed). The setting `gpu` is meant
-for ten minutes on a GPU. It has not been run yet.
+setting `ten_minutes` reaches 1.422, and 1.300 with dynamic evaluation, in 13 minutes there (one seed). The setting `gpu` is
+meant for ten minutes on a GPU. It has not been run yet.
 """
 
 from charlm.config import default_config
