@@ -2,7 +2,7 @@
 
 So a batch may be divided among devices, or into parts that are processed one after another, without a change of any mask.
 
-Letters: B batch, T time, H hidden, K rows of a cell's noise.
+Letters: B batch, T time, H hidden, K random numbers that a cell reads in a step.
 """
 
 import functools
@@ -31,7 +31,7 @@ def drop_outputs(
 
 
 def drop_weights(key: jax.Array, W: jax.Array, rate: float | jax.Array) -> jax.Array:
-    """Apply DropConnect to a matrix (Wan et al. 2013; Merity et al. 2018). The rows of the batch share one mask."""
+    """Apply DropConnect to a matrix (Wan et al. 2013; Merity et al. 2018): one mask for all rows and all steps."""
     return _drop(W, rate, _draw_bits(key, W.shape))
 
 
@@ -49,7 +49,7 @@ def _row_keys(key: jax.Array, first_row: int | jax.Array, num_rows: int) -> jax.
 
 
 def _draw_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Return the random bits of a mask. 16 bits cost half as much as 32, and approximate the rate to 1e-5."""
+    """Return the random bits of a mask. 16 bits approximate the rate to 1e-5."""
     return jax.random.bits(key, shape, jnp.uint16)
 
 

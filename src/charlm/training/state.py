@@ -164,7 +164,8 @@ def compute_first_state(
     options: dict[str, Any] = {}
     level = "xla_backend_optimization_level"
     if jax.default_backend() == "cpu" and level not in os.environ.get("XLA_FLAGS", ""):
-        # This program runs once. A low optimization level halves its compile time on a CPU, and the bits are the same.
+        # This program runs once. A low optimization level halves its compile time on a CPU, and the bits are the same. A
+        # level in XLA_FLAGS takes precedence.
         options["compiler_options"] = {level: 1}
     if shardings is not None:
         options["out_shardings"] = shardings
