@@ -7,7 +7,7 @@ Source: charlm's own. The task is that of makemore (Karpathy 2022, github.com/ka
 names, fits this config; charlm was never trained on it. A tenth of the names is held out, and a sample ends by itself.
 
 Expect, for 20,000 invented names (python experiments/names/measure.py): 1.814 nats per character on held-out names, where the
-distribution from which the names are drawn has 1.798. The command takes 36 seconds on 2 cores of an AMD EPYC (a virtual
+distribution from which the names are drawn has 1.798. The command takes 48 seconds on 2 cores of an AMD EPYC (a virtual
 machine), 2026-11-27. All of 1,000 samples end by themselves, and 81 % of them are new.
 """
 
