@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import start
@@ -120,6 +121,24 @@ def test_runs_that_fall_behind_are_stopped_and_failures_are_rows_of_the_table(ru
             result = json.loads((tmp_path / "w" / name / "result.json").read_text())
             assert result["stopped_by"] == "asha" and result["steps"] < STEPS and result["params_sha256"]
             assert results.is_finished(tmp_path / "w" / name, runs[name].config), "a stopped run is not trained again"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("longest", [2, 9, 10, 26, 15_000])
+def test_asha_stops_no_run_at_its_last_step(longest):
+    from charlm.sweeps.ray_executor import METRIC, _scheduler
+
+    asha = _scheduler("asha", longest)
+    asha.set_search_properties(METRIC, "min")
+    trials = [SimpleNamespace(trial_id=str(number)) for number in range(3)]
+    for trial in trials:
+        asha.on_trial_add(None, trial)
+    decisions = [
+        asha.on_trial_result(None, trial, {"step": step, METRIC: 1.0 if step < longest else float(trial.trial_id)})
+        for step in (*range(1, longest, max(1, longest // 100)), longest)
+        for trial in trials
+    ]
+    assert set(decisions) == {asha.CONTINUE}
 
 
 @pytest.mark.slow

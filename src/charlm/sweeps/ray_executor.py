@@ -229,7 +229,9 @@ def _scheduler(name: str, longest: int) -> Any:
     """
     grace = max(1, longest // 9)
     if name == "asha":
-        return tune.schedulers.ASHAScheduler(time_attr="step", max_t=longest + 1, grace_period=grace, reduction_factor=3)
+        # `max_t` leaves out a third comparison, at the end of the longest runs, where nothing is left to stop.
+        schedule = {"max_t": 9 * grace - 1, "grace_period": grace, "reduction_factor": 3, "stop_last_trials": False}
+        return tune.schedulers.ASHAScheduler(time_attr="step", **schedule)
     if name == "median":
         return tune.schedulers.MedianStoppingRule(time_attr="step", grace_period=grace)
     return None
@@ -241,7 +243,9 @@ def _num_steps(run: Run) -> int:
 
 
 def _write_stopped_result(run: Run, path: Path, scheduler: str) -> None:
-    """Write result.json for a run that a scheduler stopped at its latest checkpoint."""
+    """Write result.json for a run that a scheduler stopped at its latest checkpoint, unless the run ended by itself first."""
+    if workdir.read_result(path):
+        return
     flat, meta = Checkpoints(path).find("latest", say)
     params = {name.removeprefix("params."): value for name, value in flat.items() if name.startswith("params.")}
     size, progress = sum(value.size for value in params.values()), outcome.Progress.from_saved(meta["progress"])

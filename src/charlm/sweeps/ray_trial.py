@@ -53,6 +53,7 @@ class Trial(tune.Trainable):
     def _start(self, config: dict[str, Any]) -> None:
         run, self._process, self._open = run_of_trial(self._plan, config), None, contextlib.ExitStack()
         self._path, self._best, self._step, self._refused = self._folder / run.name, math.inf, 0, run.refused
+        self._num_steps = run.config.train.steps  # None if `train.epochs` sets the length, which then depends on the text.
         if run.refused:  # A search suggested an invalid config. The file lets `Plan.runs_in` find the run and list its failure.
             self._path.mkdir(parents=True, exist_ok=True)
             write_text(self._path / "config.json", to_json(run.config))
@@ -100,7 +101,9 @@ class Trial(tune.Trainable):
             for line in read_metrics(self._path / "metrics.jsonl"):
                 if line["split"] == "val" and line["step"] > self._step:
                     self._step, self._best = line["step"], min(self._best, line["nats_per_char"])
-                    return self._result()
+                    # The last evaluation is reported with the end of the run, because no scheduler may stop the run there.
+                    if self._step != self._num_steps:
+                        return self._result()
             if code == 0:
                 return self._result(over=True)
             if code is not None:
