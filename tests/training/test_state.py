@@ -3,7 +3,11 @@
 import sys
 import types
 
+import jax
+import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from charlm.config import default_config, flatten
 from charlm.config.rules import set_key
@@ -68,6 +72,15 @@ def test_functions_options_and_sizes_make_other_programs():
     ]
     made.append(jit_program(train_chunk, program._replace(carries_state=False)))
     assert len(set(map(id, made))) == len(made)
+
+
+def test_programs_on_equal_meshes_with_equal_shardings_are_one():
+    def on_mesh(*spec):
+        mesh = Mesh(np.array(jax.devices()), ("data",))
+        return jit_program(train_chunk, changed()._replace(mesh=mesh), out_shardings={"x": NamedSharding(mesh, P(*spec))})
+
+    assert on_mesh("data") is on_mesh("data") is not on_mesh()
+    assert on_mesh() is not jit_program(train_chunk, changed())
 
 
 def test_a_cell_that_is_imported_again_makes_another_program(monkeypatch):

@@ -71,14 +71,13 @@ def compile_train_chunk(
     starts_shape = shape_KB if program.boundary is None else (*shape_KB, batching.seq_len + 1)
     starts_KB = meshes.shape(mesh, starts_shape, jnp.int32, STEPS_BATCH_SHARDED)
     reset_KB = meshes.shape(mesh, shape_KB, bool, STEPS_BATCH_SHARDED)
-    options: dict[str, Any] = {"donate_argnums": 0}
-    chunk = train_chunk
+    options: dict[str, Any] = {"donate_argnums": 0, "static_argnames": ("ids_spec",)}
+    ids_spec = REPLICATED
     if mesh is not None:
-        chunk = functools.partial(chunk, ids_spec=ids_N.sharding.spec)
-        replicated = meshes.sharding(mesh, REPLICATED)
+        ids_spec, replicated = ids_N.sharding.spec, meshes.sharding(mesh, REPLICATED)
         options["out_shardings"] = (jax.tree.map(lambda leaf: leaf.sharding, state), replicated, replicated)
-    jitted = jit_program(chunk, program, **options)
-    return jitted.lower(state, hyperparameters, ids_N, starts_KB, reset_KB, jax.ShapeDtypeStruct((), jnp.int32)).compile()
+    jitted, n = jit_program(train_chunk, program, **options), jax.ShapeDtypeStruct((), jnp.int32)
+    return jitted.lower(state, hyperparameters, ids_N, starts_KB, reset_KB, n, ids_spec=ids_spec).compile()
 
 
 def train_chunk_of_runs(

@@ -121,23 +121,22 @@ def jit_program(function: Callable[..., Any], program: Program, **options: Any) 
     Args:
         function: its first argument is the program.
         program: what to compile.
-        options: of `jax.jit`.
+        options: of `jax.jit`. Their leaves must be hashable.
     """
-    if program.mesh is not None:
-        return jax.jit(functools.partial(function, program), **options)
     config, train = program.config, program.config.train
     read = {name: config[name].to_dict() for name in ("model", "optimizer", "batching")}
     read |= {"seed": 0, "train": {"metrics": list(train.metrics), "ema_decay": train.ema_decay}}
     model = CharLM.from_config(config.model, program.vocab_size, program.boundary)
-    key = json.dumps(read), json.dumps(options), program._replace(config=None), SameCell(model.cell), model.recurrence
+    leaves, tree = jax.tree.flatten(options)
+    key = json.dumps(read), tuple(leaves), tree, program._replace(config=None), SameCell(model.cell), model.recurrence
     return _jit_program(function, *key)
 
 
 @functools.lru_cache(maxsize=16)
-def _jit_program(function: Callable[..., Any], read: str, options: str, rest: Program, *compared: Any) -> Any:
+def _jit_program(function: Callable[..., Any], read: str, leaves: tuple, tree: Any, rest: Program, *compared: Any) -> Any:
     """Return the function of `jit_program`. `compared` distinguishes cells of the same name and the forms of the recurrence."""
     program = rest._replace(config=ConfigDict(json.loads(read)))
-    return jax.jit(functools.partial(function, program), **json.loads(options))
+    return jax.jit(functools.partial(function, program), **jax.tree.unflatten(tree, leaves))
 
 
 def init_state(program: Program, hyperparameters: Hyperparameters) -> TrainState:
@@ -169,7 +168,12 @@ def compute_first_state(
         options["compiler_options"] = {level: 1}
     if shardings is not None:
         options["out_shardings"] = shardings
-    return jit_program(init, program, **options)(hyperparameters)
+    return jit_program(_traced_once, program, static_argnames=("init",), **options)(hyperparameters, init=init)
+
+
+def _traced_once(program: Program, hyperparameters: Hyperparameters, init: Callable[..., TrainState]) -> TrainState:
+    """Call `init` by the function whose shapes a caller may have evaluated, so it is not traced a second time."""
+    return jit_program(init, program)(hyperparameters)
 
 
 def state_shardings(program: Program, shapes: TrainState) -> TrainState | None:
