@@ -1,6 +1,7 @@
 """Fixtures and helpers of the tests: a small text, a small config, and the commands in this process or in another one."""
 
 import atexit
+import gc
 import math
 import os
 import random
@@ -26,6 +27,8 @@ from charlm import evaluate, explore, export, import_torch, report, reproduce, s
 from charlm.config import cli
 from charlm.runs import tracking
 
+# The commands set it too: tracing creates many objects that stay, so a search for garbage after every 700 of them is slow.
+gc.set_threshold(50_000)
 # Most of the time of the tests is the compilation of many small programs. It takes a quarter of the time without LLVM's
 # optimizations, without XLA's newer emitters of fusions (jax 0.11 has no flag for them), and without dividing a program into
 # parts that LLVM compiles separately. The tests compare results with each other and with references, so they need no particular

@@ -53,8 +53,25 @@ def close(a, b, tolerance=1e-12):
 
 
 def values_and_gradients(unroll):
-    """Return a compiled function that returns what `unroll` returns, and the gradients of `objective`, without sharing."""
+    """Return a compiled function that returns what `unroll` returns, and the gradients of `objective`.
+
+    The values come from a call of their own, because `recurrence.unroll` computes them in another way when it is differentiated.
+    """
     return jax.jit(lambda *args: (unroll(*args), jax.grad(objective(unroll), (0, 1, 2, 3))(*args)))
+
+
+def plain_values_and_gradients(unroll):
+    """Return the function of `values_and_gradients` for a reference, which has only one way."""
+
+    def values(*args):
+        found = unroll(*args)
+        return objective(lambda *_: found)(*args), found
+
+    def swapped(*args):
+        gradients, found = jax.grad(values, (0, 1, 2, 3), has_aux=True)(*args)
+        return found, gradients
+
+    return jax.jit(swapped)
 
 
 def check_against(update, cell):
@@ -67,7 +84,7 @@ def check_against(update, cell):
     def plain(*args):
         return reference.unroll(update, *args)
 
-    close(*(values_and_gradients(each)(*args) for each in (fast, plain)))
+    close(values_and_gradients(fast)(*args), plain_values_and_gradients(plain)(*args))
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -80,7 +97,14 @@ RESET_TB = np.zeros((T, B), bool)
 RESET_TB[[0, 2, 3], 0] = RESET_TB[T - 1, 1] = True
 
 
-@pytest.mark.parametrize("name", CELLS)
+# A hand-written derivative with two carries, an inherited one with one carry, features as input, a normaliser as carry, and
+# no loop. The other cells share the code of one of these.
+KINDS_OF_CELL = ("lstm", "ln_gru", "mogrifier_lstm", "slstm", "min_lstm")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in KINDS_OF_CELL else pytest.mark.slow) for name in CELLS]
+)
 def test_values_and_all_gradients_with_resets_equal_plain_autodiff(x64, name):
     """The carry at a reset is that of the cell, or a learned one, so its gradient counts too."""
     *args, carry = inputs(name)
@@ -94,7 +118,7 @@ def test_values_and_all_gradients_with_resets_equal_plain_autodiff(x64, name):
         return reference.unroll(reference.CELLS[name], params, matrices, x_TKB, both[0], (RESET_TB, both[1]))
 
     args = *args, (carry, initial)
-    close(*(values_and_gradients(each)(*args) for each in (fast, plain)))
+    close(values_and_gradients(fast)(*args), plain_values_and_gradients(plain)(*args))
 
 
 @pytest.mark.parametrize("name", [name for name, cell in CELLS.items() if cell.derivative])
@@ -172,9 +196,9 @@ def test_a_sequence_in_two_parts_gives_the_same_outputs_and_carry(x64, name):
     def run(x, c):
         return recurrence.unroll(CELLS[name], params, matrices, x, c, jnp.float64)
 
-    whole, last = run(x_proj, carry)
+    whole, last = run(x_proj[:6], carry)
     first, middle = run(x_proj[:3], carry)
-    second, end = run(x_proj[3:], middle)
+    second, end = run(x_proj[3:6], middle)
     close((whole, last), (jnp.concatenate([first, second]), end), 1e-14)
 
 
