@@ -55,7 +55,7 @@ def close(a, b, tolerance=1e-12):
 def values_and_gradients(unroll):
     """Return a compiled function that returns what `unroll` returns, and the gradients of `objective`.
 
-    The values come from a call of their own, because `recurrence.unroll` computes them in another way when it is differentiated.
+    The values come from a call of their own: `recurrence.unroll` computes them in another way when it is differentiated.
     """
     return jax.jit(lambda *args: (unroll(*args), jax.grad(objective(unroll), (0, 1, 2, 3))(*args)))
 
