@@ -264,10 +264,10 @@ def cores() -> str:
     ).values():
         model = f"{'2 x ' * (record['layers'] == 2)}{record['cell']} {record['hidden']}"
         speeds = f"{record['one_device']:,}", f"{record['device_for_each_core']:,}", f"{record['ratio']:.2f}"
-        rows.append(Row([model, f"{record['batch']}", *speeds], [record]))
-    return measured(
-        ["model", "rows of a batch", "one device, chars/s", "a device for each core, chars/s", "ratio"], rows, "cores"
-    )
+        to_torch = f"{record['ratio_to_torch']:.2f}" if "ratio_to_torch" in record else ""
+        rows.append(Row([model, f"{record['batch']}", *speeds, to_torch], [record]))
+    names = ["model", "rows of a batch", "one device, chars/s", "a device for each core, chars/s", "ratio", "x torch.nn"]
+    return measured(names, rows, "cores")
 
 
 def ablation() -> str:
