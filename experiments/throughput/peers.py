@@ -21,11 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
+from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from charlm.config import default_config
 from charlm.nn.cells import CELLS
 from charlm.nn.model import CharLM
+from charlm.parallel import mesh as meshes
 from charlm.training.chunk import MAX_STEPS_PER_DISPATCH, compile_train_chunk, train_chunk_of_runs
 from charlm.training.state import Program, TrainState, init_state_of_runs
 from experiments.parity.compare import TorchModel, to_charlm
@@ -84,17 +86,32 @@ def charlm_program(task: Task, recurrence: str = "auto") -> Program:
     return Program(config, task.vocab, 1, carries_state=False)
 
 
-def charlm(task: Task, model: TorchModel, windows: np.ndarray, recurrence: str = "auto") -> Train:
-    """charlm: the chunk of steps that `charlm.train` dispatches, with windows cut on the device."""
+def shared_by(task: Task) -> int:
+    """Return the number of devices that share a batch of a task with `mesh.auto`."""
+    if jax.devices()[0].platform != "cpu":
+        return 1
+    return meshes.num_sharing_devices(charlm_program(task).config, jax.device_count())
+
+
+def charlm(task: Task, model: TorchModel, windows: np.ndarray, recurrence: str = "auto", share: bool = True) -> Train:
+    """charlm: the chunk of steps that `charlm.train` dispatches with `mesh.auto`, with windows cut on the device."""
     program, hyperparameters = charlm_program(task, recurrence), {"seed": np.uint32(0)}
+    devices = shared_by(task) if share else 1
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",)) if devices > 1 else None
+    program = program._replace(mesh=mesh)
     _, _, optimizer = program.bind(hyperparameters)
     params = charlm_params(task, model)
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), (), ())
-    text = jax.device_put(windows.astype(np.uint8).ravel())
+    text = windows.astype(np.uint8).ravel()
+    if mesh is None:
+        text = jax.device_put(text)
+    else:
+        state, text = (jax.device_put(each, meshes.sharding(mesh, meshes.REPLICATED)) for each in (state, text))
     compiled = compile_train_chunk(program, state, hyperparameters, text)
     capacity = MAX_STEPS_PER_DISPATCH
     starts_KB = np.tile(np.arange(task.batch, dtype=np.int32) * windows.shape[1], (capacity, 1))
     reset_KB = np.ones((capacity, task.batch), bool)
+    starts_KB, reset_KB = (meshes.put(mesh, each, meshes.STEPS_BATCH_SHARDED) for each in (starts_KB, reset_KB))
 
     def train(n: int) -> float:
         nonlocal state
@@ -307,10 +324,12 @@ TRAINERS: dict[str, Trainer] = {
 def trainers_of(task: Task) -> dict[str, Trainer]:
     """Return the trainers for a task, by name.
 
-    In bfloat16 only PyTorch is compared with charlm. Where charlm uses cuDNN, its own loop is measured too.
+    In bfloat16 only PyTorch is compared with charlm. Where charlm uses several devices, or cuDNN, it is also measured without.
     """
     if task.dtype == "bfloat16":
         return {name: TRAINERS[name] for name in ("charlm", "torch.nn")}
+    if shared_by(task) > 1:
+        return TRAINERS | {"charlm on one device": functools.partial(charlm, share=False)}
     if charlm_model(task).recurrence == "scan":
         return TRAINERS
     return {"charlm": charlm, "charlm's scan": functools.partial(charlm, recurrence="scan")} | TRAINERS

@@ -16,12 +16,18 @@ from charlm.inference.sampler import (
     make_sampler,
     sample_keys,
 )
+from charlm.nn.cells import CELLS
 from charlm.nn.model import CharLM
 from charlm.sample import write_samples
 from charlm.system.errors import ConfigError
 
 V = 10
 PLAIN = Settings(1.0, V, 1.0, False)
+
+
+def ravel(state):
+    """Return all numbers of a state in one array."""
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state)])
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +76,50 @@ def test_temperature_seed_and_length_trigger_no_recompilation(sampling):
     draw(70, num_samples=4, seed=5, settings=PLAIN._replace(temperature=0.3))
     draw(200, num_samples=4, prompt=(1, 2, 3), settings=PLAIN._replace(greedy=True))
     assert sampler.block._cache_size() == compiled
+
+
+# A hand-written and an inherited derivative, and a cell that reads features.
+KINDS_OF_CELL = ("lstm", "ln_gru", "mogrifier_lstm")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *(pytest.param({"cell": cell}, marks=() if cell in KINDS_OF_CELL else pytest.mark.slow) for cell in CELLS),
+        {"num_layers": 2, "residual": True},
+        {"boundary": 0},
+        {"window": 5},
+        {"bytes": True},
+    ],
+    ids=str,
+)
+def test_reading_a_prompt_gives_the_state_of_drawing_it(changes):
+    is_bytes, boundary, window = (
+        changes.pop(key, other) for key, other in (("bytes", False), ("boundary", None), ("window", 0))
+    )
+    config = default_config().model
+    config.update(hidden_size=16, embedding_size=6, **changes)
+    vocab = Vocab.all_bytes() if is_bytes else Vocab.from_chars("abcdefghij")
+    model = CharLM.from_config(config, vocab.size, boundary)
+    params = jax.jit(model.initial_params)(jax.random.key(0))
+    sampler = make_sampler(model, vocab, window)
+    weights, state = sampler.prepare(params), sampler.start(params, 2)
+    ids_KN = np.random.default_rng(0).integers(0, vocab.size, (70, 2)).astype(np.int32)
+    if is_bytes:
+        ids_KN[:, 0] = list("漢🙂é".encode() * 8)[:70]
+    keys_N, settings = sample_keys(0, 2), Settings(1.0, vocab.size, 1.0, False)
+    drawn, *_ = sampler.block(weights, state, ids_KN[0], keys_N, 0, ids_KN[1:], 69, settings, filtered=False)
+    # A cell without products may be rounded in another way.
+    np.testing.assert_allclose(*map(ravel, (sampler.read(weights, state, ids_KN[:-1]), drawn)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_sample_does_not_depend_on_the_parts_in_which_a_prompt_is_read(sampling, monkeypatch):
+    draw = sampling[3]
+    prompt = np.random.default_rng(0).integers(0, V, 300)
+    text = draw(100, num_samples=2, prompt=prompt)
+    for size in (7, 149, 299, 300):
+        monkeypatch.setattr("charlm.inference.sampler._READ", size)
+        assert (draw(100, num_samples=2, prompt=prompt) == text).all()
 
 
 @pytest.mark.parametrize("prompt_length", [1, 2, 64, 65, 130])

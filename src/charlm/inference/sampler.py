@@ -22,8 +22,8 @@ from charlm.nn.cells import SameCell
 from charlm.nn.model import CharLM
 from charlm.system.errors import ConfigError, CorpusError
 
-# The number of symbols in a dispatch, and the most random numbers in a dispatch. The second may lower the first.
-_BLOCK, _MAX_NOISE = 64, 1 << 22
+# The most symbols that a dispatch draws, the symbols that it reads of a long prompt, and the most random numbers in a dispatch.
+_BLOCK, _READ, _MAX_NOISE = 64, 1024, 1 << 22
 _TINY_TEMPERATURE = 1e-30
 
 
@@ -87,6 +87,8 @@ class Sampler(NamedTuple):
         start: (weights, N) -> the state before the first symbol of N samples.
         regroup: (weights, state, ids_N, source_N, first_ids_N) -> (state, ids_N) of N samples, jitted. Sample i goes on from
             sample `source_N[i]` of `state` and `ids_N`, or starts with the symbol `first_ids_N[i]` if that is -1.
+        read: (weights, state, ids_KN) -> the state after K more symbols of N samples, jitted. It gives the state of
+            `block`, up to rounding, and is faster because it computes no logits.
         block: (weights, state, ids_N, keys_N, position, prompt_KN, prompt_length, settings, filtered, num_top) -> (state,
             ids_N, drawn_KN, Logprobs or None), jitted. It draws K symbols for each of N samples. `ids_N` are the last symbols
             and `position` is their position in the text. The symbol at position p is drawn with the sample's key, folded with
@@ -99,6 +101,7 @@ class Sampler(NamedTuple):
     prepare: Callable[[Any], Any]
     start: Callable[[Any, int], Any]
     regroup: Callable[..., tuple[Any, jax.Array]]
+    read: Callable[[Any, Any, Any], Any]
     block: Callable[..., tuple[Any, jax.Array, jax.Array, Logprobs | None]]
 
 
@@ -143,15 +146,22 @@ def _make_sampler(model: CharLM, cell: SameCell, vocab_size: int, draws_bytes: b
 
         return jax.tree.map(choose, (state, ids_N), (start(weights, len(source_N)), first_ids_N))
 
-    def next_logits(weights: Any, context: Any, ids_N: jax.Array) -> tuple[jax.Array, Any]:
-        """Return (logits_NV, context) after the symbols `ids_N`."""
+    def next_logits(weights: Any, state: Any, ids_N: jax.Array) -> tuple[jax.Array, Any]:
+        """Return (logits_NV, state) after the symbols `ids_N`."""
+        context, utf8_N = state
+        if utf8_N is not None:
+            utf8_N = next_SV[utf8_N, ids_N]
         if not window:
-            logits_1NV, carry = folded.apply({"params": weights}, ids_N[None], context)
-            return logits_1NV[0], carry
-        window_NW = jnp.concatenate([context[:, 1:], ids_N[:, None]], axis=1)
-        carry = folded.initial_carry(weights, len(ids_N))
-        logits_1NV, _ = folded.apply({"params": weights}, window_NW.T, carry, only_last=True)
-        return logits_1NV[0], window_NW
+            logits_1NV, context = folded.apply({"params": weights}, ids_N[None], context)
+        else:
+            context = jnp.concatenate([context[:, 1:], ids_N[:, None]], axis=1)
+            carry = folded.initial_carry(weights, len(ids_N))
+            logits_1NV, _ = folded.apply({"params": weights}, context.T, carry, only_last=True)
+        return logits_1NV[0], (context, utf8_N)
+
+    @jax.jit
+    def read(weights: Any, state: Any, ids_KN: jax.Array) -> Any:
+        return jax.lax.scan(lambda state, ids_N: (next_logits(weights, state, ids_N)[1], None), state, ids_KN)[0]
 
     @functools.partial(jax.jit, static_argnames=("filtered", "num_top"))
     def block(weights, state, ids_N, keys_N, position, prompt_KN, prompt_length, settings, filtered, num_top=None):
@@ -170,13 +180,12 @@ def _make_sampler(model: CharLM, cell: SameCell, vocab_size: int, draws_bytes: b
         positions_KN = jnp.broadcast_to(position + 1 + offsets_K1, shape)
         noise_KNV = jnp.where(greedy_N1, 0, jax.vmap(jax.vmap(noise), (None, 0))(keys_N, positions_KN))
 
-        def draw_symbol(state, inputs):
-            (context, utf8_N), ids_N = state
+        def draw_symbol(carried, inputs):
+            state, ids_N = carried
             noise_NV, in_prompt_N, prompt_N = inputs
-            logits_NV, context = next_logits(weights, context, ids_N)
+            logits_NV, state = next_logits(weights, state, ids_N)
             logprobs_NV = None if num_top is None else jax.nn.log_softmax(logits_NV)
-            if utf8_N is not None:
-                utf8_N = next_SV[utf8_N, ids_N]
+            if (utf8_N := state[1]) is not None:
                 logits_NV = jnp.where(next_SV[utf8_N] >= 0, logits_NV, -jnp.inf)
             logits_NV = (logits_NV - jnp.where(tiny_N1, logits_NV.max(-1, keepdims=True), 0.0)) / temperature_N1
             if filtered:
@@ -185,14 +194,14 @@ def _make_sampler(model: CharLM, cell: SameCell, vocab_size: int, draws_bytes: b
             logprobs = None
             if num_top is not None:
                 logprobs = Logprobs(logprobs_NV[jnp.arange(len(ids_N)), ids_N], *jax.lax.top_k(logprobs_NV, num_top))
-            return ((context, utf8_N), ids_N), (ids_N, logprobs)
+            return (state, ids_N), (ids_N, logprobs)
 
         in_prompt_KN = jnp.broadcast_to(offsets_K1 < prompt_length, shape)
         inputs = noise_KNV, in_prompt_KN, jnp.broadcast_to(prompt_KN, shape)
         (state, ids_N), (drawn_KN, logprobs) = jax.lax.scan(draw_symbol, (state, ids_N), inputs)
         return state, ids_N, drawn_KN, logprobs
 
-    return Sampler(prepare, start, regroup, block)
+    return Sampler(prepare, start, regroup, read, block)
 
 
 def sample_keys(seed: int, num_samples: int, first: int = 0) -> jax.Array:
@@ -222,11 +231,14 @@ def generate(
     num_samples = keys_N.shape[0]
     size = block_size(num_samples, vocab.size)
     weights = sampler.prepare(params)
-    state = sampler.start(weights, num_samples)
-    ids_N = jnp.full(num_samples, int(prompt[0]), jnp.int32)
+    state, start = sampler.start(weights, num_samples), 0
+    while start + _READ < len(prompt):
+        ids_K = np.asarray(prompt[start : start + _READ], np.int32)
+        state, start = sampler.read(weights, state, np.repeat(ids_K[:, None], num_samples, 1)), start + _READ
+    ids_N = jnp.full(num_samples, int(prompt[start]), jnp.int32)
     filtered = settings.top_k < vocab.size or settings.top_p < 1
     last: tuple[jax.Array, slice] | None = None
-    for position in range(0, len(prompt) - 1 + length, size):
+    for position in range(start, len(prompt) - 1 + length, size):
         ahead = prompt[position + 1 : position + 1 + size]
         prompt_K1 = np.zeros((size, 1), np.int32)
         prompt_K1[: len(ahead), 0] = ahead
