@@ -350,6 +350,15 @@ def throughput_sampling() -> str:
     return measured(columns, rows, "throughput")
 
 
+def throughput_prompt() -> str:
+    """Reading a long prompt, beside the scorer."""
+    rows = []
+    for record in latest(_throughput("prompt"), _task).values():
+        rates = record["chars_per_second"]
+        rows.append(Row([_shape(record), f"{rates['charlm']:,}", f"{rates['scorer']:,}", f"{record['ratio']:.2f}"], [record]))
+    return measured(["model", "prompt, chars/s", "scorer, chars/s", "ratio"], rows, "throughput")
+
+
 def throughput_memory() -> str:
     """The peak memory of a process that trains."""
     rows = []
@@ -448,6 +457,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "throughput-steps": throughput_steps,
     "throughput-large-batches": throughput_large_batches,
     "throughput-sampling": throughput_sampling,
+    "throughput-prompt": throughput_prompt,
     "throughput-memory": throughput_memory,
     "throughput-command": throughput_command,
     "scaling": scaling,

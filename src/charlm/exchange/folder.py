@@ -123,7 +123,7 @@ def _shapes(model: ConfigDict, vocab_size: int) -> dict[str, tuple[int, ...]]:
     """Return the names and shapes of `_to_arrays` for a model over V symbols."""
     if has_torch_names(model):
         return torch_shapes(model, vocab_size)
-    params = jax.eval_shape(CharLM.from_config(model, vocab_size).initial_params, jax.random.key(0))
+    params = CharLM.from_config(model, vocab_size).param_shapes()
     return {name: leaf.shape for name, leaf in flatten_dict(params, sep=".").items()}
 
 

@@ -1,4 +1,4 @@
-"""Sample text from a model: the compiled sampler, the PRNG keys, and the prompt.
+"""Sample text from a model: the compiled sampler and the PRNG keys.
 
 Letters: N samples, K symbols in a block, V vocabulary, S states of the UTF-8 automaton, W symbols in a window, C most probable
 symbols.
@@ -13,14 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from charlm.data.batching import uniform
-from charlm.data.documents import Documents
-from charlm.data.text import normalise
 from charlm.data.vocab import Vocab, utf8_transitions
 from charlm.inference.decoding import decode_samples
 from charlm.nn.cells import SameCell
 from charlm.nn.model import CharLM
-from charlm.system.errors import ConfigError, CorpusError
 
 # The most symbols that a dispatch draws, the symbols that it reads of a long prompt, and the most random numbers in a dispatch.
 _BLOCK, _READ, _MAX_NOISE = 64, 1024, 1 << 22
@@ -206,7 +202,12 @@ def _make_sampler(model: CharLM, cell: SameCell, vocab_size: int, draws_bytes: b
 
 def sample_keys(seed: int, num_samples: int, first: int = 0) -> jax.Array:
     """Return one PRNG key for each sample, shape (N,). The key of sample i, counted from `first`, depends only on i."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), first + jnp.arange(num_samples))
+    return _fold_in_each(jax.random.key(seed), np.arange(first, first + num_samples, dtype=np.uint32))
+
+
+@jax.jit
+def _fold_in_each(key: jax.Array, data_N: jax.Array) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, data_N)
 
 
 def block_size(num_samples: int, vocab_size: int) -> int:
@@ -257,71 +258,6 @@ def _drawn(drawn_KN: jax.Array, wanted: slice) -> Iterator[np.ndarray]:
     drawn = np.asarray(drawn_KN)[wanted]
     if drawn.size:
         yield drawn.T
-
-
-def make_prompt(config: ConfigDict, vocab: Vocab, train_ids: np.ndarray | None, seed: int) -> tuple[str, np.ndarray]:
-    """Return the prompt, normalised like the corpus, and the ids from which a sample starts.
-
-    The prompt is `sample.prompt`. Without it, the prompt is `sample.random_prompt` symbols of the training text, from a
-    position that the seed determines. Without both, the prompt is empty and the sample starts after a line end, or after the
-    first symbol of the vocabulary if it has no line end. For documents the prompt is the beginning of a document, so the sample
-    starts from a boundary and the prompt.
-
-    Args:
-        config: the run's config, with `config.sample` as it is to be used.
-        vocab: the run's vocabulary.
-        train_ids: the training text, shape (symbols,). Only a random prompt needs it.
-        seed: the seed of the sample.
-
-    Raises:
-        ConfigError: a symbol is not in the vocabulary, the prompt is shorter than `sample.window`, or it ends a document.
-    """
-    documents = Documents.from_config(config.data)
-    prompt = normalise(config.sample.prompt or "", config.data.lowercase)
-    if any("\ud800" <= c <= "\udfff" for c in prompt):
-        raise ConfigError(f"sample.prompt is {prompt!r}; it must be UTF-8")
-    if documents and (documents.separator in prompt or documents.boundary in prompt):
-        raise ConfigError(f"sample.prompt is {prompt!r}; it must not contain {documents.separator!r}, which ends a document")
-    if not prompt and config.sample.random_prompt is not None:
-        ids = _random_prompt(train_ids, vocab, config.sample.random_prompt, seed)
-        prompt = vocab.decode(ids)
-    else:
-        try:
-            ids = vocab.encode(prompt)
-            if documents or not prompt:
-                ids = np.concatenate([vocab.encode(start_text(vocab, documents)), ids])
-        except CorpusError as error:
-            raise ConfigError(f"sample.prompt: {error}") from None
-    if len(ids) < config.sample.window:
-        raise ConfigError(
-            f"sample.window is {config.sample.window}, but the prompt has {len(ids)} symbols; give a longer one, or set "
-            "sample.random_prompt"
-        )
-    return prompt, ids
-
-
-def start_text(vocab: Vocab, documents: Documents | None = None) -> str:
-    """Return the text after which a sample without a prompt starts: for documents the boundary."""
-    if documents is not None:
-        return documents.boundary
-    return "\n" if "\n" in vocab.symbols else vocab.symbols[0]
-
-
-def _random_prompt(train_ids: np.ndarray, vocab: Vocab, length: int, seed: int) -> np.ndarray:
-    """Return symbols from a random position of a text. Of bytes, return whole characters, so up to three bytes more."""
-    if len(train_ids) < length:
-        raise ConfigError(f"sample.random_prompt is {length}, but the training text has {len(train_ids)} symbols")
-
-    def inside_a_char(at: int) -> bool:
-        return 0 < at < len(train_ids) and vocab.num_chars(train_ids[at : at + 1]) == 0
-
-    start = int(uniform(seed, 0, 1)[0] * (len(train_ids) - length + 1))
-    while inside_a_char(start):
-        start -= 1
-    end = start + length
-    while inside_a_char(end):
-        end += 1
-    return np.asarray(train_ids[start:end])
 
 
 def sample_text(

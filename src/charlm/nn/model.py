@@ -88,7 +88,9 @@ class RecurrentLayer(nn.Module):
             x_TKB, vectors, matrices = inputs.features().astype(b.dtype), vectors | {"b": b}, matrices | {"W_x": W_x.T}
         else:
             x_TKB = inputs.project(W_x, finish, self.dtype)
-        if self.is_mutable_collection("gates") and not self.is_initializing():
+        if self.is_initializing():  # Only the shape of the outputs is read.
+            return jnp.zeros((len(x_TKB), x_TKB.shape[2], hidden), b.dtype), carry
+        if self.is_mutable_collection("gates"):
             start = tuple(each.T for each in start_step(resets, 0, tuple(each.T for each in carry)))
             values = recurrence.first_gate_values(cell, vectors, matrices, x_TKB, start, self.dtype)
             self.sow("gates", "values", values)
@@ -117,6 +119,8 @@ _RECURRENT_INITS = {
 
 def _weight_init(std: float | None, default: Initializer) -> Initializer:
     """Return the initialiser of a normal distribution with standard deviation `std`, or `default` if `std` is None."""
+    if is_static_zero(std):
+        return nn.initializers.zeros
     return default if std is None else nn.initializers.normal(std)
 
 
@@ -321,6 +325,11 @@ class CharLM(nn.Module):
         """Return parameters drawn with a PRNG key, float32."""
         carry = ((jnp.zeros((1, self.hidden_size), jnp.float32),) * len(find_cell(self.cell).carries),) * self.num_layers
         return self.clone(recurrence="scan").init(key, jnp.zeros((1, 1), jnp.int32), carry)["params"]
+
+    def param_shapes(self) -> Params:
+        """Return the shapes and dtypes of the parameters."""
+        # Zeros have the same shapes, and tracing them takes less time than tracing random numbers.
+        return jax.eval_shape(self.clone(init_std=0.0).initial_params, jax.random.key(0))
 
 
 def num_params(params: Params) -> int:

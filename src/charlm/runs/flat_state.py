@@ -1,5 +1,6 @@
 """The state of a run as a flat dict from dotted path to array, as it is saved in a checkpoint."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -34,7 +35,10 @@ def flatten_state(tree: Any) -> FlatState:
 
 def state_shapes(config: ConfigDict, vocab_size: int) -> FlatShapes:
     """Return {dotted path: shape and dtype} of the state of a run with this config."""
-    # The length of the run changes no shape.
+    # The length of the run changes no shape, and neither does the initialisation; see `CharLM.param_shapes`.
+    config = copy.deepcopy(config)
+    with config.unlocked():
+        config.model.init_std = 0.0
     program = Program(config, vocab_size, 1000, carries_state=config.batching.layout == "stream")
     state = jit_program(init_state, program).eval_shape({"seed": np.uint32(0)})
     return name_leaves(state)
@@ -75,7 +79,7 @@ def eval_params(flat: FlatState, model: CharLM) -> Any:
         WorkdirError: the flat state does not hold parameters of this model.
     """
     name = "ema" if any(path.startswith("ema.") for path in flat) else "params"
-    like = {name: jax.eval_shape(model.initial_params, jax.random.key(0))}
+    like = {name: model.param_shapes()}
     return jax.device_put(unflatten_state(like, flat)[name])
 
 

@@ -17,7 +17,8 @@ import jax
 from jax.sharding import Mesh
 
 from charlm.config.rules import LARGEST_SEED
-from charlm.inference.sampler import Sampler, make_prompt, sample_text
+from charlm.inference.prompt import make_prompt
+from charlm.inference.sampler import Sampler, sample_text
 from charlm.inference.scorer import Scorer, min_text_length
 from charlm.nn.model import CharLM, num_params
 from charlm.parallel import mesh as meshes

@@ -15,6 +15,7 @@ from charlm.data.documents import Documents
 from charlm.data.encode import encode_text
 from charlm.data.vocab import Vocab
 from charlm.inference import decoding, sampler, states
+from charlm.inference.prompt import make_prompt, start_text
 from charlm.inference.scorer import Score, Scorer, make_scorer, min_text_length
 from charlm.inference.states import State, Step
 from charlm.inference.text_score import TextScore
@@ -163,7 +164,7 @@ class LanguageModel:
         config, vocab = with_sample_options(self.config, named, seed, stop, self.vocab.size), self.vocab
         settings = config.sample
         train_ids = self.corpus().train if settings.random_prompt is not None and not settings.prompt else None
-        prompt, prompt_ids = sampler.make_prompt(config, vocab, train_ids, seed)
+        prompt, prompt_ids = make_prompt(config, vocab, train_ids, seed)
         how = sampler.Settings.from_config(settings, vocab.size)
         keys_N = sampler.sample_keys(seed, settings.num_samples, first)
         compiled = self.make_sampler(settings.window, settings.dtype)
@@ -224,7 +225,7 @@ class LanguageModel:
         """
         states.check_count("k", k)
         if self._documents or text == "":
-            text = sampler.start_text(self.vocab, self._documents) + text
+            text = start_text(self.vocab, self._documents) + text
         ids_N = self._encode(text)[-self.config.sample.window :]  # 0: all of them.
         logits_1V, _ = states.step_through(self._step, self.params, ids_N, self.initial_state())
         return states.most_probable(logits_1V[0], self.vocab, k)

@@ -70,7 +70,7 @@ def write_model(
 
 def _checked(config: ConfigDict, vocab: Vocab, params: Any) -> Any:
     """Return the parameters as float32 arrays. Raises WorkdirError if they do not fit the config or are not finite."""
-    like = jax.eval_shape(CharLM.from_config(config.model, vocab.size).initial_params, jax.random.key(0))
+    like = CharLM.from_config(config.model, vocab.size).param_shapes()
     if jax.tree.structure(like) != jax.tree.structure(params):
         raise WorkdirError("the parameters have other names than those of the config's model")
     arrays = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)

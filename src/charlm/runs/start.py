@@ -16,7 +16,7 @@ from charlm.config.rules import check, check_keys, resolve
 from charlm.data.batching import Layout, make_layout
 from charlm.data.corpus import Corpus
 from charlm.data.documents import document_positions
-from charlm.inference.sampler import make_prompt
+from charlm.inference.prompt import make_prompt
 from charlm.inference.scorer import min_text_length
 from charlm.nn import cudnn
 from charlm.parallel import processes

@@ -16,8 +16,9 @@ import numpy as np
 from charlm.data.documents import Documents
 from charlm.data.vocab import Vocab
 from charlm.inference.decoding import SampleDecoder
+from charlm.inference.prompt import make_prompt
 from charlm.inference.rows import MAX_TOP, Piece
-from charlm.inference.sampler import Settings, make_prompt, sample_keys
+from charlm.inference.sampler import Settings, sample_keys
 from charlm.inference.scorer import cut_text, min_text_length
 from charlm.runs.language_model import LanguageModel
 from charlm.serving.batcher import Batcher, Row
@@ -99,7 +100,7 @@ class Tokens:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prompt:
-    """A prompt, normalised as the corpus, and the ids from which its texts start (`sampler.make_prompt`)."""
+    """A prompt, normalised as the corpus, and the ids from which its texts start (`prompt.make_prompt`)."""
 
     text: str
     ids: np.ndarray
