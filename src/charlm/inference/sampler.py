@@ -202,12 +202,12 @@ def _make_sampler(model: CharLM, cell: SameCell, vocab_size: int, draws_bytes: b
 
 def sample_keys(seed: int, num_samples: int, first: int = 0) -> jax.Array:
     """Return one PRNG key for each sample, shape (N,). The key of sample i, counted from `first`, depends only on i."""
-    return _fold_in_each(jax.random.key(seed), np.arange(first, first + num_samples, dtype=np.uint32))
+    return _fold_in_range(jax.random.key(seed), first, num_samples)
 
 
-@jax.jit
-def _fold_in_each(key: jax.Array, data_N: jax.Array) -> jax.Array:
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, data_N)
+@functools.partial(jax.jit, static_argnums=2)
+def _fold_in_range(key: jax.Array, first: int, count: int) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
 
 
 def block_size(num_samples: int, vocab_size: int) -> int:
