@@ -26,7 +26,7 @@ from charlm.config import default_config  # noqa: E402
 from charlm.parallel import mesh as meshes  # noqa: E402
 from charlm.system.machine import request_cores_as_devices  # noqa: E402
 from charlm.training.chunk import MAX_STEPS_PER_DISPATCH, compile_train_chunk  # noqa: E402
-from charlm.training.state import Program, compute_first_state, init_state, state_shardings  # noqa: E402
+from charlm.training.state import Program, compute_first_state, init_state, shapes_of_state, state_shardings  # noqa: E402
 from experiments import records  # noqa: E402
 from experiments.throughput.peers import Task, torch_model, torch_nn  # noqa: E402
 
@@ -46,8 +46,8 @@ def trainer(cell: str, hidden: int, layers: int, batch: int, mesh: Mesh | None) 
     config.batching.update(batch_size=batch, seq_len=SEQ_LEN)
     config.optimizer.clip_norm = 1.0
     program, hyperparameters = Program(config, NUM_SYMBOLS, 1, True, mesh), {"seed": np.uint32(0)}
-    shapes = jax.eval_shape(lambda: init_state(program, hyperparameters))
-    state = compute_first_state(init_state, program, hyperparameters, state_shardings(program, shapes))
+    shardings = state_shardings(program, shapes_of_state(program))
+    state = compute_first_state(init_state, program, hyperparameters, shardings)
     text_N = np.random.default_rng(0).integers(0, NUM_SYMBOLS, TEXT_LENGTH).astype(np.uint8)
     text_N = jax.numpy.asarray(text_N) if mesh is None else meshes.put(mesh, text_N)
     compiled = compile_train_chunk(program, state, hyperparameters, meshes.shape(mesh, text_N.shape, text_N.dtype))

@@ -53,7 +53,7 @@ def worker(form: str, hidden: int, folder: Path) -> dict[str, Any]:
     from charlm.config import default_config
     from charlm.parallel import mesh as meshes
     from charlm.runs import checkpoint, flat_state
-    from charlm.training.state import Program, init_state, jit_program, state_shardings
+    from charlm.training.state import Program, shapes_of_state, state_shardings
 
     config = default_config()
     config.model.update(cell="lstm", hidden_size=hidden, num_layers=LAYERS, embedding_size=EMBEDDING)
@@ -61,7 +61,7 @@ def worker(form: str, hidden: int, folder: Path) -> dict[str, Any]:
     config.mesh.shard_params = True
     mesh = meshes.make_mesh(config)
     program = Program(config, SYMBOLS, 1000, True, mesh)
-    shapes = jit_program(init_state, program).eval_shape({"seed": np.uint32(0)})
+    shapes = shapes_of_state(program)
     shardings = state_shardings(program, shapes)
     draw = np.random.default_rng(jax.process_index())
 

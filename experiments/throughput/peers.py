@@ -102,11 +102,8 @@ def charlm(task: Task, model: TorchModel, windows: np.ndarray, recurrence: str =
     _, _, optimizer = program.bind(hyperparameters)
     params = charlm_params(task, model)
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), (), ())
-    text = windows.astype(np.uint8).ravel()
-    if mesh is None:
-        text = jax.device_put(text)
-    else:
-        state, text = (jax.device_put(each, meshes.sharding(mesh, meshes.REPLICATED)) for each in (state, text))
+    replicated = None if mesh is None else meshes.sharding(mesh, meshes.REPLICATED)
+    state, text = jax.device_put((state, windows.astype(np.uint8).ravel()), replicated)
     compiled = compile_train_chunk(program, state, hyperparameters, text)
     capacity = MAX_STEPS_PER_DISPATCH
     starts_KB = np.tile(np.arange(task.batch, dtype=np.int32) * windows.shape[1], (capacity, 1))

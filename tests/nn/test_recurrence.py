@@ -61,17 +61,17 @@ def values_and_gradients(unroll):
 
 
 def plain_values_and_gradients(unroll):
-    """Return the function of `values_and_gradients` for a reference, which has only one way."""
+    """Return the function of `values_and_gradients` for a reference. One call gives both, because JAX differentiates it."""
 
-    def values(*args):
-        found = unroll(*args)
-        return objective(lambda *_: found)(*args), found
+    def scalar_and_values(*args):
+        values = unroll(*args)
+        return objective(lambda *_: values)(*args), values
 
-    def swapped(*args):
-        gradients, found = jax.grad(values, (0, 1, 2, 3), has_aux=True)(*args)
-        return found, gradients
+    def both(*args):
+        gradients, values = jax.grad(scalar_and_values, (0, 1, 2, 3), has_aux=True)(*args)
+        return values, gradients
 
-    return jax.jit(swapped)
+    return jax.jit(both)
 
 
 def check_against(update, cell):

@@ -83,8 +83,9 @@ class Sampler(NamedTuple):
         start: (weights, N) -> the state before the first symbol of N samples.
         regroup: (weights, state, ids_N, source_N, first_ids_N) -> (state, ids_N) of N samples, jitted. Sample i goes on from
             sample `source_N[i]` of `state` and `ids_N`, or starts with the symbol `first_ids_N[i]` if that is -1.
-        read: (weights, state, ids_KN) -> the state after K more symbols of N samples, jitted. It gives the state of
-            `block`, up to rounding, and is faster because it computes no logits.
+        read: (weights, state, prompt_KN) -> the state after K more symbols of N samples, jitted. The symbols are those of all
+            samples, an array (K, 1), or each sample's own, (K, N). It gives the state of `block`, up to rounding, and is faster
+            because it computes no logits and draws nothing.
         block: (weights, state, ids_N, keys_N, position, prompt_KN, prompt_length, settings, filtered, num_top) -> (state,
             ids_N, drawn_KN, Logprobs or None), jitted. It draws K symbols for each of N samples. `ids_N` are the last symbols
             and `position` is their position in the text. The symbol at position p is drawn with the sample's key, folded with
@@ -156,7 +157,8 @@ def _make_sampler(model: CharLM, cell: SameCell, vocab_size: int, draws_bytes: b
         return logits_1NV[0], (context, utf8_N)
 
     @jax.jit
-    def read(weights: Any, state: Any, ids_KN: jax.Array) -> Any:
+    def read(weights: Any, state: Any, prompt_KN: jax.Array) -> Any:
+        ids_KN = jnp.broadcast_to(prompt_KN, (len(prompt_KN), len(jax.tree.leaves(state)[0])))
         return jax.lax.scan(lambda state, ids_N: (next_logits(weights, state, ids_N)[1], None), state, ids_KN)[0]
 
     @functools.partial(jax.jit, static_argnames=("filtered", "num_top"))
@@ -202,12 +204,7 @@ def _make_sampler(model: CharLM, cell: SameCell, vocab_size: int, draws_bytes: b
 
 def sample_keys(seed: int, num_samples: int, first: int = 0) -> jax.Array:
     """Return one PRNG key for each sample, shape (N,). The key of sample i, counted from `first`, depends only on i."""
-    return _fold_in_range(jax.random.key(seed), first, num_samples)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _fold_in_range(key: jax.Array, first: int, count: int) -> jax.Array:
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), first + jnp.arange(num_samples))
 
 
 def block_size(num_samples: int, vocab_size: int) -> int:
@@ -232,10 +229,11 @@ def generate(
     num_samples = keys_N.shape[0]
     size = block_size(num_samples, vocab.size)
     weights = sampler.prepare(params)
-    state, start = sampler.start(weights, num_samples), 0
+    state = sampler.start(weights, num_samples)
+    start = 0
     while start + _READ < len(prompt):
-        ids_K = np.asarray(prompt[start : start + _READ], np.int32)
-        state, start = sampler.read(weights, state, np.repeat(ids_K[:, None], num_samples, 1)), start + _READ
+        state = sampler.read(weights, state, np.asarray(prompt[start : start + _READ, None], np.int32))
+        start += _READ
     ids_N = jnp.full(num_samples, int(prompt[start]), jnp.int32)
     filtered = settings.top_k < vocab.size or settings.top_p < 1
     last: tuple[jax.Array, slice] | None = None

@@ -119,7 +119,7 @@ _RECURRENT_INITS = {
 
 def _weight_init(std: float | None, default: Initializer) -> Initializer:
     """Return the initialiser of a normal distribution with standard deviation `std`, or `default` if `std` is None."""
-    if is_static_zero(std):
+    if is_static_zero(std):  # Zeros need no random numbers. No config has this value; it serves where only shapes are wanted.
         return nn.initializers.zeros
     return default if std is None else nn.initializers.normal(std)
 
@@ -328,7 +328,6 @@ class CharLM(nn.Module):
 
     def param_shapes(self) -> Params:
         """Return the shapes and dtypes of the parameters."""
-        # Zeros have the same shapes, and tracing them takes less time than tracing random numbers.
         return jax.eval_shape(self.clone(init_std=0.0).initial_params, jax.random.key(0))
 
 

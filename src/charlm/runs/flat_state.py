@@ -1,6 +1,5 @@
 """The state of a run as a flat dict from dotted path to array, as it is saved in a checkpoint."""
 
-import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from charlm.nn.model import CharLM
 from charlm.parallel import processes
 from charlm.parallel.mesh import fetch, needs_gathering
 from charlm.system.errors import WorkdirError
-from charlm.training.state import Program, init_state, jit_program
+from charlm.training.state import Program, shapes_of_state
 
 # Dotted path -> array.
 FlatState = dict[str, np.ndarray]
@@ -35,13 +34,9 @@ def flatten_state(tree: Any) -> FlatState:
 
 def state_shapes(config: ConfigDict, vocab_size: int) -> FlatShapes:
     """Return {dotted path: shape and dtype} of the state of a run with this config."""
-    # The length of the run changes no shape, and neither does the initialisation; see `CharLM.param_shapes`.
-    config = copy.deepcopy(config)
-    with config.unlocked():
-        config.model.init_std = 0.0
+    # The length of the run changes no shape.
     program = Program(config, vocab_size, 1000, carries_state=config.batching.layout == "stream")
-    state = jit_program(init_state, program).eval_shape({"seed": np.uint32(0)})
-    return name_leaves(state)
+    return name_leaves(shapes_of_state(program))
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -32,7 +32,7 @@ from charlm.runs.workdir import load_run
 from charlm.system.errors import Exit, RunFailed
 from charlm.system.progress import say
 from charlm.training.chunk import MAX_STEPS_PER_DISPATCH, compile_train_chunk
-from charlm.training.state import Program, TrainState, compute_first_state, init_state, jit_program, state_shardings
+from charlm.training.state import Program, TrainState, compute_first_state, init_state, shapes_of_state, state_shardings
 
 
 def train(
@@ -162,7 +162,7 @@ def _train_one_run(path: Path, prepared: Prepared, mesh: Mesh | None, end: int, 
     config, corpus, layout, num_steps, *_ = prepared
     program = Program(config, corpus.vocab.size, num_steps, layout.carries_state, mesh, corpus.boundary)
     hyperparameters = {"seed": np.uint32(config.seed)}
-    shapes = functools.partial(jit_program(init_state, program).eval_shape, hyperparameters)
+    shapes = functools.partial(shapes_of_state, program)
     shardings = None if mesh is None else state_shardings(program, shapes())
     model = CharLM.from_config(config.model, corpus.vocab.size, corpus.boundary)
     score = make_scorer(model, corpus.vocab, config.batching, mesh, config.eval.metrics)

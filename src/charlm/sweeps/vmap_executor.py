@@ -43,8 +43,8 @@ from charlm.training.state import (
     Program,
     TrainState,
     compute_first_state,
-    init_state,
     init_state_of_runs,
+    shapes_of_state,
 )
 
 # The part of the memory that a group of runs may take.
@@ -131,7 +131,7 @@ def _max_group_size(prepared: Prepared) -> int:
     """Return how many runs fit into memory: their states twice, and the activations of the runs that are computed at once."""
     config, device = prepared.config, jax.local_devices()[0]
     program = Program(config, prepared.corpus.vocab.size, prepared.num_steps, prepared.layout.carries_state)
-    state = jax.eval_shape(functools.partial(init_state, program), {"seed": np.uint32(0)})
+    state = shapes_of_state(program)
     state_bytes = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     batching, model = config.batching, config.model
     floats_per_symbol = 8 * model.hidden_size * model.num_layers + 2 * prepared.corpus.vocab.size
@@ -262,7 +262,7 @@ def _first_states(
             continue
         for host in hosts:
             host.checkpoints.drop_after(at)
-        like = jax.eval_shape(functools.partial(init_state, program), {"seed": np.uint32(0)})
+        like = shapes_of_state(program)
         trees = [unflatten_state(like, flat) for flat in flats]
         trees += [trees[-1]] * (num_runs - len(trees))
         return jax.tree.map(lambda *leaves: jax.device_put(np.stack(leaves), by_run), *trees), at

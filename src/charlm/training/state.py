@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
@@ -168,12 +169,17 @@ def compute_first_state(
         options["compiler_options"] = {level: 1}
     if shardings is not None:
         options["out_shardings"] = shardings
-    return jit_program(_traced_once, program, static_argnames=("init",), **options)(hyperparameters, init=init)
+    return jit_program(init, program, **options)(hyperparameters)
 
 
-def _traced_once(program: Program, hyperparameters: Hyperparameters, init: Callable[..., TrainState]) -> TrainState:
-    """Call `init` by the function whose shapes a caller may have evaluated, so it is not traced a second time."""
-    return jit_program(init, program)(hyperparameters)
+def shapes_of_state(program: Program) -> TrainState:
+    """Return the state of a run, with the shape and dtype of each array in its place."""
+    return jit_program(_zero_state, program).eval_shape(np.uint32(0))
+
+
+def _zero_state(program: Program, seed: jax.Array) -> TrainState:
+    """Return a first state whose kernels are 0. Its shapes are those of any other, and tracing it takes less time."""
+    return init_state(program, {"seed": seed, "model.init_std": 0.0})
 
 
 def state_shardings(program: Program, shapes: TrainState) -> TrainState | None:
